@@ -1,0 +1,121 @@
+"""Pooling and recalibration: the two stages of channel attention that touch the whole map."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spem import kernels
+from spem.choices import unknown
+
+STATISTICS = ("mean", "var", "max", "min")
+
+
+class Pooled(NamedTuple):
+    """The pooled values of a batch of maps, each (N, C), in float32 or wider.
+
+    A statistic that was not asked for is None. `var` is biased; `count` is H·W.
+    """
+
+    mean: Tensor | None
+    var: Tensor | None
+    max: Tensor | None
+    min: Tensor | None
+    count: int
+
+    def affine(self, scale: Tensor, shift: Tensor) -> "Pooled":
+        """Return the pooled values of scale·x + shift, without reading x.
+
+        Args:
+            scale: (C,), of any sign; where it is negative, maximum and minimum trade places.
+            shift: (C,).
+
+        Raises:
+            ValueError: one of maximum and minimum is there and the other is not.
+        """
+        if (self.max is None) != (self.min is None):
+            raise ValueError("affine needs max and min together: a negative scale swaps them")
+        mean = None if self.mean is None else scale * self.mean + shift
+        var = None if self.var is None else scale.square() * self.var
+        if self.max is None or self.min is None:
+            return Pooled(mean, var, None, None, self.count)
+        above, below = scale * self.max + shift, scale * self.min + shift
+        positive = scale >= 0
+        return Pooled(
+            mean,
+            var,
+            torch.where(positive, above, below),
+            torch.where(positive, below, above),
+            self.count,
+        )
+
+
+def pool(x: Tensor, statistics: Iterable[str] = STATISTICS) -> Pooled:
+    """Pool every map of a batch to single values (stage 1 of channel attention).
+
+    Args:
+        x: (N, C, H, W), floating point, any memory format; N may be 0, H·W may not.
+        statistics: which of "mean", "var", "max", "min" to compute.
+
+    Returns:
+        The pooled values; those not asked for are None. The gradient of a maximum or a minimum
+        goes to its first position in row-major order.
+
+    Raises:
+        ValueError: x has another shape or dtype, or a statistic is unknown.
+
+    Example:
+        >>> pool(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]]), ["mean", "max"]).mean
+        tensor([[4.]])
+    """
+    _check_map("x", x)
+    wanted = set(statistics)
+    for name in wanted.difference(STATISTICS):
+        raise unknown("statistic", name, STATISTICS)
+    if x.shape[2] * x.shape[3] == 0:
+        raise ValueError(f"x has no positions to pool: its shape is {tuple(x.shape)}")
+    ops = kernels.chosen()
+    values = (getattr(ops, name)(x) if name in wanted else None for name in STATISTICS)
+    return Pooled(*values, count=x.shape[2] * x.shape[3])
+
+
+def recalibrate(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Compute relu(scale·x + shift + residual) (stage 3 of channel attention).
+
+    Args:
+        x: (N, C, H, W), floating point.
+        scale: (N, C), the multiplier of each map.
+        shift: (N, C), added to every position of a map.
+        residual: (N, C, H, W), in the dtype of x.
+        relu: whether negative results become 0.
+
+    Returns:
+        (N, C, H, W) in the dtype and memory format of x.
+
+    Raises:
+        ValueError: a shape or dtype does not fit x.
+    """
+    _check_map("x", x)
+    for name, value in (("scale", scale), ("shift", shift)):
+        if value is not None and value.shape != x.shape[:2]:
+            raise ValueError(f"{name} is {tuple(value.shape)}, must be {tuple(x.shape[:2])}")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(
+            f"residual is {tuple(residual.shape)} {residual.dtype}, "
+            f"must be {tuple(x.shape)} {x.dtype} as x is"
+        )
+    return kernels.chosen().recalibrate(x, scale, shift, residual, relu)
+
+
+def _check_map(name: str, x: Tensor) -> None:
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(
+            f"{name} is {tuple(x.shape)} {x.dtype}, must be (N, C, H, W) in floating point"
+        )

@@ -1,0 +1,43 @@
+"""The attention methods by name."""
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from spem.choices import unknown
+from spem.gates.descriptor import DescriptorGate
+from spem.gates.gate import Gate, auxiliary_loss
+from spem.gates.spem import SPEM
+
+__all__ = ["GATES", "SPEM", "DescriptorGate", "Gate", "auxiliary_loss", "create_gate"]
+
+GATES: dict[str, type[nn.Module]] = {"spem": SPEM}
+
+
+def create_gate(name: str, channels: int, **options: Any) -> nn.Module:
+    """Build a gate by its name.
+
+    Args:
+        name: a key of `GATES`.
+        channels: C, the number of channels of the maps it gates.
+        options: the keyword arguments of its class.
+
+    Raises:
+        ValueError: the name or an option is unknown, or a value is not allowed.
+
+    Example:
+        >>> create_gate("spem", 64, init="identity").gain
+        tensor(4.)
+    """
+    if name not in GATES:
+        raise unknown("gate", name, GATES)
+    known = [
+        parameter.name
+        for parameter in inspect.signature(GATES[name]).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of gate {name!r}", option, known)
+    return GATES[name](channels, **options)

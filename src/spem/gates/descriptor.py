@@ -1,0 +1,104 @@
+"""The replaceable pooling: one value a channel, mixed from the pooled statistics."""
+
+import torch
+from torch import Tensor, nn
+
+from spem.choices import unknown
+from spem.functional import Pooled
+from spem.gates.gate import Gate, present
+
+_STATISTICS = {
+    "avg": ("mean",),
+    "max": ("max", "min"),
+    "min": ("max", "min"),
+    "fixed": ("max", "min"),
+    "adaptive": ("max", "min"),
+}
+
+
+class DescriptorGate(Gate):
+    """A gate that reads one descriptor u a channel, whose pooling can be chosen.
+
+    Args:
+        channels: C.
+        pool: "avg": u = mean; "max", "min": u = that extremum; "fixed": u = λ·max + (1−λ)·min with
+            λ = `mix`; "adaptive": the same with a learned λ.
+        mix: λ in [0, 1] of pool="fixed".
+        mixing: how "adaptive" keeps λ in [0, 1]. "squared": λ = p₀²/(p₀² + p₁²) of the parameter
+            `pool_weight` (2,), both 1/2 at the start; only their ratio enters λ. "sigmoid": λ is
+            the sigmoid of the scalar `pool_logit`, 0 at the start, which cannot run into 0/0.
+        alpha: weight of the auxiliary loss α·(p₀² + p₁²) of mixing="squared", 0.1 by default.
+
+    Raises:
+        ValueError: an option is unknown, out of range, or has no meaning beside the others.
+
+    Source: the adaptive pooling of SPEM (Zhong, Wen and Qin, MMM 2023); "fixed" is its abstract's
+        mixture λ·GMax + (1−λ)·GMin.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        pool: str = "adaptive",
+        mix: float | None = None,
+        mixing: str = "squared",
+        alpha: float | None = None,
+    ):
+        super().__init__(channels)
+        _check_pool_options(pool, mix, mixing, alpha)
+        self.pool, self.mix, self.mixing = pool, mix, mixing
+        self.statistics = _STATISTICS[pool]
+        self.alpha: float | None = None
+        if pool == "adaptive" and mixing == "squared":
+            self.alpha = 0.1 if alpha is None else alpha
+            self.pool_weight = nn.Parameter(torch.full((2,), 0.5))
+        elif pool == "adaptive":
+            self.pool_logit = nn.Parameter(torch.zeros(()))
+
+    def mixing_ratio(self) -> Tensor:
+        """Return λ, the share of the maximum in the descriptor, of pool="adaptive"."""
+        if self.mixing == "sigmoid":
+            return self.pool_logit.sigmoid()
+        squares = self.pool_weight.square()
+        return squares[0] / squares.sum()
+
+    def descriptor(self, pooled: Pooled) -> Tensor:
+        """Return u, (N, C)."""
+        mean, _, largest, smallest, _ = pooled
+        if self.pool == "avg":
+            return present(mean)
+        if self.pool == "max":
+            return present(largest)
+        if self.pool == "min":
+            return present(smallest)
+        ratio = self.mixing_ratio() if self.pool == "adaptive" else self.mix
+        return ratio * present(largest) + (1 - ratio) * present(smallest)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return α·(p₀² + p₁²), a scalar, where the mixing is learned by squares."""
+        return None if self.alpha is None else self.alpha * self.pool_weight.square().sum()
+
+    def extra_repr(self) -> str:
+        shown = {"pool": self.pool, "mix": self.mix, "alpha": self.alpha}
+        if self.pool == "adaptive":
+            shown["mixing"] = self.mixing
+        options = (f"{key}={value!r}" for key, value in shown.items() if value is not None)
+        return ", ".join([str(self.channels), *options])
+
+
+def _check_pool_options(pool: str, mix: float | None, mixing: str, alpha: float | None) -> None:
+    if pool not in _STATISTICS:
+        raise unknown("pool", pool, _STATISTICS)
+    if mixing not in ("squared", "sigmoid"):
+        raise unknown("mixing", mixing, ("squared", "sigmoid"))
+    if (mix is None) == (pool == "fixed"):
+        raise ValueError(f"mix is {mix!r} with pool={pool!r}: pool='fixed' needs it, no other has it")
+    if mix is not None and not 0 <= mix <= 1:
+        raise ValueError(f"mix is {mix!r}, must lie in [0, 1]")
+    if mixing == "sigmoid" and pool != "adaptive":
+        raise ValueError(f"mixing='sigmoid' belongs to pool='adaptive', not to pool={pool!r}")
+    if alpha is not None and (pool != "adaptive" or mixing != "squared"):
+        raise ValueError(f"alpha is {alpha!r}, but only pool='adaptive', mixing='squared' has it")
+    if alpha is not None and not 0 <= alpha < float("inf"):
+        raise ValueError(f"alpha is {alpha!r}, must be a finite number of at least 0")

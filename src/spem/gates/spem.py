@@ -1,0 +1,113 @@
+"""SPEM: adaptive max-min pooling, excitation and reweighting, all channel-wise."""
+
+import torch
+from torch import Tensor, nn
+
+from spem.choices import unknown
+from spem.functional import Pooled
+from spem.gates.descriptor import DescriptorGate
+from spem.gates.gate import present
+
+
+class SPEM(DescriptorGate):
+    """Self-adaptive Pooling Enhanced Attention Module.
+
+    With m the maximum and q the minimum of a map, u their mixture, and per-channel parameters:
+
+        form="code":    e = σ(w₁·(w₂·u + b₂) + b₁),  r = σ(w₂·(m + q) + 2·b₂),  multiplier e·r
+        form="figure":  v₁ = w₁·u + b₁,  v₂ = σ(w₂·(m + q) + 2·b₂),  multiplier σ(v₁·v₂)
+
+    "code" is what the released code computes, "figure" what its README draws. 4C + 2 parameters.
+
+    Args:
+        channels: C.
+        pool, mix, mixing, alpha: the descriptor u, see `DescriptorGate`.
+        form: "code" or "figure".
+        excitation: False leaves e (v₁) out, with w₁ and b₁.
+        reweighting: False leaves r (v₂) out, with w₂ and b₂. Without either the multiplier is σ(u).
+        init: "paper" starts at the authors' σ(−1)·σ(−2) = 0.032; "identity" at exactly 1, the same
+            formula times the buffer `gain`, for insertion into a trained network.
+
+    Raises:
+        ValueError: an option is unknown, out of range, or has no meaning beside the others.
+
+    Source: Zhong, Wen and Qin, "SPEM", MMM 2023 (arXiv 2208.10322). The paper's ablations have no
+        published code: the switches are this library's definitions, which reduce to the code.
+
+    Example:
+        >>> gate = SPEM(8)
+        >>> gate(torch.ones(2, 8, 4, 4))[0, 0, 0, 0].item()  # σ(−1)·σ(−2)
+        0.03205...
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        pool: str = "adaptive",
+        mix: float | None = None,
+        mixing: str = "squared",
+        alpha: float | None = None,
+        form: str = "code",
+        excitation: bool = True,
+        reweighting: bool = True,
+        init: str = "paper",
+    ):
+        super().__init__(channels, pool=pool, mix=mix, mixing=mixing, alpha=alpha)
+        if form not in ("code", "figure"):
+            raise unknown("form", form, ("code", "figure"))
+        if init not in ("paper", "identity"):
+            raise unknown("init", init, ("paper", "identity"))
+        self.form, self.excitation, self.reweighting = form, excitation, reweighting
+        if reweighting:
+            self.statistics = tuple(dict.fromkeys((*self.statistics, "max", "min")))
+        start = -1.0 if init == "paper" else 0.0
+        if excitation:
+            self.excitation_scale = nn.Parameter(torch.zeros(channels))
+            self.excitation_shift = nn.Parameter(torch.full((channels,), start))
+        if reweighting:
+            self.reweight_scale = nn.Parameter(torch.zeros(channels))
+            self.reweight_shift = nn.Parameter(torch.full((channels,), start))
+        if init == "identity":
+            self.gain.copy_(self._identity_gain())
+
+    def _identity_gain(self) -> Tensor:
+        if not (self.excitation or self.reweighting):
+            raise ValueError(
+                "init='identity' needs excitation or reweighting: without both the multiplier "
+                "σ(u) follows the input from the start"
+            )
+        nothing = torch.zeros(1, self.channels)
+        pooled = Pooled(nothing, nothing, nothing, nothing, count=1)
+        with torch.no_grad():
+            return 1 / self.excite(pooled)[0, 0]
+
+    def excite(self, pooled: Pooled) -> Tensor:
+        """Return the multipliers, (N, C), by the equations of the class."""
+        u = self.descriptor(pooled)
+        if not (self.excitation or self.reweighting):
+            return u.sigmoid()
+        return (self._code if self.form == "code" else self._figure)(u, pooled)
+
+    def _code(self, u: Tensor, pooled: Pooled) -> Tensor:
+        if not self.reweighting:
+            return (self.excitation_scale * u + self.excitation_shift).sigmoid()
+        weight = self._reweight(pooled)
+        if not self.excitation:
+            return weight
+        inner = self.reweight_scale * u + self.reweight_shift
+        return (self.excitation_scale * inner + self.excitation_shift).sigmoid() * weight
+
+    def _figure(self, u: Tensor, pooled: Pooled) -> Tensor:
+        if not self.excitation:
+            return self._reweight(pooled).sigmoid()
+        excited = self.excitation_scale * u + self.excitation_shift
+        return (excited * self._reweight(pooled) if self.reweighting else excited).sigmoid()
+
+    def _reweight(self, pooled: Pooled) -> Tensor:
+        total = present(pooled.max) + present(pooled.min)
+        return (self.reweight_scale * total + 2 * self.reweight_shift).sigmoid()
+
+    def extra_repr(self) -> str:
+        switches = f"form={self.form!r}, excitation={self.excitation}, reweighting={self.reweighting}"
+        return f"{super().extra_repr()}, {switches}"

@@ -1,0 +1,68 @@
+"""The operations for eager PyTorch: as `reference`, with fewer passes over the map."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spem.kernels.reference import mean, var, widen
+
+__all__ = ["max", "mean", "min", "recalibrate", "var"]
+
+
+class _Extremum(torch.autograd.Function):
+    """Largest or smallest value, whose backward writes one value a map, in the map's own format."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, largest: bool) -> Tensor:
+        flat = x.flatten(2)
+        values, positions = flat.max(-1) if largest else flat.min(-1)
+        ctx.save_for_backward(positions)
+        ctx.shape = x.shape
+        ctx.format = channels_last_or_contiguous(x)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        (positions,) = ctx.saved_tensors
+        dx = torch.empty(
+            ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.format
+        ).zero_()
+        dx.flatten(2).scatter_(2, positions[..., None], grad[..., None])
+        return dx, None
+
+
+def channels_last_or_contiguous(x: Tensor) -> torch.memory_format:
+    """Return the memory format in which results for x are stored."""
+    dense = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if dense else torch.contiguous_format
+
+
+def max(x: Tensor) -> Tensor:
+    """Largest value of each map, (N, C, H, W) -> (N, C); ties as in `reference.max`."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return widen(_Extremum.apply(x, True))
+    return widen(x.amax((2, 3)))
+
+
+def min(x: Tensor) -> Tensor:
+    """Smallest value of each map; ties as in `reference.max`."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return widen(_Extremum.apply(x, False))
+    return widen(x.amin((2, 3)))
+
+
+def recalibrate(
+    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+) -> Tensor:
+    """Compute relu(scale * x + shift + residual) in the dtype of x, the addition fused."""
+    scale = scale.to(x.dtype)[:, :, None, None]
+    if shift is not None:
+        shift = shift.to(x.dtype)[:, :, None, None]
+        out = torch.addcmul(shift, x, scale)
+        out = out if residual is None else out.add_(residual)
+    elif residual is not None:
+        out = torch.addcmul(residual, x, scale)
+    else:
+        out = x * scale
+    return out.relu_() if relu else out

@@ -1,0 +1,51 @@
+"""The two operations on maps, in the plainest text: every other implementation must equal it."""
+
+import torch
+from torch import Tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return x in float32, or as it is where it is wider: the precision of all statistics."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over the positions of each map: (N, C, H, W) -> (N, C)."""
+    return widen(x).mean((2, 3))
+
+
+def var(x: Tensor) -> Tensor:
+    """Biased variance over the positions, centred first: (N, C, H, W) -> (N, C).
+
+    A raw sum of squares would lose all digits where the mean is large beside the deviation.
+    """
+    centred = widen(x) - mean(x)[:, :, None, None]
+    return centred.square().mean((2, 3))
+
+
+def max(x: Tensor) -> Tensor:
+    """Largest value of each map, (N, C, H, W) -> (N, C).
+
+    The gradient goes to the first position in row-major order that holds the value.
+    """
+    return widen(x.flatten(2).max(-1).values)
+
+
+def min(x: Tensor) -> Tensor:
+    """Smallest value of each map; ties as in `max`."""
+    return widen(x.flatten(2).min(-1).values)
+
+
+def recalibrate(
+    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+) -> Tensor:
+    """Compute relu(scale * x + shift + residual), rounded once to the dtype of x.
+
+    x and residual are (N, C, H, W), scale and shift (N, C).
+    """
+    out = widen(x) * scale[:, :, None, None]
+    if shift is not None:
+        out = out + shift[:, :, None, None]
+    if residual is not None:
+        out = out + residual
+    return (out.relu() if relu else out).to(x.dtype)

@@ -1,0 +1,140 @@
+"""Batch normalisation whose statistics pass is the pooling pass of the gate behind it."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spem import kernels
+from spem.functional import Pooled, pool, recalibrate
+from spem.gates.gate import Gate, present
+
+
+class GatedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d, then a gate, a residual addition and a ReLU, each optional.
+
+    Computes relu(gate(BatchNorm2d(x)) + residual). The parameters and buffers are those of
+    `nn.BatchNorm2d`, under the same names; those of the gate lie below `gate.`.
+
+    BatchNorm is an affine map of each channel, s·x + t, so the pooled values of its output follow
+    from those of its input (`Pooled.affine`), and normalisation, gate, addition and ReLU are one
+    pass: relu((g·s)·x + g·t + residual). Eager PyTorch normalises with `F.batch_norm` instead,
+    which is faster there than the same text, and pools its output.
+
+    Args:
+        num_features: C.
+        eps, momentum, affine, track_running_stats, device, dtype: as in `nn.BatchNorm2d`.
+        gate: the gate, built for C channels; None for plain batch normalisation.
+
+    Attributes:
+        sync: whether the batch statistics are those of all processes of the default group.
+
+    Raises:
+        ValueError: the gate was built for another number of channels.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        gate: Gate | None = None,
+    ):
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if gate is not None and gate.channels != num_features:
+            raise ValueError(f"the gate has {gate.channels} channels, the norm {num_features}")
+        self.gate = gate
+        self.sync = False
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Return relu(gate(BatchNorm2d(x)) + residual).
+
+        Args:
+            x: (N, C, H, W).
+            residual: (N, C, H, W) in the dtype of x, added last; None adds nothing.
+            relu: whether negative results become 0.
+
+        Raises:
+            ValueError: a shape or dtype does not fit, or training sees one value a channel.
+        """
+        folds = self.gate is not None and kernels.chosen() is not kernels.eager
+        if (folds and x.numel()) or self._synchronises():
+            return self._folded(x, residual, relu)
+        out = super().forward(x)
+        if self.gate is not None:
+            return self.gate(out, residual, relu)
+        # Batch normalisation keeps its input for the backward pass, not its output.
+        if residual is not None:
+            out = out.add_(residual)
+        return F.relu_(out) if relu else out
+
+    def _folded(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        self._check_input_dim(x)
+        running = None if self.training else self._running()
+        wanted = set() if self.gate is None else set(self.gate.statistics)
+        pooled = pool(x, wanted if running else wanted | {"mean", "var"})
+        mean, var = running or self._batch_moments(pooled)
+        scale = (var + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        shift = self.bias - mean * scale if self.affine else -mean * scale
+        if self.gate is None:
+            n = x.shape[0]
+            return recalibrate(x, scale.expand(n, -1), shift.expand(n, -1), residual, relu)
+        multiplier = self.gate.multiplier(pooled.affine(scale, shift))
+        return recalibrate(x, multiplier * scale, multiplier * shift, residual, relu)
+
+    def _running(self) -> tuple[Tensor, Tensor] | None:
+        if self.running_mean is None or self.running_var is None:
+            return None
+        return self.running_mean, self.running_var
+
+    def _batch_moments(self, pooled: Pooled) -> tuple[Tensor, Tensor]:
+        """Merge the centred moments of the maps, (N, C), into those of the batch, (C,)."""
+        means, variances = present(pooled.mean), present(pooled.var)
+        maps = self._total(means)
+        if maps * pooled.count <= 1:
+            raise ValueError("training needs more than one value a channel, got a single one")
+        mean = self._sum(means.sum(0)) / maps
+        var = self._sum((variances + (means - mean).square()).sum(0)) / maps
+        if self.training:
+            self._track(mean.detach(), var.detach(), maps * pooled.count)
+        return mean, var
+
+    def _synchronises(self) -> bool:
+        return self.sync and self.training and dist.is_available() and dist.is_initialized()
+
+    def _total(self, means: Tensor) -> int:
+        if not self._synchronises():
+            return len(means)
+        count = torch.tensor(len(means), device=means.device)
+        dist.all_reduce(count)
+        return int(count)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        """Sum over the processes that share statistics; the gradient flows to all of them."""
+        if not self._synchronises():
+            return x
+        from torch.distributed.nn.functional import all_reduce
+
+        return all_reduce(x)
+
+    def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
+        running = self._running() if self.track_running_stats else None
+        if running is None:
+            return
+        momentum = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = self.num_batches_tracked.to(mean.dtype).reciprocal()
+        unbiased = var * (values / (values - 1))
+        for buffer, value in zip(running, (mean, unbiased), strict=True):
+            buffer.lerp_(value.to(buffer.dtype), 0.0 if momentum is None else momentum)
