@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spem import kernels
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates.gate import Gate, present
+from spem.kernels.reference import widen
 
 
 class GatedBatchNorm2d(nn.BatchNorm2d):
@@ -78,18 +79,21 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     def _folded(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         self._check_input_dim(x)
         running = None if self.training else self._running()
+        # Widened once, so that the gradients of both uses of x add up before they are rounded.
+        wide = widen(x)
         wanted = set() if self.gate is None else set(self.gate.statistics)
-        pooled = pool(x, wanted if running else wanted | {"mean", "var"})
+        pooled = pool(wide, wanted if running else wanted | {"mean", "var"})
         mean, var = running or self._batch_moments(pooled)
         scale = (var + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
         shift = self.bias - mean * scale if self.affine else -mean * scale
-        if self.gate is None:
-            n = x.shape[0]
-            return recalibrate(x, scale.expand(n, -1), shift.expand(n, -1), residual, relu)
-        multiplier = self.gate.multiplier(pooled.affine(scale, shift))
-        return recalibrate(x, multiplier * scale, multiplier * shift, residual, relu)
+        a, b = scale.expand(x.shape[:2]), shift.expand(x.shape[:2])
+        if self.gate is not None:
+            multiplier = self.gate.multiplier(pooled.affine(scale, shift))
+            a, b = multiplier * a, multiplier * b
+        wide_residual = None if residual is None else widen(residual)
+        return recalibrate(wide, a, b, wide_residual, relu).to(x.dtype)
 
     def _running(self) -> tuple[Tensor, Tensor] | None:
         if self.running_mean is None or self.running_var is None:

@@ -80,7 +80,10 @@ class SPEM(DescriptorGate):
         nothing = torch.zeros(1, self.channels)
         pooled = Pooled(nothing, nothing, nothing, nothing, count=1)
         with torch.no_grad():
-            return 1 / self.excite(pooled)[0, 0]
+            start = self.excite(pooled)[0, 0]
+        gain = 1 / start
+        # One float up or down where rounding left the product beside 1 (σ(σ(0)) needs it).
+        return torch.nextafter(gain, gain + (1 - gain * start).sign())
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C), by the equations of the class."""

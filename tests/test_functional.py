@@ -1,0 +1,175 @@
+"""pool and recalibrate: values, ties, gradients, bad input."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity import assert_parity
+from torch.autograd import gradcheck
+
+from spem import kernels
+from spem.functional import STATISTICS, Pooled, pool, recalibrate
+
+IMPLEMENTATIONS = ["reference", "eager"]
+SHAPES = [(2, 3, 4, 5), (1, 1, 1, 1), (2, 17, 7, 7), (3, 1, 13, 17), (0, 3, 2, 2)]
+
+
+def maps(shape, channels_last=False, ties=False, dtype=torch.float64):
+    x = torch.randn(shape, dtype=dtype)
+    x = x.round() if ties else x
+    return x.to(memory_format=torch.channels_last) if channels_last else x
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request):
+    with kernels.use(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pool_equals_the_definition(implementation, shape, channels_last):
+    x = maps(shape, channels_last)
+    flat = x.flatten(2)
+    pooled = pool(x)
+    torch.testing.assert_close(pooled.mean, flat.mean(-1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(pooled.var, (flat - flat.mean(-1, keepdim=True)).square().mean(-1), atol=1e-12, rtol=0)
+    assert torch.equal(pooled.max, flat.amax(-1)) and torch.equal(pooled.min, flat.amin(-1))
+    assert pooled.count == shape[2] * shape[3]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_gradient_of_an_extremum_goes_to_its_first_position(implementation, name, channels_last):
+    x = torch.zeros(1, 2, 3, 4)
+    x[0, 0, 1, 2] = x[0, 0, 2, 1] = 5 if name == "max" else -5
+    x = x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    x.requires_grad_()
+    getattr(pool(x), name).sum().backward()
+    expected = torch.zeros(1, 2, 3, 4)
+    expected[0, 0, 1, 2] = expected[0, 1, 0, 0] = 1
+    assert torch.equal(x.grad, expected)
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_ties_in_transposed_and_sliced_maps_are_found_in_row_major_order(implementation, name):
+    base = torch.randint(0, 2, (2, 6, 8, 5)).double()
+    for view in (base.transpose(2, 3), base[:, 1::2, ::2], base[..., 1:]):
+        x = view.detach().requires_grad_()
+        getattr(pool(x), name).sum().backward()
+        flat = view.reshape(*view.shape[:2], -1)
+        first = (flat == getattr(flat, f"a{name}")(-1, keepdim=True)).double().argmax(-1)
+        expected = torch.nn.functional.one_hot(first, flat.shape[-1]).reshape(view.shape)
+        assert torch.equal(x.grad, expected.double())
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_pool_gradcheck(implementation, name):
+    x = maps((2, 3, 3, 4)).requires_grad_()
+    assert gradcheck(lambda x: getattr(pool(x), name), x)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+def test_recalibrate_gradcheck(implementation, relu, shifted, added):
+    x, residual = maps((2, 3, 3, 4)).requires_grad_(), maps((2, 3, 3, 4)).requires_grad_()
+    scale = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    shift = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def function(x, scale, shift, residual):
+        return recalibrate(x, scale, shift if shifted else None, residual if added else None, relu)
+
+    out = function(x, scale, shift, residual)
+    expected = scale[..., None, None] * x
+    expected = expected + shift[..., None, None] if shifted else expected
+    expected = expected + residual if added else expected
+    torch.testing.assert_close(out, expected.relu() if relu else expected, atol=1e-12, rtol=0)
+    assert gradcheck(function, (x, scale, shift, residual))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_by_the_tolerance_rule(implementation, dtype):
+    x, residual = maps((4, 8, 13, 17), dtype=dtype), maps((4, 8, 13, 17), dtype=dtype)
+    scale, shift = torch.randn(4, 8), torch.randn(4, 8)
+
+    def naive(dtype):
+        a, b = scale.to(dtype)[..., None, None], shift.to(dtype)[..., None, None]
+        return (a * x.to(dtype) + b + residual.to(dtype)).relu()
+
+    out = recalibrate(x, scale, shift, residual, relu=True)
+    assert out.dtype == dtype
+    assert_parity(out, naive(dtype), naive(torch.float64))
+    pooled = pool(x)
+    for name in STATISTICS:
+        assert getattr(pooled, name).dtype == torch.float32
+    assert_parity(pooled.mean, x.mean((2, 3)), x.double().mean((2, 3)))
+    truth = x.double().var((2, 3), correction=0)
+    assert_parity(pooled.var, x.float().var((2, 3), correction=0), truth)
+
+
+def test_variance_keeps_its_digits_under_a_large_mean(implementation):
+    x = 1000 + torch.randn(2, 3, 32, 32)
+    truth = x.double().var((2, 3), correction=0)
+    # A raw sum of squares is off by 0.2 here.
+    assert ((pool(x).var - truth).abs() / truth).max() < 1e-5
+
+
+def test_channels_last_is_kept(implementation):
+    x = maps((2, 4, 5, 6), channels_last=True)
+    out = recalibrate(x, torch.rand(2, 4), torch.rand(2, 4), x, relu=True)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.tuples(*(st.integers(1, 5) for _ in range(4))), st.booleans(), st.integers(0, 2**31 - 1)
+)
+def test_affine_equals_pooling_the_affine_map(shape, ties, seed):
+    torch.manual_seed(seed)
+    x = maps(shape, ties=ties)
+    scale = torch.randn(shape[1], dtype=torch.float64).round(decimals=0)
+    shift = torch.randn(shape[1], dtype=torch.float64)
+    z = scale[:, None, None] * x + shift[:, None, None]
+    for actual, expected in zip(pool(x).affine(scale, shift), pool(z), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+
+
+def test_only_what_is_asked_for_is_pooled():
+    assert pool(torch.ones(1, 2, 3, 3), ["mean"])[1:] == (None, None, None, 9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pool(torch.ones(2, 3)), r"x is \(2, 3\).*must be \(N, C, H, W\)"),
+        (lambda: pool(torch.ones(1, 2, 3, 3).long()), "int64.*floating point"),
+        (lambda: pool(torch.ones(1, 2, 0, 3)), "no positions"),
+        (lambda: pool(torch.ones(1, 2, 3, 3), ["maen"]), "'maen'; known: mean"),
+        (lambda: recalibrate(torch.ones(1, 2, 3, 3), torch.ones(1, 3)), r"scale is \(1, 3\)"),
+        (
+            lambda: recalibrate(
+                torch.ones(1, 2, 3, 3), torch.ones(1, 2), residual=torch.ones(1, 2, 1, 1)
+            ),
+            r"residual is \(1, 2, 1, 1\)",
+        ),
+        (
+            lambda: Pooled(None, None, torch.ones(1, 2), None, 1).affine(
+                torch.ones(2), torch.ones(2)
+            ),
+            "max and min together",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_use_refuses_unknown_implementations_and_restores_the_choice():
+    with pytest.raises(ValueError, match="unknown implementation 'triton'"), kernels.use("triton"):
+        pass
+    before = kernels.chosen()
+    with kernels.use("reference"):
+        assert kernels.chosen() is kernels.reference
+    assert kernels.chosen() is before
