@@ -33,8 +33,11 @@ def test_pool_equals_the_definition(implementation, shape, channels_last):
     flat = x.flatten(2)
     pooled = pool(x)
     torch.testing.assert_close(pooled.mean, flat.mean(-1), atol=1e-12, rtol=0)
-    torch.testing.assert_close(pooled.var, (flat - flat.mean(-1, keepdim=True)).square().mean(-1), atol=1e-12, rtol=0)
-    assert torch.equal(pooled.max, flat.amax(-1)) and torch.equal(pooled.min, flat.amin(-1))
+    torch.testing.assert_close(
+        pooled.var, (flat - flat.mean(-1, keepdim=True)).square().mean(-1), atol=1e-12, rtol=0
+    )
+    assert torch.equal(pooled.max, flat.amax(-1))
+    assert torch.equal(pooled.min, flat.amin(-1))
     assert pooled.count == shape[2] * shape[3]
 
 
@@ -122,9 +125,7 @@ def test_channels_last_is_kept(implementation):
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.tuples(*(st.integers(1, 5) for _ in range(4))), st.booleans(), st.integers(0, 2**31 - 1)
-)
+@given(st.tuples(*(st.integers(1, 5) for _ in range(4))), st.booleans(), st.integers(0, 2**31 - 1))
 def test_affine_equals_pooling_the_affine_map(shape, ties, seed):
     torch.manual_seed(seed)
     x = maps(shape, ties=ties)

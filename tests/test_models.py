@@ -75,7 +75,8 @@ def test_every_norm_is_ours_with_or_without_a_gate():
     for gate in (None, "spem"):
         for name in ("resnet8", "preresnet8"):
             norms = [m for m in create_model(name, gate).modules() if isinstance(m, nn.BatchNorm2d)]
-            assert norms and all(type(m) is GatedBatchNorm2d for m in norms)
+            assert norms
+            assert all(type(m) is GatedBatchNorm2d for m in norms)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet29", "preresnet20", "preresnet29"])
@@ -83,7 +84,8 @@ def test_identity_gates_leave_the_logits_as_they_are(name):
     plain = create_model(name)
     gated = create_model(name, "spem", init="identity")
     missing, unexpected = gated.load_state_dict(plain.state_dict(), strict=False)
-    assert not unexpected and all(".gate." in key for key in missing)
+    assert not unexpected
+    assert all(".gate." in key for key in missing)
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(plain(x), gated(x))
     assert torch.equal(plain.eval()(x), gated.eval()(x))
@@ -142,7 +144,8 @@ def test_a_resnet164_starts_with_27_squares():
     with torch.device("meta"):
         model = create_model("resnet164", "spem")
     gates = [m for m in model.modules() if isinstance(m, spem.Gate)]
-    assert len(gates) == 54 and all(gate.pool_weight.numel() == 2 for gate in gates)
+    assert len(gates) == 54
+    assert all(gate.pool_weight.numel() == 2 for gate in gates)
 
 
 def test_deterministic_algorithms_suffice():

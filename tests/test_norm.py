@@ -214,4 +214,5 @@ def test_autocast_keeps_statistics_in_float32():
     norm.gate.excite = lambda pooled: seen.append(pooled.max.dtype) or original(pooled)
     with torch.autocast("cpu", torch.bfloat16):
         out = norm(nn.Conv2d(3, 3, 1)(torch.randn(2, 3, 4, 4)), relu=True)
-    assert out.dtype == torch.bfloat16 and seen == [torch.float32]
+    assert out.dtype == torch.bfloat16
+    assert seen == [torch.float32]

@@ -76,7 +76,7 @@ def pool(x: Tensor, statistics: Iterable[str] = STATISTICS) -> Pooled:
     if x.shape[2] * x.shape[3] == 0:
         raise ValueError(f"x has no positions to pool: its shape is {tuple(x.shape)}")
     ops = kernels.chosen()
-    values = (getattr(ops, name)(x) if name in wanted else None for name in STATISTICS)
+    values = (getattr(ops, f"pool_{name}")(x) if name in wanted else None for name in STATISTICS)
     return Pooled(*values, count=x.shape[2] * x.shape[3])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spem import kernels
 from spem.functional import Pooled, pool, recalibrate
-from spem.gates.gate import Gate, present
+from spem.gates.gate import Attention, Gate, present
 from spem.kernels.reference import widen
 
 
@@ -46,7 +46,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         device: Any = None,
         dtype: Any = None,
         *,
-        gate: Gate | None = None,
+        gate: Attention | None = None,
     ):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if gate is not None and gate.channels != num_features:
@@ -65,34 +65,49 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         Raises:
             ValueError: a shape or dtype does not fit, or training sees one value a channel.
         """
-        folds = self.gate is not None and kernels.chosen() is not kernels.eager
-        if (folds and x.numel()) or self._synchronises():
-            return self._folded(x, residual, relu)
-        out = super().forward(x)
-        if self.gate is not None:
-            return self.gate(out, residual, relu)
+        gate = self.gate
+        if isinstance(gate, Gate) and self._folds(gate, x):
+            return self._folded(x, gate, residual, relu)
+        if gate is None and self._synchronises():
+            return self._folded(x, None, residual, relu)
+        out = self._folded(x) if self._synchronises() else super().forward(x)
+        if isinstance(gate, Gate):
+            return gate(out, residual, relu)
+        if gate is not None:
+            out = gate(out)
+            out = out if residual is None else out + residual
+            return F.relu(out) if relu else out
         # Batch normalisation keeps its input for the backward pass, not its output.
-        if residual is not None:
-            out = out.add_(residual)
+        out = out if residual is None else out.add_(residual)
         return F.relu_(out) if relu else out
 
-    def _folded(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    def _folds(self, gate: Gate, x: Tensor) -> bool:
+        if gate.folding != "either":
+            return gate.folding == "always"
+        return self._synchronises() or (kernels.chosen() is not kernels.eager and x.numel() > 0)
+
+    def _folded(
+        self,
+        x: Tensor,
+        gate: Gate | None = None,
+        residual: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
         self._check_input_dim(x)
         running = None if self.training else self._running()
         # Widened once, so that the gradients of both uses of x add up before they are rounded.
         wide = widen(x)
-        wanted = set() if self.gate is None else set(self.gate.statistics)
+        wanted = set() if gate is None else set(gate.statistics)
         pooled = pool(wide, wanted if running else wanted | {"mean", "var"})
         mean, var = running or self._batch_moments(pooled)
         scale = (var + self.eps).rsqrt()
-        if self.affine:
-            scale = scale * self.weight
-        shift = self.bias - mean * scale if self.affine else -mean * scale
-        a, b = scale.expand(x.shape[:2]), shift.expand(x.shape[:2])
-        if self.gate is not None:
-            multiplier = self.gate.multiplier(pooled.affine(scale, shift))
-            a, b = multiplier * a, multiplier * b
+        scale = scale * self.weight if self.affine else scale
+        bias = self.bias if self.affine else torch.zeros_like(scale)
+        a, b = scale, bias - mean * scale
+        if gate is not None:
+            a, b = gate.fold(gate.refine(pooled, wide), a, b, bias)
         wide_residual = None if residual is None else widen(residual)
+        a, b = a.expand(x.shape[:2]), b.expand(x.shape[:2])
         return recalibrate(wide, a, b, wide_residual, relu).to(x.dtype)
 
     def _running(self) -> tuple[Tensor, Tensor] | None:

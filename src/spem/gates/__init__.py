@@ -3,19 +3,17 @@
 import inspect
 from typing import Any
 
-from torch import nn
-
 from spem.choices import unknown
 from spem.gates.descriptor import DescriptorGate
-from spem.gates.gate import Gate, auxiliary_loss
+from spem.gates.gate import Attention, Gate, auxiliary_loss
 from spem.gates.spem import SPEM
 
-__all__ = ["GATES", "SPEM", "DescriptorGate", "Gate", "auxiliary_loss", "create_gate"]
+__all__ = ["GATES", "SPEM", "Attention", "DescriptorGate", "Gate", "auxiliary_loss", "create_gate"]
 
-GATES: dict[str, type[nn.Module]] = {"spem": SPEM}
+GATES: dict[str, type[Attention]] = {"spem": SPEM}
 
 
-def create_gate(name: str, channels: int, **options: Any) -> nn.Module:
+def create_gate(name: str, channels: int, **options: Any) -> Attention:
     """Build a gate by its name.
 
     Args:

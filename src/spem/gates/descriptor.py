@@ -28,6 +28,7 @@ class DescriptorGate(Gate):
             `pool_weight` (2,), both 1/2 at the start; only their ratio enters λ. "sigmoid": λ is
             the sigmoid of the scalar `pool_logit`, 0 at the start, which cannot run into 0/0.
         alpha: weight of the auxiliary loss α·(p₀² + p₁²) of mixing="squared", 0.1 by default.
+        init: see `Attention`.
 
     Raises:
         ValueError: an option is unknown, out of range, or has no meaning beside the others.
@@ -44,8 +45,9 @@ class DescriptorGate(Gate):
         mix: float | None = None,
         mixing: str = "squared",
         alpha: float | None = None,
+        init: str = "paper",
     ):
-        super().__init__(channels)
+        super().__init__(channels, init)
         _check_pool_options(pool, mix, mixing, alpha)
         self.pool, self.mix, self.mixing = pool, mix, mixing
         self.statistics = _STATISTICS[pool]
@@ -72,7 +74,7 @@ class DescriptorGate(Gate):
             return present(largest)
         if self.pool == "min":
             return present(smallest)
-        ratio = self.mixing_ratio() if self.pool == "adaptive" else self.mix
+        ratio = self.mixing_ratio() if self.mix is None else self.mix
         return ratio * present(largest) + (1 - ratio) * present(smallest)
 
     def auxiliary_loss(self) -> Tensor | None:
@@ -80,6 +82,7 @@ class DescriptorGate(Gate):
         return None if self.alpha is None else self.alpha * self.pool_weight.square().sum()
 
     def extra_repr(self) -> str:
+        """Show the channels and the pooling."""
         shown = {"pool": self.pool, "mix": self.mix, "alpha": self.alpha}
         if self.pool == "adaptive":
             shown["mixing"] = self.mixing
@@ -93,7 +96,9 @@ def _check_pool_options(pool: str, mix: float | None, mixing: str, alpha: float 
     if mixing not in ("squared", "sigmoid"):
         raise unknown("mixing", mixing, ("squared", "sigmoid"))
     if (mix is None) == (pool == "fixed"):
-        raise ValueError(f"mix is {mix!r} with pool={pool!r}: pool='fixed' needs it, no other has it")
+        raise ValueError(
+            f"mix is {mix!r} with pool={pool!r}: pool='fixed' needs it, no other has it"
+        )
     if mix is not None and not 0 <= mix <= 1:
         raise ValueError(f"mix is {mix!r}, must lie in [0, 1]")
     if mixing == "sigmoid" and pool != "adaptive":

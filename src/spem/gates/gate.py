@@ -1,49 +1,98 @@
-"""The base of all pooled gates: it owns the pipeline, a method is its `excite`."""
+"""The bases of all gates: what every one has, and the pipeline of those that read pooled values."""
 
 import torch
 from torch import Tensor, nn
 
+from spem.choices import unknown
 from spem.functional import Pooled, pool, recalibrate
 
 
-class Gate(nn.Module):
-    """Channel attention whose multipliers follow from the pooled values of a map.
+class Attention(nn.Module):
+    """What every gate has; a gate that needs the map itself derives from it directly.
 
-    A subclass sets `statistics` to the pooled values it reads and defines `excite`.
+    Such a gate defines `forward(x) -> y`, both (N, C, H, W), and checks x by `check_map`.
 
     Args:
         channels: C, the number of channels of the maps it gates.
+        init: "paper", the authors' start, or "identity", a start whose multipliers are exactly 1.
 
     Attributes:
         gain: buffer, a constant factor of the multipliers: 1, or what makes the start of
             `init="identity"` exactly 1.
 
     Raises:
-        ValueError: channels is not a whole number of at least 1.
+        ValueError: channels is not a whole number of at least 1, or init is unknown.
     """
 
     gain: Tensor
-    statistics: tuple[str, ...]
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, init: str = "paper"):
         super().__init__()
-        if not isinstance(channels, int) or channels < 1:
+        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
             raise ValueError(f"channels is {channels!r}, must be a whole number of at least 1")
+        if init not in ("paper", "identity"):
+            raise unknown("init", init, ("paper", "identity"))
         self.channels = channels
         self.register_buffer("gain", torch.ones(()))
-
-    def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multiplier of every channel, (N, C), from the pooled values."""
-        raise NotImplementedError(f"{type(self).__name__} does not define excite")
 
     def auxiliary_loss(self) -> Tensor | None:
         """Return this gate's term of the training loss, weight included; None without one."""
         return None
 
+    def check_map(self, x: Tensor) -> None:
+        """Raise ValueError unless x is (N, C, H, W) with the channels of this gate."""
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """Show the channels."""
+        return str(self.channels)
+
+
+class Gate(Attention):
+    """Channel attention whose multipliers follow from the pooled values of a map.
+
+    A subclass sets `statistics` to the pooled values it reads and defines `excite`; the base pools
+    and recalibrates, and `GatedBatchNorm2d` does both in the passes of the normalisation.
+
+    Args:
+        channels: C, the number of channels of the maps it gates.
+        init: see `Attention`.
+    """
+
+    statistics: tuple[str, ...]
+    # Whether the gate of a norm can be folded into it: "either", or "never" where the pooled values
+    # of the norm's output do not follow from those of its input, or "always" where they must.
+    folding = "either"
+
+    def excite(self, pooled: Pooled) -> Tensor:
+        """Return the multiplier of every channel, (N, C), or (1, C) for all images alike."""
+        raise NotImplementedError(f"{type(self).__name__} does not define excite")
+
     def multiplier(self, pooled: Pooled) -> Tensor:
         """Return gain · excite(pooled), (N, C), in float32 or wider, under autocast too."""
         with torch.autocast(self.gain.device.type, enabled=False):
             return self.gain * self.excite(pooled)
+
+    def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
+        """Return the pooled values to read; a gate that pools in its own way replaces some here."""
+        return pooled
+
+    def fold(
+        self, pooled: Pooled, scale: Tensor, shift: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return a and b, (N, C), such that the gated norm of x is a·x + b.
+
+        Args:
+            pooled: the pooled values of the norm's input x.
+            scale: (C,), the norm is scale·x + shift.
+            shift: (C,).
+            bias: the norm's own bias β, (C,), which shift contains.
+        """
+        multiplier = self.multiplier(pooled.affine(scale, shift))
+        return multiplier * scale, multiplier * shift
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Return relu(multiplier · x + residual).
@@ -56,17 +105,10 @@ class Gate(nn.Module):
         Raises:
             ValueError: x has other channels than the gate was built for.
         """
-        self.check_channels(x)
-        return recalibrate(
-            x, self.multiplier(pool(x, self.statistics)), residual=residual, relu=relu
-        )
-
-    def check_channels(self, x: Tensor) -> None:
-        """Raise ValueError unless x is (N, C, H, W) with the channels of this gate."""
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)}"
-            )
+        self.check_map(x)
+        pooled = self.refine(pool(x, self.statistics), x)
+        multiplier = self.multiplier(pooled).expand(x.shape[:2])
+        return recalibrate(x, multiplier, residual=residual, relu=relu)
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor:
@@ -75,10 +117,10 @@ def auxiliary_loss(model: nn.Module) -> Tensor:
     Returns:
         A scalar on the model's device, 0 where no gate has such a loss.
     """
-    terms = [module.auxiliary_loss() for module in model.modules() if isinstance(module, Gate)]
-    present = [term for term in terms if term is not None]
-    if present:
-        return torch.stack(present).sum()
+    terms = [module.auxiliary_loss() for module in model.modules() if isinstance(module, Attention)]
+    present_terms = [term for term in terms if term is not None]
+    if present_terms:
+        return torch.stack(present_terms).sum()
     return torch.zeros((), device=next((p.device for p in model.parameters()), None))
 
 
@@ -87,3 +129,26 @@ def present(statistic: Tensor | None) -> Tensor:
     if statistic is None:
         raise ValueError("the pooled values lack a statistic that this gate reads")
     return statistic
+
+
+def hidden_width(channels: int, reduction: int, *, clamp: bool) -> int:
+    """Return the width of an excitation's hidden layer.
+
+    Args:
+        channels: C.
+        reduction: r, a whole number of at least 1.
+        clamp: True for max(1, round(C / r)), False for C // r, which must not be 0.
+
+    Raises:
+        ValueError: the reduction is not allowed, or leaves no hidden unit.
+    """
+    if not isinstance(reduction, int) or isinstance(reduction, bool) or reduction < 1:
+        raise ValueError(f"reduction is {reduction!r}, must be a whole number of at least 1")
+    if clamp:
+        return max(1, round(channels / reduction))
+    if channels < reduction:
+        raise ValueError(
+            f"reduction is {reduction}, must be at most {channels}, the number of channels: "
+            "a larger one leaves no hidden unit"
+        )
+    return channels // reduction

@@ -53,11 +53,9 @@ class SPEM(DescriptorGate):
         reweighting: bool = True,
         init: str = "paper",
     ):
-        super().__init__(channels, pool=pool, mix=mix, mixing=mixing, alpha=alpha)
+        super().__init__(channels, pool=pool, mix=mix, mixing=mixing, alpha=alpha, init=init)
         if form not in ("code", "figure"):
             raise unknown("form", form, ("code", "figure"))
-        if init not in ("paper", "identity"):
-            raise unknown("init", init, ("paper", "identity"))
         self.form, self.excitation, self.reweighting = form, excitation, reweighting
         if reweighting:
             self.statistics = tuple(dict.fromkeys((*self.statistics, "max", "min")))
@@ -112,5 +110,8 @@ class SPEM(DescriptorGate):
         return (self.reweight_scale * total + 2 * self.reweight_shift).sigmoid()
 
     def extra_repr(self) -> str:
-        switches = f"form={self.form!r}, excitation={self.excitation}, reweighting={self.reweighting}"
+        """Show all options."""
+        switches = (
+            f"form={self.form!r}, excitation={self.excitation}, reweighting={self.reweighting}"
+        )
         return f"{super().extra_repr()}, {switches}"

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spem.kernels.reference import mean, var, widen
+from spem.kernels.reference import pool_mean, pool_var, widen
 
-__all__ = ["max", "mean", "min", "recalibrate", "var"]
+__all__ = ["pool_max", "pool_mean", "pool_min", "pool_var", "recalibrate"]
 
 
 class _Extremum(torch.autograd.Function):
@@ -38,15 +38,15 @@ def channels_last_or_contiguous(x: Tensor) -> torch.memory_format:
     return torch.channels_last if dense else torch.contiguous_format
 
 
-def max(x: Tensor) -> Tensor:
-    """Largest value of each map, (N, C, H, W) -> (N, C); ties as in `reference.max`."""
+def pool_max(x: Tensor) -> Tensor:
+    """Largest value of each map, (N, C, H, W) -> (N, C); ties as in `reference.pool_max`."""
     if x.requires_grad and torch.is_grad_enabled():
         return widen(_Extremum.apply(x, True))
     return widen(x.amax((2, 3)))
 
 
-def min(x: Tensor) -> Tensor:
-    """Smallest value of each map; ties as in `reference.max`."""
+def pool_min(x: Tensor) -> Tensor:
+    """Smallest value of each map; ties as in `reference.pool_max`."""
     if x.requires_grad and torch.is_grad_enabled():
         return widen(_Extremum.apply(x, False))
     return widen(x.amin((2, 3)))

@@ -9,21 +9,21 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def mean(x: Tensor) -> Tensor:
+def pool_mean(x: Tensor) -> Tensor:
     """Mean over the positions of each map: (N, C, H, W) -> (N, C)."""
     return widen(x).mean((2, 3))
 
 
-def var(x: Tensor) -> Tensor:
+def pool_var(x: Tensor) -> Tensor:
     """Biased variance over the positions, centred first: (N, C, H, W) -> (N, C).
 
     A raw sum of squares would lose all digits where the mean is large beside the deviation.
     """
-    centred = widen(x) - mean(x)[:, :, None, None]
+    centred = widen(x) - pool_mean(x)[:, :, None, None]
     return centred.square().mean((2, 3))
 
 
-def max(x: Tensor) -> Tensor:
+def pool_max(x: Tensor) -> Tensor:
     """Largest value of each map, (N, C, H, W) -> (N, C).
 
     The gradient goes to the first position in row-major order that holds the value.
@@ -31,8 +31,8 @@ def max(x: Tensor) -> Tensor:
     return widen(x.flatten(2).max(-1).values)
 
 
-def min(x: Tensor) -> Tensor:
-    """Smallest value of each map; ties as in `max`."""
+def pool_min(x: Tensor) -> Tensor:
+    """Smallest value of each map; ties as in `pool_max`."""
     return widen(x.flatten(2).min(-1).values)
 
 

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from spem.gates import Gate
+from spem.gates import Attention, Gate
 from spem.models.resnet import (
+    BlockType,
     GateFactory,
     check_images,
     conv1x1,
@@ -23,16 +24,22 @@ def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Conv2d | None:
 class _PreBlock(nn.Module):
     """What both blocks share: the end, where the gate follows a convolution."""
 
-    gate: Gate | None
+    gate: Attention | None
     downsample: nn.Conv2d | None
 
     def branch(self, x: Tensor) -> Tensor:
+        """Return the residual branch of x, before the gate."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         residual = x if self.downsample is None else self.downsample(x)
         out = self.branch(x)
-        return out.add_(residual) if self.gate is None else self.gate(out, residual)
+        if self.gate is None:
+            return out.add_(residual)
+        if isinstance(self.gate, Gate):
+            return self.gate(out, residual)
+        return self.gate(out) + residual
 
 
 class PreBasicBlock(_PreBlock):
@@ -50,6 +57,7 @@ class PreBasicBlock(_PreBlock):
         self.downsample = _shortcut(in_channels, planes, stride)
 
     def branch(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         out = self.conv1(self.bn1(x, relu=True))
         return self.conv2(self.bn2(out, relu=True))
 
@@ -72,6 +80,7 @@ class PreBottleneck(_PreBlock):
         self.downsample = _shortcut(in_channels, channels, stride)
 
     def branch(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         out = self.conv1(self.bn1(x, relu=True))
         out = self.conv2(self.bn2(out, relu=True))
         return self.conv3(self.bn3(out, relu=True))
@@ -88,7 +97,7 @@ class PreResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[PreBasicBlock] | type[PreBottleneck],
+        block: BlockType,
         blocks: int,
         gate: GateFactory,
         num_classes: int = 10,

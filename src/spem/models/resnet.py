@@ -1,20 +1,23 @@
 """CIFAR ResNet: basic blocks at depth 6n+2, bottlenecks at depth 9n+2."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor, nn
 
-from spem.gates import Gate
+from spem.gates import Attention
 from spem.norm import GatedBatchNorm2d
 
-GateFactory = Callable[[int], Gate | None]
+GateFactory = Callable[[int], Attention | None]
 
 
 def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 3×3 convolution that keeps the size at stride 1, without bias."""
     return nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
 
 
 def conv1x1(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 1×1 convolution without bias."""
     return nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
 
 
@@ -38,6 +41,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         out = self.bn1(self.conv1(x), relu=True)
         residual = x if self.downsample is None else self.downsample(x)
         return self.bn2(self.conv2(out), residual=residual, relu=True)
@@ -60,13 +64,24 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         out = self.bn1(self.conv1(x), relu=True)
         out = self.bn2(self.conv2(out), relu=True)
         residual = x if self.downsample is None else self.downsample(x)
         return self.bn3(self.conv3(out), residual=residual, relu=True)
 
 
-def stages(block: type[nn.Module], blocks: int, gate: GateFactory) -> list[nn.Sequential]:
+class BlockType(Protocol):
+    """A class of residual blocks: called, it builds one that ends in expansion · planes channels."""
+
+    expansion: int
+
+    def __call__(
+        self, in_channels: int, planes: int, stride: int, gate: GateFactory
+    ) -> nn.Module: ...
+
+
+def stages(block: BlockType, blocks: int, gate: GateFactory) -> list[nn.Sequential]:
     """Build the three stages: planes 16, 32, 64, the first block of stages 2 and 3 at stride 2."""
     built, width = [], 16
     for planes, stride in ((16, 1), (32, 2), (64, 2)):
@@ -109,7 +124,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: BlockType,
         blocks: int,
         gate: GateFactory,
         num_classes: int = 10,
