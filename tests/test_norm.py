@@ -118,6 +118,15 @@ def test_equals_the_unfused_chain(
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_scale_of_zero_ties_all_positions(implementation, training):
+    norm = GatedBatchNorm2d(3, gate=drawn_gate(3)).double().train(training)
+    norm.weight.data.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    with kernels.use(implementation):
+        compare(norm, torch.randn(4, 3, 5, 5, dtype=torch.float64), None, relu=False)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(8, 16, 13, 17), (6, 3, 1, 1), (4, 1, 7, 7)])
 def test_low_precision_by_the_tolerance_rule(implementation, dtype, shape):

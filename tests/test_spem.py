@@ -191,7 +191,7 @@ def test_copies_and_round_trips(name):
     ("options", "message"),
     [
         ({"pool": "mean"}, "unknown pool 'mean'; known: "),
-        ({"pool": "fixed"}, "mix is None with pool='fixed', only 'fixed'"),
+        ({"pool": "fixed"}, "mix is None with pool='fixed': pool='fixed' needs it"),
         ({"mix": 0.5}, "mix is 0.5 with pool='adaptive'"),
         ({"pool": "fixed", "mix": 1.5}, r"mix is 1.5, must lie in \[0, 1\]"),
         ({"pool": "fixed", "mix": float("nan")}, r"mix is nan, must lie in \[0, 1\]"),

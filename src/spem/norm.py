@@ -105,7 +105,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         bias = self.bias if self.affine else torch.zeros_like(scale)
         a, b = scale, bias - mean * scale
         if gate is not None:
-            a, b = gate.fold(gate.refine(pooled, wide), a, b, bias)
+            pooled = gate.refine(_at_first_position(pooled, wide, scale == 0), wide)
+            a, b = gate.fold(pooled, a, b, bias)
         wide_residual = None if residual is None else widen(residual)
         a, b = a.expand(x.shape[:2]), b.expand(x.shape[:2])
         return recalibrate(wide, a, b, wide_residual, relu).to(x.dtype)
@@ -157,3 +158,17 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         unbiased = var * (values / (values - 1))
         for buffer, value in zip(running, (mean, unbiased), strict=True):
             buffer.lerp_(value.to(buffer.dtype), 0.0 if momentum is None else momentum)
+
+
+def _at_first_position(pooled: Pooled, x: Tensor, flat: Tensor) -> Pooled:
+    """Take both extrema from the first position where the norm's output is flat.
+
+    A scale of 0, the usual start of a residual branch's last norm, ties all positions of the
+    output: the first is its maximum and its minimum, and the gradient of the scale is taken there.
+    """
+    if pooled.max is None or pooled.min is None:
+        return pooled
+    first = x[:, :, 0, 0]
+    return pooled._replace(
+        max=torch.where(flat, first, pooled.max), min=torch.where(flat, first, pooled.min)
+    )

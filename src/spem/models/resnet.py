@@ -72,13 +72,15 @@ class Bottleneck(nn.Module):
 
 
 class BlockType(Protocol):
-    """A class of residual blocks: called, it builds one that ends in expansion · planes channels."""
+    """A class of residual blocks; a block ends in expansion · planes channels."""
 
     expansion: int
 
     def __call__(
         self, in_channels: int, planes: int, stride: int, gate: GateFactory
-    ) -> nn.Module: ...
+    ) -> nn.Module:
+        """Build a block."""
+        ...
 
 
 def stages(block: BlockType, blocks: int, gate: GateFactory) -> list[nn.Sequential]:
