@@ -1,0 +1,214 @@
+"""The official files of CIFAR-10 and CIFAR-100, read without trusting them."""
+
+import hashlib
+import io
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SHAPE = (3, 32, 32)
+
+
+class Layout(NamedTuple):
+    """What a data set's official folder holds: rows by file, and the keys of its dictionaries."""
+
+    url: str
+    md5: str
+    folder: str
+    train: dict[str, int]
+    test: dict[str, int]
+    meta: str
+    names: str
+    labels: str
+    classes: int
+
+    @property
+    def archive(self) -> str:
+        """The archive's file name."""
+        return self.url.rpartition("/")[2]
+
+
+# URLs, md5 sums and keys: https://www.cs.toronto.edu/~kriz/cifar.html
+LAYOUTS = {
+    "cifar10": Layout(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+        folder="cifar-10-batches-py",
+        train={f"data_batch_{number}": 10_000 for number in range(1, 6)},
+        test={"test_batch": 10_000},
+        meta="batches.meta",
+        names="label_names",
+        labels="labels",
+        classes=10,
+    ),
+    "cifar100": Layout(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        folder="cifar-100-python",
+        train={"train": 50_000},
+        test={"test": 10_000},
+        meta="meta",
+        names="fine_label_names",
+        labels="fine_labels",
+        classes=100,
+    ),
+}
+
+
+class Contents(NamedTuple):
+    """Both splits in the order of the files: uint8 (N, 3, 32, 32), int64 (N,), and the names."""
+
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    classes: tuple[str, ...]
+
+
+def find(layout: Layout, data_dir: Path) -> Path | None:
+    """Return the official folder below `data_dir`, else the archive, else None."""
+    places = (data_dir / layout.folder, data_dir / layout.archive)
+    return next((place for place in places if place.exists()), None)
+
+
+def read(layout: Layout, source: Path) -> Contents:
+    """Return the images, labels and class names of an official folder or archive.
+
+    An archive is read in place after its md5 sum is checked. A folder is checked by structure
+    (files, rows, 3,072 bytes a row, range of labels), since the same images in another order are
+    legitimate.
+
+    Args:
+        layout: one of `LAYOUTS`.
+        source: what `find` returned.
+
+    Raises:
+        FileNotFoundError: the folder lacks a file.
+        ValueError: a file or the archive is damaged, altered or holds anything but plain data.
+    """
+    files = (layout.meta, *layout.train, *layout.test)
+    data = _unpack(layout, source, files) if source.is_file() else _files(source, files)
+    meta = load(data[layout.meta], source / layout.meta)
+    names = meta.get(layout.names)
+    if not (isinstance(names, list) and len(names) == layout.classes):
+        raise ValueError(f"{source / layout.meta}: '{layout.names}' is no list of {layout.classes}")
+    splits = []
+    for rows_by_file in (layout.train, layout.test):
+        batches = [
+            _batch(layout, source / file, data[file], rows) for file, rows in rows_by_file.items()
+        ]
+        images, labels = zip(*batches, strict=True)
+        splits.append((torch.cat(images), torch.cat(labels)))
+    return Contents(*splits, classes=tuple(_text(name) for name in names))
+
+
+def load(data: bytes, path: Path) -> dict[str, Any]:
+    """Return the dictionary that a pickle of one of the official files holds.
+
+    Nothing can be built but dictionaries, lists, strings, numbers and arrays of bytes (as
+    tensors): any other name that the pickle asks for is refused before it is looked up.
+
+    Args:
+        data: the pickle; those of Python 2 and 3, of numpy 1 and 2 are read.
+        path: names the file in errors.
+
+    Raises:
+        ValueError: the pickle is damaged or asks for anything else.
+    """
+    try:
+        content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+        return {_text(key): value for key, value in content.items()}
+    # A damaged pickle can raise nearly every built-in exception.
+    except Exception as error:
+        raise ValueError(f"{path} is no readable CIFAR file: {error or 'it is cut off'}") from error
+
+
+class _Bytes:
+    """Stands in for numpy.ndarray in a pickle; numpy's own C code never sees the file."""
+
+    def __init__(self, *_):
+        self.values = None
+
+    def __setstate__(self, state: tuple):
+        _, shape, _, column_major, data = state
+        if not (data and isinstance(data, bytes)):
+            raise pickle.UnpicklingError("it holds an empty array")
+        flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        self.values = flat.view(shape[::-1]).mT if column_major else flat.view(shape)
+
+
+class _Dtype:
+    """Stands in for numpy.dtype in a pickle: only bytes are known."""
+
+    def __init__(self, code: str | bytes, *_):
+        if _text(code) != "u1":
+            raise pickle.UnpicklingError(f"it holds an array of {_text(code)}, not of bytes (u1)")
+
+    def __setstate__(self, _): ...
+
+
+def _latin1(text: str, _: str) -> bytes:
+    """Do what protocol 2 of Python 3 asks `_codecs.encode` for: bytes, written as text."""
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows no names but those that the official files need."""
+
+    KNOWN = {  # noqa: RUF012 - a constant
+        ("numpy.core.multiarray", "_reconstruct"): _Bytes,  # numpy 1
+        ("numpy._core.multiarray", "_reconstruct"): _Bytes,  # numpy 2
+        ("numpy", "ndarray"): _Bytes,
+        ("numpy", "dtype"): _Dtype,
+        ("_codecs", "encode"): _latin1,
+    }
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) not in self.KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+        return self.KNOWN[module_name, global_name]
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _files(folder: Path, files: tuple[str, ...]) -> dict[str, bytes]:
+    for file in files:
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder} has no file {file}")
+    return {file: (folder / file).read_bytes() for file in files}
+
+
+def _unpack(layout: Layout, archive: Path, files: tuple[str, ...]) -> dict[str, bytes]:
+    with archive.open("rb") as stream:
+        md5 = hashlib.file_digest(stream, "md5").hexdigest()
+    if md5 != layout.md5:
+        raise ValueError(f"{archive} is damaged or altered: its md5 is {md5}, not {layout.md5}")
+    wanted = {f"{layout.folder}/{file}": file for file in files}
+    with tarfile.open(archive) as tar:
+        # In the archive's own order: seeking back would decompress from its start again.
+        return {
+            wanted[member.name]: content.read()
+            for member in tar
+            if member.name in wanted and (content := tar.extractfile(member))
+        }
+
+
+def _batch(layout: Layout, path: Path, data: bytes, rows: int) -> tuple[Tensor, Tensor]:
+    """Return the images and labels of one file whose structure is as the layout says."""
+    content = load(data, path)
+    images = getattr(content.get("data"), "values", None)
+    size = torch.Size(SHAPE).numel()
+    if images is None or images.shape != (rows, size):
+        found = "no array" if images is None else f"an array of {tuple(images.shape)}"
+        raise ValueError(f"{path}: 'data' is {found}, not {rows} rows of {size} bytes")
+    labels = content.get(layout.labels)
+    if not (isinstance(labels, list) and len(labels) == rows):
+        raise ValueError(f"{path}: '{layout.labels}' is no list of {rows}")
+    wrong = [label for label in labels if label not in range(layout.classes)]
+    if wrong:
+        raise ValueError(f"{path}: label {wrong[0]!r} is not in 0 to {layout.classes - 1}")
+    return images.reshape(rows, *SHAPE), torch.tensor(labels, dtype=torch.int64)
