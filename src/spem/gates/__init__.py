@@ -1,16 +1,80 @@
 """The attention methods by name."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from spem.choices import unknown
+from spem.gates.asr import ASR
+from spem.gates.cbam import CBAM
+from spem.gates.danet import DANet
 from spem.gates.descriptor import DescriptorGate
+from spem.gates.dianet import DIANet
+from spem.gates.eca import ECA
+from spem.gates.fcanet import FcaNet
 from spem.gates.gate import Attention, Gate, auxiliary_loss
+from spem.gates.gct import GCT
+from spem.gates.hpda import HPDA
+from spem.gates.ie import IE
+from spem.gates.iebn import IEBN
+from spem.gates.lsas import LSAS
+from spem.gates.se import SE
+from spem.gates.sem import SEM
+from spem.gates.sge import SGE
+from spem.gates.spa import SPA
 from spem.gates.spem import SPEM
+from spem.gates.srm import SRM
+from spem.gates.srp import SRP
 
-__all__ = ["GATES", "SPEM", "Attention", "DescriptorGate", "Gate", "auxiliary_loss", "create_gate"]
+__all__ = [
+    "ASR",
+    "CBAM",
+    "ECA",
+    "GATES",
+    "GCT",
+    "HPDA",
+    "IE",
+    "IEBN",
+    "LSAS",
+    "SE",
+    "SEM",
+    "SGE",
+    "SPA",
+    "SPEM",
+    "SRM",
+    "SRP",
+    "Attention",
+    "DANet",
+    "DIANet",
+    "DescriptorGate",
+    "FcaNet",
+    "Gate",
+    "auxiliary_loss",
+    "create_gate",
+    "gate_options",
+    "register",
+]
 
-GATES: dict[str, type[Attention]] = {"spem": SPEM}
+GATES: dict[str, type[Attention]] = {
+    "spem": SPEM,
+    "se": SE,
+    "eca": ECA,
+    "srm": SRM,
+    "gct": GCT,
+    "ie": IE,
+    "iebn": IEBN,
+    "cbam": CBAM,
+    "sge": SGE,
+    "fcanet": FcaNet,
+    "spa": SPA,
+    "dianet": DIANet,
+    "sem": SEM,
+    "lsas": LSAS,
+    "danet": DANet,
+    "srp": SRP,
+    "hpda": HPDA,
+    "asr": ASR,
+}
 
 
 def create_gate(name: str, channels: int, **options: Any) -> Attention:
@@ -30,12 +94,47 @@ def create_gate(name: str, channels: int, **options: Any) -> Attention:
     """
     if name not in GATES:
         raise unknown("gate", name, GATES)
-    known = [
-        parameter.name
-        for parameter in inspect.signature(GATES[name]).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
+    known = gate_options(name)
     for option in options:
         if option not in known:
             raise unknown(f"option of gate {name!r}", option, known)
+    required = [option for option, default in known.items() if default is inspect.Parameter.empty]
+    for option in required:
+        if option not in options:
+            raise ValueError(f"gate {name!r} needs the option {option!r}, which has no default")
     return GATES[name](channels, **options)
+
+
+def gate_options(name: str) -> dict[str, Any]:
+    """Return the options of a gate and their defaults, those of its base classes included."""
+    options: dict[str, Any] = {}
+    for level in GATES[name].__mro__:
+        if "__init__" not in vars(level):
+            continue
+        parameters = inspect.signature(level).parameters.values()
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        options = own | options
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return options
+
+
+def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
+    """Return a decorator that makes a class of gates known under a name everywhere.
+
+    Args:
+        name: the new key of `GATES`.
+
+    Raises:
+        ValueError: the name is taken, or the class derives neither from `Gate` nor `Attention`.
+    """
+    if name in GATES:
+        raise ValueError(f"the gate name {name!r} is taken by {GATES[name].__name__}")
+
+    def enter(gate: type[Attention]) -> type[Attention]:
+        if not (isinstance(gate, type) and issubclass(gate, Attention)):
+            raise ValueError(f"{gate!r} must be a class that derives from Gate or Attention")
+        GATES[name] = gate
+        return gate
+
+    return enter

@@ -1,11 +1,14 @@
 """The replaceable pooling: one value a channel, mixed from the pooled statistics."""
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor, nn
 
 from spem.choices import unknown
 from spem.functional import Pooled
 from spem.gates.gate import Gate, present
+from spem.gates.regions import region_mean
 
 _STATISTICS = {
     "avg": ("mean",),
@@ -13,7 +16,20 @@ _STATISTICS = {
     "min": ("max", "min"),
     "fixed": ("max", "min"),
     "adaptive": ("max", "min"),
+    "srp": ("mean",),
 }
+
+
+class Pooling(TypedDict, total=False):
+    """The options of the descriptor, which every `DescriptorGate` takes by keyword."""
+
+    pool: str
+    mix: float | None
+    mixing: str
+    alpha: float | None
+    rho: float | None
+    regions: int
+    per_channel: bool
 
 
 class DescriptorGate(Gate):
@@ -22,34 +38,47 @@ class DescriptorGate(Gate):
     Args:
         channels: C.
         pool: "avg": u = mean; "max", "min": u = that extremum; "fixed": u = λ·max + (1−λ)·min with
-            λ = `mix`; "adaptive": the same with a learned λ.
+            λ = `mix`; "adaptive": the same with a learned λ; "srp": in training the mean of random
+            regions, in evaluation the mean.
         mix: λ in [0, 1] of pool="fixed".
         mixing: how "adaptive" keeps λ in [0, 1]. "squared": λ = p₀²/(p₀² + p₁²) of the parameter
             `pool_weight` (2,), both 1/2 at the start; only their ratio enters λ. "sigmoid": λ is
             the sigmoid of the scalar `pool_logit`, 0 at the start, which cannot run into 0/0.
         alpha: weight of the auxiliary loss α·(p₀² + p₁²) of mixing="squared", 0.1 by default.
+        rho: side of a region of "srp" as a fraction of the map's, in (0, 1]; it has no default.
+        regions: number of regions of "srp", whose means are averaged.
+        per_channel: whether every channel draws its own regions.
         init: see `Attention`.
+
+    Attributes:
+        generator: the `torch.Generator` that "srp" draws from; None for torch's global one.
 
     Raises:
         ValueError: an option is unknown, out of range, or has no meaning beside the others.
 
     Source: the adaptive pooling of SPEM (Zhong, Wen and Qin, MMM 2023); "fixed" is its abstract's
-        mixture λ·GMax + (1−λ)·GMin.
+        mixture λ·GMax + (1−λ)·GMin. "srp": see `SRP`.
     """
 
     def __init__(
         self,
         channels: int,
         *,
-        pool: str = "adaptive",
+        pool: str = "avg",
         mix: float | None = None,
         mixing: str = "squared",
         alpha: float | None = None,
+        rho: float | None = None,
+        regions: int = 1,
+        per_channel: bool = False,
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        _check_pool_options(pool, mix, mixing, alpha)
+        _check_mix(pool, mix, mixing, alpha)
+        _check_regions(pool, rho, regions, per_channel)
         self.pool, self.mix, self.mixing = pool, mix, mixing
+        self.rho, self.regions, self.per_channel = rho, regions, per_channel
+        self.generator: torch.Generator | None = None
         self.statistics = _STATISTICS[pool]
         self.alpha: float | None = None
         if pool == "adaptive" and mixing == "squared":
@@ -65,10 +94,18 @@ class DescriptorGate(Gate):
         squares = self.pool_weight.square()
         return squares[0] / squares.sum()
 
+    def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
+        """Replace the mean by that of random regions where pool="srp" trains."""
+        if self.rho is None or not self.training:
+            return pooled
+        return pooled._replace(
+            mean=region_mean(x, self.rho, self.regions, self.per_channel, self.generator)
+        )
+
     def descriptor(self, pooled: Pooled) -> Tensor:
         """Return u, (N, C)."""
         mean, _, largest, smallest, _ = pooled
-        if self.pool == "avg":
+        if self.pool in ("avg", "srp"):
             return present(mean)
         if self.pool == "max":
             return present(largest)
@@ -83,14 +120,14 @@ class DescriptorGate(Gate):
 
     def extra_repr(self) -> str:
         """Show the channels and the pooling."""
-        shown = {"pool": self.pool, "mix": self.mix, "alpha": self.alpha}
+        shown = {"pool": self.pool, "mix": self.mix, "alpha": self.alpha, "rho": self.rho}
         if self.pool == "adaptive":
             shown["mixing"] = self.mixing
         options = (f"{key}={value!r}" for key, value in shown.items() if value is not None)
         return ", ".join([str(self.channels), *options])
 
 
-def _check_pool_options(pool: str, mix: float | None, mixing: str, alpha: float | None) -> None:
+def _check_mix(pool: str, mix: float | None, mixing: str, alpha: float | None) -> None:
     if pool not in _STATISTICS:
         raise unknown("pool", pool, _STATISTICS)
     if mixing not in ("squared", "sigmoid"):
@@ -107,3 +144,14 @@ def _check_pool_options(pool: str, mix: float | None, mixing: str, alpha: float 
         raise ValueError(f"alpha is {alpha!r}, but only pool='adaptive', mixing='squared' has it")
     if alpha is not None and not 0 <= alpha < float("inf"):
         raise ValueError(f"alpha is {alpha!r}, must be a finite number of at least 0")
+
+
+def _check_regions(pool: str, rho: float | None, regions: int, per_channel: bool) -> None:
+    if (rho is None) == (pool == "srp"):
+        raise ValueError(f"rho is {rho!r} with pool={pool!r}: pool='srp' needs it, no other has it")
+    if rho is not None and not 0 < rho <= 1:
+        raise ValueError(f"rho is {rho!r}, must lie in (0, 1]")
+    if not isinstance(regions, int) or regions < 1:
+        raise ValueError(f"regions is {regions!r}, must be a whole number of at least 1")
+    if pool != "srp" and (regions != 1 or per_channel):
+        raise ValueError(f"regions and per_channel belong to pool='srp', not to pool={pool!r}")

@@ -25,6 +25,8 @@ class Attention(nn.Module):
     """
 
     gain: Tensor
+    # Names of parameters that the authors train without weight decay.
+    undecayed: tuple[str, ...] = ()
 
     def __init__(self, channels: int, init: str = "paper"):
         super().__init__()
@@ -152,3 +154,10 @@ def hidden_width(channels: int, reduction: int, *, clamp: bool) -> int:
             "a larger one leaves no hidden unit"
         )
     return channels // reduction
+
+
+def start_at_zero(layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
+    """Set the weight of a layer, and its bias where it has one, to 0."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

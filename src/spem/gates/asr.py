@@ -1,0 +1,82 @@
+"""ASR: attention of a learned vector, constant after training and so foldable into the norm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spem.choices import unknown
+from spem.functional import Pooled
+from spem.gates.eca import ECA
+from spem.gates.gate import Gate
+from spem.gates.ie import IE
+from spem.gates.lsas import LSAS
+from spem.gates.se import SE
+from spem.gates.sem import SEM
+from spem.gates.spem import SPEM
+
+_ATTENTIONS: dict[str, type[Gate]] = {
+    "se": SE,
+    "eca": ECA,
+    "ie": IE,
+    "sem": SEM,
+    "lsas": LSAS,
+    "spem": SPEM,
+}
+
+
+class ASR(Gate):
+    """Attention-alike Structural Re-parameterization.
+
+    The multiplier is that of another gate for a learned vector ψ (1, C) in the place of the pooled
+    values: the same for every image, so that `spem.deploy` folds it into the norm without a trace.
+    C parameters and those of the gate.
+
+    Args:
+        channels: C.
+        attention: the gate that maps ψ: "se", "eca", "ie", "sem", "lsas" or "spem". Gates that need
+            several positions or a batch (SRM, SGE) have no value for a single vector.
+        attention_options: its options.
+        both: put an ordinary gate of the same kind behind, as the paper's ASR + SE does.
+        init: "paper", or "identity": that of the inner gates.
+
+    Raises:
+        ValueError: the attention is unknown, or its options are not allowed.
+
+    Source: Zhong, Huang, Wen, Qin and Lin, "Attention-alike Structural Re-parameterization" (arXiv
+        2304.06345).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        attention: str = "se",
+        attention_options: Mapping[str, Any] | None = None,
+        both: bool = False,
+        init: str = "paper",
+    ):
+        super().__init__(channels, init)
+        if attention not in _ATTENTIONS:
+            raise unknown("attention of ASR", attention, _ATTENTIONS)
+        options = {**(attention_options or {}), "init": init}
+        build = _ATTENTIONS[attention]
+        self.vector = nn.Parameter(torch.full((1, channels), 0.1))
+        self.attention = build(channels, **options)
+        self.behind = build(channels, **options) if both else None
+        self.statistics = () if self.behind is None else self.behind.statistics
+
+    def constant(self) -> Tensor:
+        """Return the multiplier of ψ, (1, C), the same for every image."""
+        vector = self.vector
+        pooled = Pooled(vector, torch.zeros_like(vector), vector, vector, count=1)
+        return self.attention.multiplier(pooled)
+
+    def excite(self, pooled: Pooled) -> Tensor:
+        """Return the multipliers: (1, C), or (N, C) with a gate behind."""
+        constant = self.constant()
+        if self.behind is None:
+            return constant
+        after = pooled.affine(constant[0], torch.zeros_like(constant[0]))
+        return constant * self.behind.multiplier(after)

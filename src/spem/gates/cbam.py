@@ -1,0 +1,116 @@
+"""CBAM: channel attention of several poolings, then spatial attention."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spem.choices import unknown
+from spem.functional import Pooled, pool, recalibrate
+from spem.gates.gate import Attention, hidden_width, present, start_at_zero
+from spem.kernels.reference import widen
+
+
+def _power_mean(pooled: Pooled, x: Tensor) -> Tensor:
+    return (pooled.count * (present(pooled.var) + present(pooled.mean).square())).sqrt()
+
+
+_POOLS: dict[str, tuple[tuple[str, ...], Callable[[Pooled, Tensor], Tensor]]] = {
+    "avg": (("mean",), lambda pooled, x: present(pooled.mean)),
+    "max": (("max",), lambda pooled, x: present(pooled.max)),
+    "lp": (("mean", "var"), _power_mean),
+    "lse": ((), lambda pooled, x: widen(x).flatten(2).logsumexp(-1)),
+}
+
+
+class CBAM(Attention):
+    """Convolutional Block Attention Module.
+
+    Channel: x₁ = x·σ(Σ over the pools P of MLP(P(x))), MLP = W₂·relu(W₁·d + b₁) + b₂, one for all
+    pools. Spatial: y = x₁·σ(BN(conv([max_c x₁; mean_c x₁]))), the convolution k×k, 2 -> 1, without
+    bias. 2CR + R + C parameters with R = C // reduction, and 2k² + 2.
+
+    Args:
+        channels: C.
+        reduction: r.
+        pools: any of "avg", "max", "lp" (√Σx²) and "lse" (log Σ exp x), without repetition.
+        spatial: False leaves the spatial part out.
+        kernel_size: k, odd.
+        init: "paper", that of the authors' networks (biases and the scale of the spatial norm 0, so
+            the spatial multiplier starts at ½), or "identity" (W₂ at 0 too, gain 4; 2 without the
+            spatial part).
+
+    Raises:
+        ValueError: an option is unknown or out of range; training with a single value to normalise.
+
+    Source: Woo, Park, Lee and Kweon, "CBAM: Convolutional Block Attention Module", ECCV 2018 (arXiv
+        1807.06521).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        pools: Sequence[str] = ("avg", "max"),
+        spatial: bool = True,
+        kernel_size: int = 7,
+        init: str = "paper",
+    ):
+        super().__init__(channels, init)
+        width = hidden_width(channels, reduction, clamp=False)
+        self.pools = _check_pools(pools)
+        self.fc1 = nn.Linear(channels, width)
+        self.fc2 = nn.Linear(width, channels)
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc2.bias)
+        self.spatial = _Spatial(kernel_size) if spatial else None
+        if init == "identity":
+            start_at_zero(self.fc2)
+            self.gain.fill_(4 if spatial else 2)
+
+    def channel_multiplier(self, x: Tensor) -> Tensor:
+        """Return the multipliers of the channels, (N, C), without the gain."""
+        wanted = {name for key in self.pools for name in _POOLS[key][0]}
+        pooled = pool(x, wanted)
+        with torch.autocast(x.device.type, enabled=False):
+            total = sum(self.fc2(self.fc1(_POOLS[key][1](pooled, x)).relu()) for key in self.pools)
+            return torch.as_tensor(total).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the recalibrated map, (N, C, H, W) as x.
+
+        Raises:
+            ValueError: x has other channels than the gate was built for.
+        """
+        self.check_map(x)
+        multiplier = self.channel_multiplier(x)
+        if self.spatial is None:
+            return recalibrate(x, self.gain * multiplier)
+        x = recalibrate(x, multiplier)
+        return x * (self.gain * self.spatial(x)).to(x.dtype)
+
+
+class _Spatial(nn.Module):
+    def __init__(self, kernel_size: int):
+        super().__init__()
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size!r}, must be an odd whole number")
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.bn.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        return self.bn(self.conv(both)).sigmoid()
+
+
+def _check_pools(pools: Sequence[str]) -> tuple[str, ...]:
+    names = (pools,) if isinstance(pools, str) else tuple(pools)
+    for name in names:
+        if name not in _POOLS:
+            raise unknown("pool of CBAM", name, _POOLS)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"pools is {names!r}, must name at least one pooling and none twice")
+    return names

@@ -1,0 +1,85 @@
+"""DANet: every position attends to all positions, every channel to all channels."""
+
+import torch
+from torch import Tensor, nn
+
+from spem.choices import unknown
+from spem.gates.gate import Attention
+from spem.kernels.reference import widen
+
+
+class DANet(Attention):
+    """Dual Attention: the position and the channel module, or their sum.
+
+    Position: Q, K (C/8, L) and V (C, L) by 1×1 convolutions, S = softmax of the rows of QᵀK,
+    y = γ·(V Sᵀ) + x. Channel: E = X Xᵀ, S = softmax of rowmax(E) − E, y = γ·(S X) + x. γ starts at
+    0, so both start as the identity. 1.25C² + 1.25C + 1 and 1 parameters.
+
+    "both" adds the two and takes x once, so it starts as the identity too. The segmentation head of
+    the authors, which gives each module convolutions of its own, is not part of it.
+
+    Args:
+        channels: C, at least 8 with the position module.
+        attention: "position", "channel" or "both".
+        init: "paper"; it is the identity, as is "identity".
+
+    Raises:
+        ValueError: the attention is unknown, or the channels are too few.
+
+    Source: Fu et al., "Dual Attention Network for Scene Segmentation", CVPR 2019 (arXiv
+        1809.02983).
+    """
+
+    def __init__(self, channels: int, *, attention: str = "both", init: str = "paper"):
+        super().__init__(channels, init)
+        kinds = ("position", "channel", "both")
+        if attention not in kinds:
+            raise unknown("attention", attention, kinds)
+        if attention != "channel" and channels < 8:
+            raise ValueError(f"channels is {channels}, the position module needs at least 8")
+        self.attention = attention
+        self.position = _Position(channels) if attention != "channel" else None
+        self.channel = _Channel() if attention != "position" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map with what was attended to added, (N, C, H, W) as x.
+
+        Raises:
+            ValueError: x has other channels than the gate was built for.
+        """
+        self.check_map(x)
+        y = x
+        for module in (self.position, self.channel):
+            y = y if module is None else y + module(x).to(x.dtype)
+        return y
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"{self.channels}, attention={self.attention!r}"
+
+
+class _Position(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels // 8, 1)
+        self.key = nn.Conv2d(channels, channels // 8, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (f(x).flatten(2) for f in (self.query, self.key, self.value))
+        weights = widen(query.transpose(1, 2) @ key).softmax(-1).to(value.dtype)
+        return (self.gamma * (value @ weights.transpose(1, 2))).unflatten(2, x.shape[2:])
+
+
+class _Channel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        energy = widen(flat @ flat.transpose(1, 2))
+        # softmax subtracts the row's maximum itself: the sign alone turns likeness into unlikeness.
+        weights = (-energy).softmax(-1).to(flat.dtype)
+        return (self.gamma * (weights @ flat)).unflatten(2, x.shape[2:])

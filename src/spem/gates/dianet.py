@@ -1,0 +1,89 @@
+"""DIANet: one recurrent unit for all blocks of a stage, the block index as its time."""
+
+from typing import Any, Unpack
+
+from torch import Tensor, nn
+
+from spem.functional import Pooled
+from spem.gates.descriptor import DescriptorGate, Pooling
+from spem.gates.gate import hidden_width, start_at_zero
+
+
+class DIANet(DescriptorGate):
+    """Dense-and-Implicit Attention.
+
+    At block t with the descriptor u (the mean by default) and the states h, c of block t − 1, zero
+    at the first: (i, f, g, o) = S_ih(u) + S_hh(h), each S = W₂·relu(W₁·d + b₁) + b₂ of hidden
+    width C // reduction; c ← σ(f)·c + σ(i)·tanh(g), h ← σ(o)·σ(c); the multiplier is h.
+
+    The first gate of a stage owns the unit, 10C²/r + 2C/r + 8C parameters; the later ones are built
+    with `leader=` and own nothing. The state lives for one forward of the stage. A gate of its own
+    is one step from the zero state.
+
+    Args:
+        channels: C.
+        reduction: r.
+        leader: the stage's first gate; None for the first gate itself.
+        init: "paper", PyTorch's layers, or "identity", the second layers at 0 and gain 4.
+        **pooling: the descriptor, see `DescriptorGate`.
+
+    Raises:
+        ValueError: an option is out of range, or the leader has other channels.
+
+    Source: Huang, Liang, Liang and Yang, "DIANet: Dense-and-Implicit Attention Network", AAAI 2020
+        (arXiv 1905.10671); the sigmoid on the cell is that of the authors' code.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 4,
+        leader: "DIANet | None" = None,
+        init: str = "paper",
+        **pooling: Unpack[Pooling],
+    ):
+        super().__init__(channels, init=init, **pooling)
+        if leader is not None and leader.channels != channels:
+            raise ValueError(f"the leader has {leader.channels} channels, the gate {channels}")
+        self.followers = 0
+        self._steps = 0
+        self._state: tuple[Tensor, Tensor] | None = None
+        # In a tuple, so that the leader is not registered a second time below this module.
+        self._leader = () if leader is None else (leader,)
+        if leader is None:
+            width = hidden_width(channels, reduction, clamp=False)
+            self.w_ih, self.w_hh = _bottleneck(channels, width), _bottleneck(channels, width)
+        else:
+            leader.followers += 1
+        if init == "identity":
+            if leader is None:
+                start_at_zero(self.w_ih[2])
+                start_at_zero(self.w_hh[2])
+            self.gain.fill_(4)
+
+    def excite(self, pooled: Pooled) -> Tensor:
+        """Return the multipliers, (N, C), and move the stage's state one step on."""
+        u = self.descriptor(pooled)
+        if self._leader:
+            return self._leader[0].step(u)
+        self._steps, self._state = 0, None
+        return self.step(u)
+
+    def step(self, u: Tensor) -> Tensor:
+        """Return the next hidden state, (N, C), from the descriptor of a block, (N, C)."""
+        hidden, cell = (u.new_zeros(u.shape),) * 2 if self._state is None else self._state
+        i, f, g, o = (self.w_ih(u) + self.w_hh(hidden)).chunk(4, 1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.sigmoid()
+        self._steps += 1
+        self._state = (hidden, cell) if self._steps <= self.followers else None
+        return hidden
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A state of an unfinished forward belongs to its graph, which cannot be copied.
+        return {**self.__dict__, "_state": None, "_steps": 0}
+
+
+def _bottleneck(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, 4 * channels))

@@ -1,0 +1,122 @@
+"""FcaNet: squeeze-and-excitation on one frequency of each map instead of its mean."""
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from spem.choices import unknown
+from spem.functional import recalibrate
+from spem.gates.gate import Attention, hidden_width, start_at_zero
+from spem.kernels.reference import widen
+
+# (u, v) pairs in units of a seventh of the DCT size: u along the height, v along the width.
+_FREQUENCIES = {
+    "top": (
+        "0 0 6 0 0 1 1 4 5 1 3 0 0 0 3 2 4 6 3 5 5 2 6 5 5 3 3 4 2 2 6 1",
+        "0 1 0 5 2 0 2 0 0 6 0 4 6 3 5 2 6 3 3 3 5 1 1 2 4 2 1 1 3 0 5 3",
+    ),
+    "low": (
+        "0 0 1 1 0 2 2 1 2 0 3 4 0 1 3 0 1 2 3 4 5 0 1 2 3 4 5 6 1 2 3 4",
+        "0 1 0 1 2 0 1 2 2 3 0 0 4 3 1 5 4 3 2 1 0 6 5 4 3 2 1 0 6 5 4 3",
+    ),
+    "bot": (
+        "6 1 3 3 2 4 1 2 4 4 5 1 4 6 2 5 6 1 6 2 2 4 3 3 5 5 6 2 5 5 3 6",
+        "6 4 4 6 6 3 1 4 4 5 6 5 2 2 5 1 4 3 5 0 3 1 1 2 4 2 1 1 5 3 3 3",
+    ),
+}
+
+
+class FcaNet(Attention):
+    """Frequency Channel Attention.
+
+    The map, brought to dct_size × dct_size by adaptive average pooling where it has another size,
+    is projected on a cosine: f(c) = Σ z_c(h,w)·D_c(h,w). Multiplier σ(W₂·relu(W₁·f)), without
+    biases. The channels are cut into n equal groups of consecutive channels, one frequency each.
+    2CR parameters with R = C // reduction; D is a fixed buffer.
+
+    Args:
+        channels: C.
+        dct_size: side of the projected map. With less than 7 every frequency is 0, a scaled mean.
+            The authors give sizes for ImageNet only; `create_model` takes 32, 16, 8 by stage, a
+            definition of this library.
+        frequencies: "top", "low" or "bot" and n from 1 to 32: the first n of that list.
+        reduction: r.
+        init: "paper", PyTorch's layers, or "identity", the second layer at 0 and gain 2.
+
+    Raises:
+        ValueError: an option is unknown or out of range, or n does not divide the channels.
+
+    Source: Qin, Zhang, Wu and Li, "FcaNet: Frequency Channel Attention Networks", ICCV 2021 (arXiv
+        2012.11879).
+    """
+
+    dct: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        dct_size: int = 7,
+        frequencies: str = "top16",
+        reduction: int = 16,
+        init: str = "paper",
+    ):
+        super().__init__(channels, init)
+        if not isinstance(dct_size, int) or dct_size < 1:
+            raise ValueError(f"dct_size is {dct_size!r}, must be a whole number of at least 1")
+        pairs = _pairs(frequencies)
+        if channels % len(pairs):
+            raise ValueError(
+                f"frequencies is {frequencies!r}: {len(pairs)} does not divide {channels} channels"
+            )
+        self.dct_size, self.frequencies = dct_size, frequencies
+        basis = torch.stack([_cosines(u, v, dct_size) for u, v in pairs])
+        self.register_buffer("dct", basis.repeat_interleave(channels // len(pairs), 0))
+        width = hidden_width(channels, reduction, clamp=False)
+        self.fc1 = nn.Linear(channels, width, bias=False)
+        self.fc2 = nn.Linear(width, channels, bias=False)
+        if init == "identity":
+            start_at_zero(self.fc2)
+            self.gain.fill_(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the recalibrated map, (N, C, H, W) as x.
+
+        Raises:
+            ValueError: x has other channels than the gate was built for.
+        """
+        self.check_map(x)
+        size = (self.dct_size, self.dct_size)
+        with torch.autocast(x.device.type, enabled=False):
+            z = widen(x)
+            z = z if z.shape[2:] == size else adaptive_avg_pool2d(z, size)
+            descriptor = (z * self.dct).sum((2, 3))
+            multiplier = self.gain * self.fc2(self.fc1(descriptor).relu()).sigmoid()
+        return recalibrate(x, multiplier)
+
+    def extra_repr(self) -> str:
+        """Show the projection."""
+        return f"{self.channels}, dct_size={self.dct_size}, frequencies={self.frequencies!r}"
+
+
+def _pairs(frequencies: str) -> list[tuple[int, int]]:
+    match = re.fullmatch(r"([a-z]+)(\d+)", frequencies)
+    if match is None or match[1] not in _FREQUENCIES or not 1 <= int(match[2]) <= 32:
+        raise unknown("frequencies", frequencies, [f"{name}1 … {name}32" for name in _FREQUENCIES])
+    u, v = (map(int, axis.split()) for axis in _FREQUENCIES[match[1]])
+    return list(zip(u, v, strict=True))[: int(match[2])]
+
+
+def _cosines(u: int, v: int, size: int) -> Tensor:
+    """Return the product of two cosines over (h, w), of frequencies in sevenths of the size."""
+    positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (math.pi / size)
+
+    def wave(frequency: int) -> Tensor:
+        norm = math.sqrt((2 if frequency else 1) / size)
+        return (frequency * positions).cos() * norm
+
+    product = wave(u * (size // 7))[:, None] * wave(v * (size // 7))
+    return product.to(torch.get_default_dtype())

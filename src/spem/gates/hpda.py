@@ -1,0 +1,110 @@
+"""HPDA: several local attentions that a diversity loss keeps apart."""
+
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spem.gates.gate import Attention, hidden_width
+
+
+class HPDA(Attention):
+    """Local attention of Hierarchical Pyramid Diverse Attention.
+
+    K local attentions Aₖ (N, 1, H, W) = σ(BN(conv(relu(BN(conv(x)))))) with 1×1 convolutions over
+    C // reduction channels; y = x·maxₖ Aₖ. The auxiliary loss is the weight times the mean over the
+    pairs i < j of Σₙ max(0, margin − ‖Aᵢ − Aⱼ‖_F / (H·W)) / (2N), of the last training forward.
+    K·(CR + 4R + 3) parameters with R = C // reduction.
+
+    Approximate: the paper's scales, projections and constants could not be read. One scale, the
+    maximum over the attentions and the defaults are this library's definitions after reuses of the
+    method elsewhere, and no parity is claimed.
+
+    Args:
+        channels: C.
+        reduction: r.
+        branches: K.
+        margin: distance beyond which a pair adds nothing.
+        weight: of the loss.
+        init: "paper", PyTorch's layers, or "identity", the last norm at 0 and gain 2.
+
+    Raises:
+        ValueError: an option is out of range.
+
+    Source: Wang, Wu, Zheng and Guo, "Hierarchical Pyramid Diverse Attention Networks for Face
+        Recognition", CVPR 2020.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        branches: int = 5,
+        margin: float = 1.0,
+        weight: float = 0.5,
+        init: str = "paper",
+    ):
+        super().__init__(channels, init)
+        if not isinstance(branches, int) or branches < 2:
+            raise ValueError(f"branches is {branches!r}, must be a whole number of at least 2")
+        for name, value in (("margin", margin), ("weight", weight)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value!r}, must be a finite number of at least 0")
+        self.margin, self.weight = margin, weight
+        width = hidden_width(channels, reduction, clamp=False)
+        self.branches = nn.ModuleList(_local_attention(channels, width) for _ in range(branches))
+        self._diversity: Tensor | None = None
+        if init == "identity":
+            for branch in self.branches:
+                nn.init.zeros_(branch[-1].weight)
+            self.gain.fill_(2)
+
+    def attentions(self, x: Tensor) -> Tensor:
+        """Return the local attentions, (N, K, H, W)."""
+        return torch.cat([branch(x) for branch in self.branches], 1).sigmoid()
+
+    def descriptors(self, x: Tensor) -> Tensor:
+        """Return the mean of x under each attention, (N, K·C)."""
+        maps = self.attentions(x).flatten(2)
+        return (maps @ x.flatten(2).transpose(1, 2) / maps.shape[2]).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the recalibrated map, (N, C, H, W) as x.
+
+        Raises:
+            ValueError: x has other channels than the gate was built for.
+        """
+        self.check_map(x)
+        maps = self.attentions(x)
+        self._diversity = self.diversity_loss(maps) if self.training else None
+        return x * (self.gain * maps.amax(1, keepdim=True)).to(x.dtype)
+
+    def diversity_loss(self, maps: Tensor) -> Tensor:
+        """Return the unweighted loss of attentions (N, K, H, W)."""
+        pairs = torch.tensor(list(combinations(range(maps.shape[1]), 2)), device=maps.device).t()
+        difference = (maps[:, pairs[0]] - maps[:, pairs[1]]).flatten(2).float()
+        # The root's gradient at 0 is infinite, and identical attentions are where the loss acts.
+        squares = difference.square().sum(2)
+        safe = squares.where(squares > 0, 1)
+        distance = safe.sqrt().where(squares > 0, 0) / difference.shape[2]
+        return (self.margin - distance).relu().mean(1).sum() / (2 * max(1, len(maps)))
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return weight · diversity loss of the last training forward; None before one."""
+        return None if self._diversity is None else self.weight * self._diversity
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The loss belongs to the graph of its forward, which cannot be copied.
+        return {**self.__dict__, "_diversity": None}
+
+
+def _local_attention(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, 1, 1),
+        nn.BatchNorm2d(1),
+    )

@@ -1,0 +1,54 @@
+"""SE: squeeze-and-excitation, a bottleneck of two fully connected layers."""
+
+from typing import Unpack
+
+from torch import Tensor, nn
+
+from spem.functional import Pooled
+from spem.gates.descriptor import DescriptorGate, Pooling
+from spem.gates.gate import hidden_width, start_at_zero
+
+
+class SE(DescriptorGate):
+    """Squeeze-and-Excitation.
+
+    With the descriptor u (the mean by default): multiplier σ(W₂·relu(W₁·u + b₁) + b₂), W₁ (R, C),
+    W₂ (C, R), R = max(1, round(C / reduction)). 2CR parameters, and R + C with the biases.
+
+    Args:
+        channels: C.
+        reduction: r, C / r is the width of the hidden layer.
+        bias: whether both layers have a bias, as in the CIFAR networks of SPEM's authors.
+        init: "paper", PyTorch's linear layers, or "identity", the second layer at 0 and gain 2.
+        **pooling: the descriptor u, see `DescriptorGate`.
+
+    Raises:
+        ValueError: an option is unknown, out of range, or has no meaning beside the others.
+
+    Source: Hu, Shen and Sun, "Squeeze-and-Excitation Networks", CVPR 2018 (arXiv 1709.01507).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 16,
+        bias: bool = True,
+        init: str = "paper",
+        **pooling: Unpack[Pooling],
+    ):
+        super().__init__(channels, init=init, **pooling)
+        width = hidden_width(channels, reduction, clamp=True)
+        self.fc1 = nn.Linear(channels, width, bias)
+        self.fc2 = nn.Linear(width, channels, bias)
+        if init == "identity":
+            start_at_zero(self.fc2)
+            self.gain.fill_(2)
+
+    def logits(self, pooled: Pooled) -> Tensor:
+        """Return the multipliers before the sigmoid, (N, C)."""
+        return self.fc2(self.fc1(self.descriptor(pooled)).relu())
+
+    def excite(self, pooled: Pooled) -> Tensor:
+        """Return the multipliers, (N, C)."""
+        return self.logits(pooled).sigmoid()

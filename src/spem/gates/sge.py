@@ -1,0 +1,72 @@
+"""SGE: each group of channels is weighed by its likeness to its own mean, position by position."""
+
+import torch
+from torch import Tensor, nn
+
+from spem.gates.gate import Attention
+from spem.kernels.reference import pool_mean, widen
+
+
+class SGE(Attention):
+    """Spatial Group-wise Enhance.
+
+    In each of G groups of consecutive channels, with μ the means of its maps: s(h,w) = Σ μᵢ·xᵢ(h,w),
+    centred and divided by its unbiased deviation + eps over the positions; the multiplier of the
+    group at (h,w) is σ(a·s + b). 2G parameters.
+
+    A map of a single position has no unbiased deviation: the authors' code returns NaN; here s is
+    0 there, unless `parity`.
+
+    Args:
+        channels: C.
+        groups: G, a divisor of C. The authors' 64 is meant for ImageNet's widths; at 64 channels it
+            is one channel a group.
+        eps: added to the deviation.
+        parity: follow the authors' code into NaN on maps of one position.
+        init: "paper" (a = 0, b = 1, multiplier 0.731) or "identity" (b = 0, gain 2).
+
+    Raises:
+        ValueError: the groups do not divide the channels, or eps is negative.
+
+    Source: Li, Hu and Yang, "Spatial Group-wise Enhance", 2019 (arXiv 1905.09646).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        groups: int = 64,
+        eps: float = 1e-5,
+        parity: bool = False,
+        init: str = "paper",
+    ):
+        super().__init__(channels, init)
+        if not isinstance(groups, int) or groups < 1 or channels % groups:
+            raise ValueError(f"groups is {groups!r}, must be a divisor of the {channels} channels")
+        if not 0 <= eps < float("inf"):
+            raise ValueError(f"eps is {eps!r}, must be a finite number of at least 0")
+        self.groups, self.eps, self.parity = groups, eps, parity
+        self.weight = nn.Parameter(torch.zeros(groups))
+        self.bias = nn.Parameter(torch.full((groups,), 1.0 if init == "paper" else 0.0))
+        if init == "identity":
+            self.gain.fill_(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the recalibrated map, (N, C, H, W) as x.
+
+        Raises:
+            ValueError: x has other channels than the gate was built for.
+        """
+        self.check_map(x)
+        _, c, h, w = x.shape
+        with torch.autocast(x.device.type, enabled=False):
+            wide = widen(x)
+            likeness = (wide * pool_mean(wide)[:, :, None, None]).unflatten(1, (self.groups, -1))
+            s = likeness.sum(2)
+            s = s - s.mean((2, 3), keepdim=True)
+            if h * w > 1 or self.parity:
+                s = s / (s.std((2, 3), keepdim=True) + self.eps)
+            weight, bias = self.weight[:, None, None], self.bias[:, None, None]
+            multiplier = self.gain * (weight * s + bias).sigmoid()
+        spread = multiplier.to(x.dtype).repeat_interleave(c // self.groups, 1)
+        return x * spread

@@ -1,0 +1,145 @@
+"""SPA: a pyramid of average poolings as the descriptor."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from spem.choices import unknown
+from spem.functional import recalibrate
+from spem.gates.gate import Attention, hidden_width, start_at_zero
+from spem.kernels.reference import widen
+
+_VARIANTS = ("icme-a", "icme-b", "icme-c", "tmm-a", "tmm-b", "tmm-c")
+
+
+class SPA(Attention):
+    """Spatial Pyramid Attention, in the forms of both papers.
+
+    p₁, p₂, p₄: adaptive average pools to 1×1, 2×2, 4×4. "icme": multiplier σ(W₂·relu(W₁·f)) of the
+    three flattened and joined, f (N, 21C), without biases. "tmm": S = t₀·p₄ + t₁·up(p₂) + t₂·up(p₁)
+    (nearest, t = 1 at the start), multiplier σ(conv(relu(BN(conv(S))))) on 4×4 positions, resized
+    to the map (nearest): a gate of channels and places.
+
+    Type a reads the gated map itself. Types b and c read `source`, the block's input with
+    `source_channels`: their `forward` takes both. b projects from the source's width; c first
+    brings the source to C channels where its width differs.
+
+    Args:
+        channels: C.
+        variant: "icme-a", "icme-b", "icme-c", "tmm-a", "tmm-b" or "tmm-c".
+        source_channels: width of the block's input for types b and c; None for C.
+        reduction: r; the hidden width is width // r.
+        init: "paper", PyTorch's layers, or "identity", the last layer at 0 and gain 2.
+
+    Raises:
+        ValueError: an option is unknown or out of range, or source_channels stands beside type a.
+
+    Source: Guo, Ma et al., ICME 2020 ("icme"), and Ma, Guo et al., IEEE Transactions on Multimedia
+        2021 ("tmm"). Which of the papers' topologies is which variant was inferred.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        variant: str = "icme-a",
+        source_channels: int | None = None,
+        reduction: int = 16,
+        init: str = "paper",
+    ):
+        super().__init__(channels, init)
+        if variant not in _VARIANTS:
+            raise unknown("variant", variant, _VARIANTS)
+        paper, kind = variant.split("-")
+        if source_channels is not None and kind == "a":
+            raise ValueError(f"source_channels is {source_channels}, but {variant} has no source")
+        width = source_channels or channels
+        self.variant, self.source_channels = variant, width
+        self.matcher: nn.Module | None = None
+        if kind == "c" and width != channels:
+            self.matcher, width = _matcher(width, channels, paper), channels
+        build = _Joined if paper == "icme" else _Summed
+        self.pyramid = build(width, channels, reduction)
+        if init == "identity":
+            start_at_zero(self.pyramid.last)
+            self.gain.fill_(2)
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether `forward` takes the block's input beside the map."""
+        return not self.variant.endswith("a")
+
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        """Return the recalibrated map, (N, C, H, W) as x.
+
+        Args:
+            x: (N, C, H, W).
+            source: the block's input, (N, source_channels, H', W'), for types b and c.
+
+        Raises:
+            ValueError: a map has other channels than the gate was built for, or the source is
+                missing, or given to type a.
+        """
+        self.check_map(x)
+        if (source is None) == self.needs_source:
+            raise ValueError(
+                f"{self.variant} {'needs' if self.needs_source else 'has no'} source: "
+                "call gate(x, source) for types b and c, gate(x) for type a"
+            )
+        read = x if source is None else source
+        if read.dim() != 4 or read.shape[1] != self.source_channels:
+            raise ValueError(
+                f"the gate reads {self.source_channels} channels, the source is {tuple(read.shape)}"
+            )
+        read = read if self.matcher is None else self.matcher(read)
+        with torch.autocast(x.device.type, enabled=False):
+            multiplier = self.gain * self.pyramid(widen(read)).sigmoid()
+        if multiplier.shape[2:] == (1, 1):
+            return recalibrate(x, multiplier.flatten(1))
+        return x * interpolate(multiplier, x.shape[2:], mode="nearest").to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the options."""
+        return f"{self.channels}, variant={self.variant!r}, source={self.source_channels}"
+
+
+class _Joined(nn.Module):
+    """The logits of the first paper, (N, C, 1, 1)."""
+
+    def __init__(self, width: int, channels: int, reduction: int):
+        super().__init__()
+        hidden = hidden_width(width, reduction, clamp=False)
+        self.fc1 = nn.Linear(21 * width, hidden, bias=False)
+        self.last = nn.Linear(hidden, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = [adaptive_avg_pool2d(x, side).flatten(1) for side in (1, 2, 4)]
+        return self.last(self.fc1(torch.cat(levels, 1)).relu())[:, :, None, None]
+
+
+class _Summed(nn.Module):
+    """The logits of the second paper, (N, C, 4, 4)."""
+
+    def __init__(self, width: int, channels: int, reduction: int):
+        super().__init__()
+        hidden = hidden_width(width, reduction, clamp=False)
+        self.level_weight = nn.Parameter(torch.ones(3))
+        self.conv = nn.Conv2d(width, hidden, 1, bias=False)
+        self.bn = nn.BatchNorm2d(hidden)
+        self.last = nn.Conv2d(hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = [adaptive_avg_pool2d(x, side) for side in (4, 2, 1)]
+        pyramid = sum(
+            weight * interpolate(level, (4, 4), mode="nearest")
+            for weight, level in zip(self.level_weight, levels, strict=True)
+        )
+        return self.last(self.bn(self.conv(torch.as_tensor(pyramid))).relu())
+
+
+def _matcher(width: int, channels: int, paper: str) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+    if paper == "icme":
+        return nn.Sequential(*layers, nn.ReLU())
+    layers += [nn.ReLU(), nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+    return nn.Sequential(*layers)

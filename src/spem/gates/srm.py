@@ -1,0 +1,59 @@
+"""SRM: the style of a channel, its mean and deviation, weighed and normalised over the batch."""
+
+import torch
+from torch import Tensor, nn
+
+from spem.functional import Pooled
+from spem.gates.gate import Gate, present
+
+
+class SRM(Gate):
+    """Style-based Recalibration Module.
+
+    With μ the mean and s = √(v + eps) the deviation of a map, v its unbiased variance:
+    multiplier σ(BN(k₀·μ + k₁·s)), BN over the images of the batch. 4C parameters.
+
+    A map of a single position has no unbiased variance: the authors' code returns NaN; here v is 0
+    there, unless `parity`.
+
+    Args:
+        channels: C.
+        eps: added to the variance under the root.
+        parity: follow the authors' code into NaN on maps of one position.
+        init: "paper" (k = 0, multiplier ½) or "identity", the same with gain 2.
+
+    Raises:
+        ValueError: eps is negative; in training, a batch of a single image.
+
+    Source: Lee, Kim and Nam, "SRM: A Style-based Recalibration Module for Convolutional Neural
+        Networks", ICCV 2019 (arXiv 1903.10829). The authors train all four tensors without decay.
+    """
+
+    statistics = ("mean", "var")
+    undecayed = ("style_weight", "bn.weight", "bn.bias")
+
+    def __init__(
+        self, channels: int, *, eps: float = 1e-5, parity: bool = False, init: str = "paper"
+    ):
+        super().__init__(channels, init)
+        if not 0 <= eps < float("inf"):
+            raise ValueError(f"eps is {eps!r}, must be a finite number of at least 0")
+        self.eps, self.parity = eps, parity
+        self.style_weight = nn.Parameter(torch.zeros(channels, 2))
+        self.bn = nn.BatchNorm1d(channels)
+        if init == "identity":
+            self.gain.fill_(2)
+
+    def excite(self, pooled: Pooled) -> Tensor:
+        """Return the multipliers, (N, C)."""
+        mean, var = present(pooled.mean), present(pooled.var)
+        if self.training and len(mean) == 1:
+            raise ValueError("SRM normalises over the batch: training needs at least 2 images")
+        if pooled.count > 1:
+            var = var * (pooled.count / (pooled.count - 1))
+        elif self.parity:
+            var = torch.full_like(var, float("nan"))
+        deviation = (var + self.eps).sqrt()
+        return self.bn(
+            self.style_weight[:, 0] * mean + self.style_weight[:, 1] * deviation
+        ).sigmoid()
