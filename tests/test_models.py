@@ -29,6 +29,39 @@ COUNTS = {
     ("preresnet164", 10): (1_703_258, 1_735_622),
     ("preresnet164", 100): (1_726_388, 1_758_752),
 }
+PLAIN_COUNTS = {
+    "vgg11": (9_231_114, 9_277_284),
+    "vgg13": (9_416_010, 9_462_180),
+    "vgg16": (14_728_266, 14_774_436),
+    "vgg19": (20_040_522, 20_086_692),
+    "densenet100": (769_162, 800_032),
+    # Classifiers of 100 classes have 90 x 1025 parameters more.
+    "attention56": (7_202_794, 7_202_794 + 92_250),
+    "attention92": (12_170_730, 12_170_730 + 92_250),
+}
+# Parameters added to ResNet-164.
+ADDED = {
+    ("se", ()): 202_104,
+    ("se", (("bias", False),)): 193_536,
+    ("cbam", ()): 207_504,
+    ("eca", ()): 234,
+    ("srm", ()): 32_256,
+    ("sge", ()): 6_912,
+    ("sge", (("groups", 8),)): 864,
+    ("dianet", ()): 218_848,
+    ("iebn", ()): 24_224,
+    ("fcanet", ()): 193_536,
+    ("gct", ()): 24_192,
+    ("gct", (("placement", "conv"),)): 36_201,
+    ("spa", ()): 2_128_896,
+    ("spa", (("variant", "tmm-a"),)): 194_706,
+    ("sem", ()): 242_820,
+    ("lsas", ()): 161_568,
+    ("asr", ()): 210_168,
+    ("asr", (("both", True),)): 412_272,
+    ("danet", (("attention", "position"),)): 1_945_494,
+    ("danet", (("attention", "channel"),)): 54,
+}
 
 
 @pytest.mark.parametrize(("name", "classes"), COUNTS)
@@ -37,6 +70,74 @@ def test_parameter_counts(name, classes):
         with torch.device("meta"):
             model = create_model(name, gate, classes)
         assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("name", PLAIN_COUNTS)
+def test_parameter_counts_of_the_other_families(name):
+    for classes, count in zip((10, 100), PLAIN_COUNTS[name], strict=True):
+        with torch.device("meta"):
+            model = create_model(name, None, classes)
+        assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize(("gate", "options"), ADDED)
+def test_parameters_added_to_resnet164(gate, options):
+    with torch.device("meta"):
+        model = create_model("resnet164", gate, **dict(options))
+    assert sum(p.numel() for p in model.parameters()) == 1_704_154 + ADDED[gate, options]
+
+
+def test_dianet_of_a_preactivation_network_has_norms_of_its_own():
+    with torch.device("meta"):
+        model = create_model("preresnet164", "dianet")
+    assert sum(p.numel() for p in model.parameters()) == 1_938_234
+
+
+GATE_OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}, "cbam": {"reduction": 4}}
+GATE_OPTIONS |= {name: {"reduction": 4} for name in ("fcanet", "spa", "hpda")}
+GATE_OPTIONS["fcanet"] |= {"frequencies": "top4"}
+
+
+@pytest.mark.parametrize("name", ["resnet8", "preresnet11", "vgg11", "densenet10", "attention56"])
+@pytest.mark.parametrize("gate", sorted(spem.GATES))
+def test_every_gate_trains_in_every_family(name, gate):
+    model = create_model(name, gate, **GATE_OPTIONS.get(gate, {}))
+    logits = model(torch.randn(2, 3, 32, 32))
+    (logits.square().mean() + spem.auxiliary_loss(model)).backward()
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    assert all(g is not None and g.isfinite().all() for g in gradients.values())
+    assert model.eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("variant", ["icme-b", "icme-c", "tmm-b", "tmm-c"])
+@pytest.mark.parametrize("name", ["resnet11", "preresnet8", "densenet10"])
+def test_gates_that_read_the_blocks_input_get_it(name, variant):
+    model = create_model(name, "spa", variant=variant, reduction=4)
+    before = model.eval()(torch.ones(1, 3, 32, 32))
+    assert before.isfinite().all()
+    with pytest.raises(ValueError, match="reads the input of a block"):
+        create_model(name, "spa", variant=variant, reduction=4, placement="conv")
+
+
+def test_a_mask_gates_some_places():
+    model = create_model("resnet20", "se", mask=[1, 0, 0, 0, 1, 0, 0, 0, 1])
+    gated = [n for n, m in model.named_modules() if n.endswith("gate")]
+    assert gated == ["layer1.0.bn2.gate", "layer2.1.bn2.gate", "layer3.2.bn2.gate"]
+    with pytest.raises(ValueError, match="mask has 3 values, the network 9 places"):
+        create_model("resnet20", "se", mask=[1, 0, 1])
+
+
+def test_dianet_stores_one_unit_a_stage():
+    model = create_model("resnet20", "dianet")
+    keys = [key for key in model.state_dict() if "w_ih.0.weight" in key]
+    assert keys == [f"layer{stage}.0.bn2.gate.w_ih.0.weight" for stage in (1, 2, 3)]
+    x = torch.randn(2, 3, 16, 16)
+    model.eval()
+    twin = copy.deepcopy(model)
+    assert torch.equal(model(x), model(x))
+    assert torch.equal(twin(x), model(x))
+    twin.layer1[0].bn2.gate.w_ih[2].bias.data.add_(1)
+    assert not torch.equal(twin(x), model(x))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +203,7 @@ def unfuse(model):
             self.norm.load_state_dict({k: v for k, v in own.items() if "gate." not in k})
             self.gate = norm.gate
 
-        def forward(self, x, residual=None, relu=False):
+        def forward(self, x, residual=None, relu=False, source=None):
             out = self.norm(x)
             out = out if self.gate is None else self.gate(out)
             out = out if residual is None else out + residual
@@ -159,8 +260,13 @@ def test_deterministic_algorithms_suffice():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet"}, "unknown model 'resnet'; known: resnetDEPTH"),
+        ({"name": "resnet"}, "unknown model 'resnet'; known: "),
         ({"name": "resnext20"}, "unknown model 'resnext20'"),
+        ({"name": "vgg12"}, "unknown model 'vgg12'; known: vgg"),
+        ({"name": "densenet99"}, "depth 99 of 'densenet99' is not 6n"),
+        ({"name": "vgg11", "block": "basic"}, "'vgg11' has no choice of blocks"),
+        ({"name": "resnet20", "gate": "se", "placement": "top"}, "unknown placement 'top'"),
+        ({"name": "resnet20", "mask": [1]}, r"\['mask'\] were given without a gate"),
         ({"name": "resnet21"}, "depth 21 is neither 6n"),
         ({"name": "resnet2"}, "depth 2 of 'resnet2' is not 6n"),
         ({"name": "resnet20", "block": "wide"}, "unknown block 'wide'"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spem import kernels
 from spem.functional import Pooled, pool, recalibrate
-from spem.gates.gate import Attention, Gate, present
+from spem.gates.gate import Attention, Gate, gated, present
 from spem.kernels.reference import widen
 
 
@@ -54,13 +54,20 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         self.gate = gate
         self.sync = False
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        source: Tensor | None = None,
+    ) -> Tensor:
         """Return relu(gate(BatchNorm2d(x)) + residual).
 
         Args:
             x: (N, C, H, W).
             residual: (N, C, H, W) in the dtype of x, added last; None adds nothing.
             relu: whether negative results become 0.
+            source: the block's input, for gates that read it.
 
         Raises:
             ValueError: a shape or dtype does not fit, or training sees one value a channel.
@@ -71,12 +78,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         if gate is None and self._synchronises():
             return self._folded(x, None, residual, relu)
         out = self._folded(x) if self._synchronises() else super().forward(x)
-        if isinstance(gate, Gate):
-            return gate(out, residual, relu)
         if gate is not None:
-            out = gate(out)
-            out = out if residual is None else out + residual
-            return F.relu(out) if relu else out
+            return gated(gate, out, residual, relu, source)
         # Batch normalisation keeps its input for the backward pass, not its output.
         out = out if residual is None else out.add_(residual)
         return F.relu_(out) if relu else out

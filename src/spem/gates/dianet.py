@@ -34,6 +34,8 @@ class DIANet(DescriptorGate):
         (arXiv 1905.10671); the sigmoid on the cell is that of the authors' code.
     """
 
+    needs_norm = True
+
     def __init__(
         self,
         channels: int,

@@ -27,6 +27,12 @@ class Attention(nn.Module):
     gain: Tensor
     # Names of parameters that the authors train without weight decay.
     undecayed: tuple[str, ...] = ()
+    # Where `create_model` puts the gate by default, see `spem.models.placement`.
+    placement = "residual"
+    # Whether it wants a norm of its own where it would follow a convolution.
+    needs_norm = False
+    # Whether `forward` takes the block's input beside the map.
+    needs_source = False
 
     def __init__(self, channels: int, init: str = "paper"):
         super().__init__()
@@ -111,6 +117,29 @@ class Gate(Attention):
         pooled = self.refine(pool(x, self.statistics), x)
         multiplier = self.multiplier(pooled).expand(x.shape[:2])
         return recalibrate(x, multiplier, residual=residual, relu=relu)
+
+
+def gated(
+    gate: Attention,
+    x: Tensor,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    source: Tensor | None = None,
+) -> Tensor:
+    """Return relu(gate(x) + residual) for any gate.
+
+    Args:
+        gate: a `Gate`, which does all in one pass, or a gate that needs the map.
+        x: (N, C, H, W).
+        residual: (N, C, H, W), added after the gate.
+        relu: whether negative results become 0.
+        source: the block's input, for gates that read it.
+    """
+    if isinstance(gate, Gate):
+        return gate(x, residual, relu)
+    out = gate(x, source) if gate.needs_source else gate(x)
+    out = out if residual is None else out + residual
+    return out.relu() if relu else out
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor:

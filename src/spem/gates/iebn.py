@@ -27,6 +27,7 @@ class IEBN(IE):
     """
 
     folding = "always"
+    placement = "norm"
 
     def fold(
         self, pooled: Pooled, scale: Tensor, shift: Tensor, bias: Tensor

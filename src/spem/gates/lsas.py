@@ -30,6 +30,8 @@ class LSAS(SE):
         Alleviating Attention Bias Problem", ICME 2023 (arXiv 2305.05200).
     """
 
+    placement = "last-stage"
+
     def __init__(
         self,
         channels: int,

@@ -55,6 +55,7 @@ class SPA(Attention):
             raise ValueError(f"source_channels is {source_channels}, but {variant} has no source")
         width = source_channels or channels
         self.variant, self.source_channels = variant, width
+        self.needs_source = kind != "a"
         self.matcher: nn.Module | None = None
         if kind == "c" and width != channels:
             self.matcher, width = _matcher(width, channels, paper), channels
@@ -63,11 +64,6 @@ class SPA(Attention):
         if init == "identity":
             start_at_zero(self.pyramid.last)
             self.gain.fill_(2)
-
-    @property
-    def needs_source(self) -> bool:
-        """Whether `forward` takes the block's input beside the map."""
-        return not self.variant.endswith("a")
 
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
         """Return the recalibrated map, (N, C, H, W) as x.

@@ -1,22 +1,30 @@
 """Networks by name, with or without gates."""
 
 import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from spem.choices import unknown
-from spem.gates import create_gate
+from spem.models import attention, vgg
+from spem.models.attention import ResidualAttentionNet
+from spem.models.densenet import DenseNet
+from spem.models.placement import Placement
 from spem.models.preresnet import PreBasicBlock, PreBottleneck, PreResNet
 from spem.models.resnet import BasicBlock, Bottleneck, ResNet
+from spem.models.vgg import VGG
 
-__all__ = ["PreResNet", "ResNet", "create_model"]
+__all__ = ["VGG", "DenseNet", "PreResNet", "ResNet", "ResidualAttentionNet", "create_model"]
 
-_FAMILIES = {
+_RESIDUAL = {
     "resnet": (ResNet, {"basic": BasicBlock, "bottleneck": Bottleneck}),
     "preresnet": (PreResNet, {"basic": PreBasicBlock, "bottleneck": PreBottleneck}),
 }
 _CONVOLUTIONS = {"basic": 6, "bottleneck": 9}  # of one block in each of the three stages
+_KNOWN = ["resnetDEPTH", "preresnetDEPTH", "densenetDEPTH"]
+_KNOWN += [f"vgg{depth}" for depth in vgg.PLANS] + [f"attention{d}" for d in attention.PLANS]
 
 
 def create_model(
@@ -26,21 +34,29 @@ def create_model(
     in_channels: int = 3,
     *,
     block: str | None = None,
+    placement: str | None = None,
+    mask: Sequence[int] | None = None,
     **gate_options: Any,
 ) -> nn.Module:
     """Build a network by its name.
 
     Args:
-        name: a family and a depth: "resnet20", "resnet164", "preresnet110".
-        gate: a key of `GATES` for the end of every residual branch, or None.
+        name: "resnet20", "resnet164" …, "preresnet110" …, "vgg11", "vgg13", "vgg16", "vgg19",
+            "densenet100" (BC, growth 12), "attention56", "attention92".
+        gate: a key of `GATES`, or None.
         num_classes: width of the classifier.
         in_channels: channels of the images.
-        block: "basic" (depth 6n+2) or "bottleneck" (9n+2). By default basic where 6n+2 fits and
-            the depth is at most 110, else bottleneck where 9n+2 fits, else basic.
+        block: of (pre-activation) ResNets: "basic" (depth 6n+2) or "bottleneck" (9n+2). By default
+            basic where 6n+2 fits and the depth is at most 110, else bottleneck where 9n+2 fits,
+            else basic.
+        placement: where the gates sit: "residual" (at the end of every residual branch; VGG: behind
+            every norm; DenseNet: on the new maps), "conv" (before every convolution), "norm" (on
+            every norm but those of shortcuts) or "last-stage"; None for what its authors do.
+        mask: 0 or 1 for every place, in order, to gate only some.
         gate_options: keyword arguments of the gate.
 
     Returns:
-        A network from images (N, in_channels, H, W), H and W at least 8, to logits
+        A network from images (N, in_channels, H, W), H and W at least 8 (VGG: 32), to logits
         (N, num_classes). Its attribute `config` holds these arguments.
 
     Raises:
@@ -51,41 +67,56 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         1759648
     """
-    network, blocks, depth = _parse(name)
-    block = _choose_block(depth) if block is None else block
-    if block not in blocks:
-        raise unknown("block", block, blocks)
-    per_depth = _CONVOLUTIONS[block]
-    if depth < per_depth + 2 or (depth - 2) % per_depth:
-        raise ValueError(f"depth {depth} of {name!r} is not {per_depth}n+2, as {block} blocks need")
     for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{argument} is {value!r}, must be a whole number of at least 1")
-    if gate is None and gate_options:
-        raise ValueError(f"gate options {sorted(gate_options)} were given without a gate")
-    model = network(
-        blocks[block],
-        (depth - 2) // per_depth,
-        lambda width: None if gate is None else create_gate(gate, width, **gate_options),
-        num_classes,
-        in_channels,
-    )
+    build, block = _network(name, block)
+    gates = Placement(gate, gate_options, placement, mask)
+    model = build(gates=gates, num_classes=num_classes, in_channels=in_channels)
+    gates.finish()
     model.config = {
         "model": name,
         "gate": gate,
         "num_classes": num_classes,
         "in_channels": in_channels,
         "block": block,
+        "placement": placement,
+        "mask": None if mask is None else [int(bool(bit)) for bit in mask],
         "gate_options": gate_options,
     }
     return model
 
 
-def _parse(name: str) -> tuple[Any, dict[str, Any], int]:
+def _network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:
+    """Return what builds the network of this name, and its block."""
     match = re.fullmatch(r"([a-z]+)(\d+)", name)
-    if match is None or match[1] not in _FAMILIES:
-        raise unknown("model", name, [f"{family}DEPTH" for family in _FAMILIES])
-    return *_FAMILIES[match[1]], int(match[2])
+    family, depth = (match[1], int(match[2])) if match else ("", 0)
+    if family in _RESIDUAL:
+        return _residual(name, family, depth, block)
+    if block is not None:
+        raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
+    if family == "vgg" and depth in vgg.PLANS:
+        return partial(VGG, depth), None
+    if family == "attention" and depth in attention.PLANS:
+        return partial(ResidualAttentionNet, attention.PLANS[depth]), None
+    if family == "densenet":
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth {depth} of {name!r} is not 6n+4, as DenseNet-BC needs")
+        return partial(DenseNet, (depth - 4) // 6), None
+    raise unknown("model", name, _KNOWN)
+
+
+def _residual(
+    name: str, family: str, depth: int, block: str | None
+) -> tuple[Callable[..., nn.Module], str]:
+    network, blocks = _RESIDUAL[family]
+    block = _choose_block(depth) if block is None else block
+    if block not in blocks:
+        raise unknown("block", block, blocks)
+    count = _CONVOLUTIONS[block]
+    if depth < count + 2 or (depth - 2) % count:
+        raise ValueError(f"depth {depth} of {name!r} is not {count}n+2, as {block} blocks need")
+    return partial(network, blocks[block], (depth - 2) // count), block
 
 
 def _choose_block(depth: int) -> str:

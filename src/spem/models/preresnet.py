@@ -2,44 +2,53 @@
 
 from torch import Tensor, nn
 
-from spem.gates import Attention, Gate
-from spem.models.resnet import (
-    BlockType,
-    GateFactory,
-    check_images,
-    conv1x1,
-    conv3x3,
-    initialise,
-    stages,
-)
+from spem.gates import Attention
+from spem.gates.gate import gated
+from spem.models.placement import Placement
+from spem.models.resnet import BlockType, check_images, conv1x1, conv3x3, initialise, stages
 from spem.norm import GatedBatchNorm2d
 
 
-def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Conv2d | None:
+def _shortcut(in_channels: int, channels: int, stride: int, gates: Placement) -> nn.Conv2d | None:
     if stride == 1 and in_channels == channels:
         return None
-    return conv1x1(in_channels, channels, stride)
+    return conv1x1(in_channels, channels, stride, gates)
 
 
 class _PreBlock(nn.Module):
     """What both blocks share: the end, where the gate follows a convolution."""
 
+    bn1: GatedBatchNorm2d
     gate: Attention | None
+    bn_additional: GatedBatchNorm2d | None
     downsample: nn.Conv2d | None
+    # Whether the projection of the shortcut reads relu(norm(x)) instead of x.
+    projects_activated = False
+
+    def close(self, in_channels: int, channels: int, stride: int, gates: Placement) -> None:
+        """Build the end of the block: the gate, with a norm before it where it asks for one."""
+        gate = gates.residual(channels, in_channels)
+        normed = gate is not None and gate.needs_norm
+        self.bn_additional = GatedBatchNorm2d(channels, gate=gate) if normed else None
+        self.gate = None if normed else gate
+        self.downsample = _shortcut(in_channels, channels, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:
-        """Return the residual branch of x, before the gate."""
+        """Return the residual branch of relu(norm(x)), before the gate."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
-        residual = x if self.downsample is None else self.downsample(x)
-        out = self.branch(x)
+        activated = self.bn1(x, relu=True)
+        residual = x
+        if self.downsample is not None:
+            residual = self.downsample(activated if self.projects_activated else x)
+        out = self.branch(activated)
+        if self.bn_additional is not None:
+            return self.bn_additional(out, residual, source=x)
         if self.gate is None:
             return out.add_(residual)
-        if isinstance(self.gate, Gate):
-            return self.gate(out, residual)
-        return self.gate(out) + residual
+        return gated(self.gate, out, residual, source=x)
 
 
 class PreBasicBlock(_PreBlock):
@@ -47,19 +56,17 @@ class PreBasicBlock(_PreBlock):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, planes: int, stride: int, gate: GateFactory):
+    def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
-        self.bn1 = GatedBatchNorm2d(in_channels)
-        self.conv1 = conv3x3(in_channels, planes, stride)
-        self.bn2 = GatedBatchNorm2d(planes)
-        self.conv2 = conv3x3(planes, planes)
-        self.gate = gate(planes)
-        self.downsample = _shortcut(in_channels, planes, stride)
+        self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
+        self.conv1 = conv3x3(in_channels, planes, stride, gates)
+        self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
+        self.conv2 = conv3x3(planes, planes, 1, gates)
+        self.close(in_channels, planes, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
-        out = self.conv1(self.bn1(x, relu=True))
-        return self.conv2(self.bn2(out, relu=True))
+        """Return the residual branch of relu(norm(x)), before the gate."""
+        return self.conv2(self.bn2(self.conv1(x), relu=True))
 
 
 class PreBottleneck(_PreBlock):
@@ -67,22 +74,20 @@ class PreBottleneck(_PreBlock):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, planes: int, stride: int, gate: GateFactory):
+    def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
         channels = planes * self.expansion
-        self.bn1 = GatedBatchNorm2d(in_channels)
-        self.conv1 = conv1x1(in_channels, planes)
-        self.bn2 = GatedBatchNorm2d(planes)
-        self.conv2 = conv3x3(planes, planes, stride)
-        self.bn3 = GatedBatchNorm2d(planes)
-        self.conv3 = conv1x1(planes, channels)
-        self.gate = gate(channels)
-        self.downsample = _shortcut(in_channels, channels, stride)
+        self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
+        self.conv1 = conv1x1(in_channels, planes, 1, gates)
+        self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
+        self.conv2 = conv3x3(planes, planes, stride, gates)
+        self.bn3 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
+        self.conv3 = conv1x1(planes, channels, 1, gates)
+        self.close(in_channels, channels, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
-        out = self.conv1(self.bn1(x, relu=True))
-        out = self.conv2(self.bn2(out, relu=True))
+        """Return the residual branch of relu(norm(x)), before the gate."""
+        out = self.conv2(self.bn2(self.conv1(x), relu=True))
         return self.conv3(self.bn3(out, relu=True))
 
 
@@ -99,15 +104,16 @@ class PreResNet(nn.Module):
         self,
         block: BlockType,
         blocks: int,
-        gate: GateFactory,
+        gates: Placement,
         num_classes: int = 10,
         in_channels: int = 3,
     ):
         super().__init__()
         self.in_channels = in_channels
-        self.conv1 = conv3x3(in_channels, 16)
-        self.layer1, self.layer2, self.layer3 = stages(block, blocks, gate)
-        self.bn = GatedBatchNorm2d(64 * block.expansion)
+        self.conv1 = conv3x3(in_channels, 16, 1, gates)
+        self.layer1, self.layer2, self.layer3 = stages(block, blocks, gates)
+        width = 64 * block.expansion
+        self.bn = GatedBatchNorm2d(width, gate=gates.norm(width))
         self.fc = nn.Linear(64 * block.expansion, num_classes)
         initialise(self)
 

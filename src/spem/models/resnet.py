@@ -1,30 +1,34 @@
 """CIFAR ResNet: basic blocks at depth 6n+2, bottlenecks at depth 9n+2."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from spem.gates import Attention
+from spem.models.placement import GatedConv2d, Placement
 from spem.norm import GatedBatchNorm2d
 
-GateFactory = Callable[[int], Attention | None]
 
-
-def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
+def conv3x3(in_channels: int, channels: int, stride: int, gates: Placement) -> GatedConv2d:
     """Return a 3×3 convolution that keeps the size at stride 1, without bias."""
-    return nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+    conv = GatedConv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+    conv.gate = gates.conv(in_channels)
+    return conv
 
 
-def conv1x1(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
+def conv1x1(in_channels: int, channels: int, stride: int, gates: Placement) -> GatedConv2d:
     """Return a 1×1 convolution without bias."""
-    return nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+    conv = GatedConv2d(in_channels, channels, 1, stride, bias=False)
+    conv.gate = gates.conv(in_channels)
+    return conv
 
 
-def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Sequential | None:
+def _shortcut(
+    in_channels: int, channels: int, stride: int, gates: Placement
+) -> nn.Sequential | None:
     if stride == 1 and in_channels == channels:
         return None
-    return nn.Sequential(conv1x1(in_channels, channels, stride), GatedBatchNorm2d(channels))
+    conv = conv1x1(in_channels, channels, stride, gates)
+    return nn.Sequential(conv, GatedBatchNorm2d(channels))
 
 
 class BasicBlock(nn.Module):
@@ -32,19 +36,20 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, planes: int, stride: int, gate: GateFactory):
+    def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
-        self.conv1 = conv3x3(in_channels, planes, stride)
-        self.bn1 = GatedBatchNorm2d(planes)
-        self.conv2 = conv3x3(planes, planes)
-        self.bn2 = GatedBatchNorm2d(planes, gate=gate(planes))
-        self.downsample = _shortcut(in_channels, planes, stride)
+        self.conv1 = conv3x3(in_channels, planes, stride, gates)
+        self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
+        self.conv2 = conv3x3(planes, planes, 1, gates)
+        last = gates.residual(planes, in_channels) or gates.norm(planes)
+        self.bn2 = GatedBatchNorm2d(planes, gate=last)
+        self.downsample = _shortcut(in_channels, planes, stride, gates)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         out = self.bn1(self.conv1(x), relu=True)
         residual = x if self.downsample is None else self.downsample(x)
-        return self.bn2(self.conv2(out), residual=residual, relu=True)
+        return self.bn2(self.conv2(out), residual, True, source=x)
 
 
 class Bottleneck(nn.Module):
@@ -52,23 +57,24 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, planes: int, stride: int, gate: GateFactory):
+    def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
         channels = planes * self.expansion
-        self.conv1 = conv1x1(in_channels, planes)
-        self.bn1 = GatedBatchNorm2d(planes)
-        self.conv2 = conv3x3(planes, planes, stride)
-        self.bn2 = GatedBatchNorm2d(planes)
-        self.conv3 = conv1x1(planes, channels)
-        self.bn3 = GatedBatchNorm2d(channels, gate=gate(channels))
-        self.downsample = _shortcut(in_channels, channels, stride)
+        self.conv1 = conv1x1(in_channels, planes, 1, gates)
+        self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
+        self.conv2 = conv3x3(planes, planes, stride, gates)
+        self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
+        self.conv3 = conv1x1(planes, channels, 1, gates)
+        last = gates.residual(channels, in_channels) or gates.norm(channels)
+        self.bn3 = GatedBatchNorm2d(channels, gate=last)
+        self.downsample = _shortcut(in_channels, channels, stride, gates)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         out = self.bn1(self.conv1(x), relu=True)
         out = self.bn2(self.conv2(out), relu=True)
         residual = x if self.downsample is None else self.downsample(x)
-        return self.bn3(self.conv3(out), residual=residual, relu=True)
+        return self.bn3(self.conv3(out), residual, True, source=x)
 
 
 class BlockType(Protocol):
@@ -76,20 +82,19 @@ class BlockType(Protocol):
 
     expansion: int
 
-    def __call__(
-        self, in_channels: int, planes: int, stride: int, gate: GateFactory
-    ) -> nn.Module:
+    def __call__(self, in_channels: int, planes: int, stride: int, gates: Placement) -> nn.Module:
         """Build a block."""
         ...
 
 
-def stages(block: BlockType, blocks: int, gate: GateFactory) -> list[nn.Sequential]:
+def stages(block: BlockType, blocks: int, gates: Placement) -> list[nn.Sequential]:
     """Build the three stages: planes 16, 32, 64, the first block of stages 2 and 3 at stride 2."""
     built, width = [], 16
     for planes, stride in ((16, 1), (32, 2), (64, 2)):
+        gates.start_stage(last=planes == 64, size=512 // planes)
         stage = nn.Sequential()
         for index in range(blocks):
-            stage.append(block(width, planes, stride if index == 0 else 1, gate))
+            stage.append(block(width, planes, stride if index == 0 else 1, gates))
             width = planes * block.expansion
         built.append(stage)
     return built
@@ -102,11 +107,11 @@ def initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def check_images(x: Tensor, in_channels: int) -> None:
-    """Raise ValueError unless x is (N, in_channels, H, W) with H and W of at least 8."""
-    if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < 8:
+def check_images(x: Tensor, in_channels: int, side: int = 8) -> None:
+    """Raise ValueError unless x is (N, in_channels, H, W) with H and W of at least `side`."""
+    if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < side:
         raise ValueError(
-            f"the input is {tuple(x.shape)}, must be (N, {in_channels}, H, W) with H, W >= 8"
+            f"the input is {tuple(x.shape)}, must be (N, {in_channels}, H, W) with H, W >= {side}"
         )
 
 
@@ -116,7 +121,7 @@ class ResNet(nn.Module):
     Args:
         block: `BasicBlock` or `Bottleneck`.
         blocks: n, the blocks of each of the three stages.
-        gate: called with a width, returns the gate for it or None.
+        gates: builds the gates.
         num_classes: width of the classifier.
         in_channels: channels of the images.
 
@@ -128,15 +133,15 @@ class ResNet(nn.Module):
         self,
         block: BlockType,
         blocks: int,
-        gate: GateFactory,
+        gates: Placement,
         num_classes: int = 10,
         in_channels: int = 3,
     ):
         super().__init__()
         self.in_channels = in_channels
-        self.conv1 = conv3x3(in_channels, 16)
-        self.bn1 = GatedBatchNorm2d(16)
-        self.layer1, self.layer2, self.layer3 = stages(block, blocks, gate)
+        self.conv1 = conv3x3(in_channels, 16, 1, gates)
+        self.bn1 = GatedBatchNorm2d(16, gate=gates.norm(16))
+        self.layer1, self.layer2, self.layer3 = stages(block, blocks, gates)
         self.fc = nn.Linear(64 * block.expansion, num_classes)
         initialise(self)
 

@@ -1,0 +1,126 @@
+"""Residual Attention Network for CIFAR: soft masks on a trunk of pre-activation units."""
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, max_pool2d
+
+from spem.models.placement import Placement
+from spem.models.preresnet import PreBottleneck
+from spem.models.resnet import check_images, conv1x1, conv3x3, initialise
+from spem.norm import GatedBatchNorm2d
+
+# Attention modules of the stages at 32×32, 16×16 and 8×8.
+PLANS = {56: (1, 1, 1), 92: (1, 2, 3)}
+
+
+class _Unit(PreBottleneck):
+    projects_activated = True
+
+
+def _unit(in_channels: int, channels: int, stride: int, gates: Placement) -> _Unit:
+    return _Unit(in_channels, channels // _Unit.expansion, stride, gates)
+
+
+def _units(count: int, channels: int, gates: Placement) -> nn.Sequential:
+    return nn.Sequential(*(_unit(channels, channels, 1, gates) for _ in range(count)))
+
+
+def _down(x: Tensor) -> Tensor:
+    return max_pool2d(x, 3, stride=2, padding=1)
+
+
+def _up(x: Tensor, like: Tensor) -> Tensor:
+    return interpolate(x, like.shape[2:], mode="bilinear", align_corners=True)
+
+
+class _Mask(nn.Module):
+    """The soft mask (N, C, H, W) of a stage; its depth shrinks with the size of the maps."""
+
+    def __init__(self, channels: int, depth: int):
+        super().__init__()
+        none = Placement(None, {})
+        self.depth = depth
+        self.bottom = _units(2, channels, none)
+        if depth == 2:
+            self.first = _units(1, channels, none)
+            self.skip = _units(1, channels, none)
+            self.upper = _units(1, channels, none)
+        self.bn1 = GatedBatchNorm2d(channels)
+        self.conv1 = conv1x1(channels, channels, 1, none)
+        self.bn2 = GatedBatchNorm2d(channels)
+        self.conv2 = conv1x1(channels, channels, 1, none)
+
+    def forward(self, x: Tensor, trunk: Tensor) -> Tensor:
+        z = self._hourglass(x, trunk)
+        z = self.conv1(self.bn1(z, relu=True))
+        return self.conv2(self.bn2(z, relu=True)).sigmoid()
+
+    def _hourglass(self, x: Tensor, trunk: Tensor) -> Tensor:
+        if self.depth == 0:
+            return self.bottom(x)
+        if self.depth == 1:
+            return _up(self.bottom(_down(x)), trunk) + trunk
+        first = self.first(_down(x))
+        bottom = _up(self.bottom(_down(first)), first)
+        return _up(self.upper(bottom + first + self.skip(first)), trunk) + trunk
+
+
+class _AttentionModule(nn.Module):
+    """Maps x to unit((1 + mask) · trunk), after a unit of its own."""
+
+    def __init__(self, channels: int, depth: int, gates: Placement):
+        super().__init__()
+        self.first = _units(1, channels, gates)
+        self.trunk = _units(2, channels, gates)
+        self.mask = _Mask(channels, depth)
+        self.last = _units(1, channels, gates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        trunk = self.trunk(x)
+        return self.last((1 + self.mask(x, trunk)) * trunk)
+
+
+class ResidualAttentionNet(nn.Module):
+    """Residual Attention Network, with an optional gate in every unit outside the masks.
+
+    Args:
+        modules: attention modules of each of the three stages.
+        gates: builds the gates.
+        num_classes: width of the classifier.
+        in_channels: channels of the images.
+
+    Source: Wang et al., "Residual Attention Network for Image Classification", CVPR 2017 (arXiv
+        1704.06904). The layout for CIFAR is that of a widely used port, whose author calls it his
+        own reading, without the port's unused shortcut weights. The gate's place is this library's
+        definition.
+    """
+
+    def __init__(
+        self,
+        modules: tuple[int, int, int],
+        gates: Placement,
+        num_classes: int = 10,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        self.in_channels = in_channels
+        self.conv1 = conv3x3(in_channels, 32, 1, gates)
+        self.bn1 = GatedBatchNorm2d(32, gate=gates.norm(32))
+        layers, width = [], 32
+        for stage, (channels, count) in enumerate(zip((128, 256, 512), modules, strict=True)):
+            gates.start_stage(last=False, size=32 >> stage)
+            layers.append(_unit(width, channels, 2 if stage else 1, gates))
+            layers += [_AttentionModule(channels, 2 - stage, gates) for _ in range(count)]
+            width = channels
+        gates.start_stage(last=True, size=8)
+        layers += [_unit(512, 1024, 1, gates), *_units(2, 1024, gates)]
+        self.layers = nn.Sequential(*layers)
+        self.bn = GatedBatchNorm2d(1024, gate=gates.norm(1024))
+        self.fc = nn.Linear(1024, num_classes)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (N, num_classes), of images (N, in_channels, H, W), H, W >= 8."""
+        check_images(x, self.in_channels)
+        x = self.layers(self.bn1(self.conv1(x), relu=True))
+        return self.fc(self.bn(x, relu=True).mean((2, 3)))

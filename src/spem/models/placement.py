@@ -1,0 +1,122 @@
+"""Where the gates of a network sit, and how each is built there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from spem.choices import unknown
+from spem.gates import GATES, Attention, DIANet, create_gate, gate_options
+
+PLACEMENTS = ("residual", "conv", "norm", "last-stage")
+
+
+class Placement:
+    """Builds the gates of one network, asked for in the order of its layers.
+
+    Args:
+        gate: a key of `GATES`; None for no gates.
+        options: keyword arguments of the gate.
+        placement: "residual": at the end of every residual branch (VGG: behind every norm;
+            DenseNet: on the new maps); "conv": before every convolution; "norm": on every norm but
+            those of shortcuts; "last-stage": as "residual", in the last stage only. None: what the
+            authors of the gate do.
+        mask: one value a place, in their order; places with 0 stay without a gate. None: all.
+
+    Raises:
+        ValueError: a name is unknown, or options, placement or mask stand without a gate.
+    """
+
+    def __init__(
+        self,
+        gate: str | None,
+        options: dict[str, Any],
+        placement: str | None = None,
+        mask: Sequence[int] | None = None,
+    ):
+        if gate is None and (options or placement or mask is not None):
+            given = (
+                sorted(options) + ["placement"] * bool(placement) + ["mask"] * (mask is not None)
+            )
+            raise ValueError(f"gate options {given} were given without a gate")
+        if gate is not None and gate not in GATES:
+            raise unknown("gate", gate, GATES)
+        if placement is not None and placement not in PLACEMENTS:
+            raise unknown("placement", placement, PLACEMENTS)
+        self.gate, self.options, self.mask = gate, options, mask
+        self.placement = placement or (GATES[gate].placement if gate else "residual")
+        self.places = 0
+        self._last_stage = True
+        self._dct_size: int | None = None
+        self._leader: DIANet | None = None
+
+    def start_stage(self, *, last: bool, size: int) -> None:
+        """Begin a stage.
+
+        Args:
+            last: whether it is the network's last.
+            size: side of its maps for 32×32 images, which FcaNet takes by default.
+        """
+        self._last_stage, self._dct_size, self._leader = last, size, None
+
+    def residual(self, channels: int, source_channels: int) -> Attention | None:
+        """Return the gate for the end of a residual branch, or None.
+
+        Args:
+            channels: of the branch's output.
+            source_channels: of the block's input.
+        """
+        place = self.placement == "residual" or (
+            self.placement == "last-stage" and self._last_stage
+        )
+        return self._build(channels, source_channels) if place else None
+
+    def norm(self, channels: int) -> Attention | None:
+        """Return the gate for a norm, or None."""
+        return self._build(channels) if self.placement == "norm" else None
+
+    def conv(self, channels: int) -> Attention | None:
+        """Return the gate for the input of a convolution, or None."""
+        return self._build(channels) if self.placement == "conv" else None
+
+    def finish(self) -> None:
+        """Check the mask against the number of places there were.
+
+        Raises:
+            ValueError: the mask has another length.
+        """
+        if self.mask is not None and len(self.mask) != self.places:
+            raise ValueError(f"mask has {len(self.mask)} values, the network {self.places} places")
+
+    def _build(self, channels: int, source_channels: int | None = None) -> Attention | None:
+        if self.gate is None:
+            return None
+        self.places += 1
+        if self.mask is not None and not self.mask[min(self.places, len(self.mask)) - 1]:
+            return None
+        options = dict(self.options)
+        known = gate_options(self.gate)
+        if "dct_size" in known and self._dct_size is not None:
+            options.setdefault("dct_size", self._dct_size)
+        if "leader" in known:
+            options["leader"] = self._leader
+        if self.gate == "spa" and not str(options.get("variant", "icme-a")).endswith("a"):
+            if source_channels is None:
+                raise ValueError(
+                    f"{options['variant']} reads the input of a block: there is none here"
+                )
+            options["source_channels"] = source_channels
+        gate = create_gate(self.gate, channels, **options)
+        if isinstance(gate, DIANet) and self._leader is None:
+            self._leader = gate
+        return gate
+
+
+class GatedConv2d(nn.Conv2d):
+    """A convolution with a gate on its input, under `gate.`; the other keys stay as they are."""
+
+    gate: Attention | None = None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Conv2d)
+        """Return the convolution of the gated input."""
+        return super().forward(input if self.gate is None else self.gate(input))
