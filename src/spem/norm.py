@@ -78,16 +78,43 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         if gate is None and self._synchronises():
             return self._folded(x, None, residual, relu)
         out = self._folded(x) if self._synchronises() else super().forward(x)
+        if isinstance(gate, Gate) and gate.reads_input:
+            return self._with_input(gate, x, out, residual, relu)
         if gate is not None:
             return gated(gate, out, residual, relu, source)
         # Batch normalisation keeps its input for the backward pass, not its output.
         out = out if residual is None else out.add_(residual)
         return F.relu_(out) if relu else out
 
+    def __getattr__(self, name: str) -> Any:
+        """Refuse what would drop the gate in silence.
+
+        SyncBatchNorm.convert_sync_batchnorm and the fusing of torch.ao ask a norm for its qconfig
+        before they put another module in its place.
+        """
+        if name == "qconfig" and self.gate is not None:
+            raise RuntimeError(
+                "converting or fusing this norm would drop its gate: for shared batch statistics "
+                "set `sync = True` on the norm (recipe key sync_batchnorm), else detach the gates"
+            )
+        return super().__getattr__(name)
+
     def _folds(self, gate: Gate, x: Tensor) -> bool:
-        if gate.folding != "either":
-            return gate.folding == "always"
+        if not gate.foldable:
+            return False
         return self._synchronises() or (kernels.chosen() is not kernels.eager and x.numel() > 0)
+
+    def _with_input(
+        self, gate: Gate, x: Tensor, out: Tensor, residual: Tensor | None, relu: bool
+    ) -> Tensor:
+        """Gate the normalised map `out` by the pooled values of the norm's input x."""
+        pooled = gate.refine(pool(x, gate.statistics), x)
+        ones = torch.ones(
+            self.num_features, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device
+        )
+        zeros = torch.zeros_like(ones)
+        a, b = gate.fold(pooled, ones, zeros, self.bias if self.affine else zeros)
+        return recalibrate(out, a, b, residual, relu)
 
     def _folded(
         self,

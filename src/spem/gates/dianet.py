@@ -64,6 +64,11 @@ class DIANet(DescriptorGate):
                 start_at_zero(self.w_hh[2])
             self.gain.fill_(4)
 
+    @property
+    def follows(self) -> bool:
+        """Whether the unit belongs to an earlier gate."""
+        return bool(self._leader)
+
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C), and move the stage's state one step on."""
         u = self.descriptor(pooled)

@@ -1,5 +1,7 @@
 """The bases of all gates: what every one has, and the pipeline of those that read pooled values."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -71,9 +73,10 @@ class Gate(Attention):
     """
 
     statistics: tuple[str, ...]
-    # Whether the gate of a norm can be folded into it: "either", or "never" where the pooled values
-    # of the norm's output do not follow from those of its input, or "always" where they must.
-    folding = "either"
+    # Whether the pooled values of a norm's output follow from those of its input.
+    foldable = True
+    # Whether it reads the pooled values of the input of its norm, instead of the output's.
+    reads_input = False
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multiplier of every channel, (N, C), or (1, C) for all images alike."""
@@ -153,6 +156,22 @@ def auxiliary_loss(model: nn.Module) -> Tensor:
     if present_terms:
         return torch.stack(present_terms).sum()
     return torch.zeros((), device=next((p.device for p in model.parameters()), None))
+
+
+def parameter_groups(modules: Sequence[nn.Module]) -> list[tuple[list[nn.Parameter], dict]]:
+    """Return the parameters of modules in at most two groups with their optimizer settings.
+
+    The first group has no settings of its own; the second holds what the authors of a gate train
+    without weight decay (`Attention.undecayed`).
+    """
+    decayed, undecayed, exempt = [], [], set()
+    for gate in (m for module in modules for m in module.modules() if isinstance(m, Attention)):
+        exempt |= {id(gate.get_parameter(name)) for name in gate.undecayed}
+    unique = {id(p): p for module in modules for p in module.parameters()}
+    for key, parameter in unique.items():
+        (undecayed if key in exempt else decayed).append(parameter)
+    groups = [(decayed, {}), (undecayed, {"weight_decay": 0.0})]
+    return [(parameters, settings) for parameters, settings in groups if parameters]
 
 
 def present(statistic: Tensor | None) -> Tensor:

@@ -50,7 +50,7 @@ class GCT(Gate):
         self.mode, self.after_relu, self.eps = mode, after_relu, eps
         self.statistics = ("mean", "var") if mode == "l2" else ("mean",) if after_relu else ()
         if not self.statistics:
-            self.folding = "never"
+            self.foldable = False
         self.alpha = nn.Parameter(torch.ones(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))

@@ -26,7 +26,7 @@ class IEBN(IE):
         (arXiv 1908.04008).
     """
 
-    folding = "always"
+    reads_input = True
     placement = "norm"
 
     def fold(

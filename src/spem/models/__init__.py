@@ -74,7 +74,7 @@ def create_model(
     gates = Placement(gate, gate_options, placement, mask)
     model = build(gates=gates, num_classes=num_classes, in_channels=in_channels)
     gates.finish()
-    model.config = {
+    vars(model)["config"] = {
         "model": name,
         "gate": gate,
         "num_classes": num_classes,

@@ -12,19 +12,22 @@ from spem.norm import GatedBatchNorm2d
 GROWTH = 12
 
 
-class _Layer(nn.Module):
+class DenseLayer(nn.Module):
+    """Two convolutions, each after norm and ReLU, whose 12 maps join those it read."""
+
     def __init__(self, in_channels: int, gates: Placement):
         super().__init__()
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
         self.conv1 = conv1x1(in_channels, 4 * GROWTH, 1, gates)
         self.bn2 = GatedBatchNorm2d(4 * GROWTH, gate=gates.norm(4 * GROWTH))
         self.conv2 = conv3x3(4 * GROWTH, GROWTH, 1, gates)
-        self.gate = gates.residual(GROWTH, in_channels)
+        self.branch_gate = gates.residual(GROWTH, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, in_channels + 12, H, W)."""
         new = self.conv1(self.bn1(x, relu=True))
         new = self.conv2(self.bn2(new, relu=True))
-        new = new if self.gate is None else gated(self.gate, new, source=x)
+        new = new if self.branch_gate is None else gated(self.branch_gate, new, source=x)
         return torch.cat([x, new], 1)
 
 
@@ -61,7 +64,7 @@ class DenseNet(nn.Module):
         for stage in range(3):
             gates.start_stage(last=stage == 2, size=32 >> stage)
             self.blocks.append(
-                nn.Sequential(*(_Layer(width + i * GROWTH, gates) for i in range(layers)))
+                nn.Sequential(*(DenseLayer(width + i * GROWTH, gates) for i in range(layers)))
             )
             width += layers * GROWTH
             if stage < 2:

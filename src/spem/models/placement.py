@@ -113,10 +113,10 @@ class Placement:
 
 
 class GatedConv2d(nn.Conv2d):
-    """A convolution with a gate on its input, under `gate.`; the other keys stay as they are."""
+    """A convolution with a gate on its input, `input_gate`; the other keys stay as they are."""
 
-    gate: Attention | None = None
+    input_gate: Attention | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Conv2d)
         """Return the convolution of the gated input."""
-        return super().forward(input if self.gate is None else self.gate(input))
+        return super().forward(input if self.input_gate is None else self.input_gate(input))

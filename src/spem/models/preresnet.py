@@ -15,11 +15,11 @@ def _shortcut(in_channels: int, channels: int, stride: int, gates: Placement) ->
     return conv1x1(in_channels, channels, stride, gates)
 
 
-class _PreBlock(nn.Module):
+class PreBlock(nn.Module):
     """What both blocks share: the end, where the gate follows a convolution."""
 
     bn1: GatedBatchNorm2d
-    gate: Attention | None
+    branch_gate: Attention | None
     bn_additional: GatedBatchNorm2d | None
     downsample: nn.Conv2d | None
     # Whether the projection of the shortcut reads relu(norm(x)) instead of x.
@@ -30,7 +30,7 @@ class _PreBlock(nn.Module):
         gate = gates.residual(channels, in_channels)
         normed = gate is not None and gate.needs_norm
         self.bn_additional = GatedBatchNorm2d(channels, gate=gate) if normed else None
-        self.gate = None if normed else gate
+        self.branch_gate = None if normed else gate
         self.downsample = _shortcut(in_channels, channels, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:
@@ -46,12 +46,12 @@ class _PreBlock(nn.Module):
         out = self.branch(activated)
         if self.bn_additional is not None:
             return self.bn_additional(out, residual, source=x)
-        if self.gate is None:
+        if self.branch_gate is None:
             return out.add_(residual)
-        return gated(self.gate, out, residual, source=x)
+        return gated(self.branch_gate, out, residual, source=x)
 
 
-class PreBasicBlock(_PreBlock):
+class PreBasicBlock(PreBlock):
     """Two 3×3 convolutions, each after norm and ReLU; the gate sits on the second."""
 
     expansion = 1
@@ -69,7 +69,7 @@ class PreBasicBlock(_PreBlock):
         return self.conv2(self.bn2(self.conv1(x), relu=True))
 
 
-class PreBottleneck(_PreBlock):
+class PreBottleneck(PreBlock):
     """1×1, 3×3 and 1×1 convolutions, each after norm and ReLU; the gate sits on the third."""
 
     expansion = 4

@@ -11,14 +11,14 @@ from spem.norm import GatedBatchNorm2d
 def conv3x3(in_channels: int, channels: int, stride: int, gates: Placement) -> GatedConv2d:
     """Return a 3×3 convolution that keeps the size at stride 1, without bias."""
     conv = GatedConv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-    conv.gate = gates.conv(in_channels)
+    conv.input_gate = gates.conv(in_channels)
     return conv
 
 
 def conv1x1(in_channels: int, channels: int, stride: int, gates: Placement) -> GatedConv2d:
     """Return a 1×1 convolution without bias."""
     conv = GatedConv2d(in_channels, channels, 1, stride, bias=False)
-    conv.gate = gates.conv(in_channels)
+    conv.input_gate = gates.conv(in_channels)
     return conv
 
 

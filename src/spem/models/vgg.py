@@ -10,17 +10,18 @@ from spem.norm import GatedBatchNorm2d
 PLANS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-class _Layer(nn.Module):
+class VGGLayer(nn.Module):
     """A 3×3 convolution with bias, its norm and ReLU; the gate sits between the last two."""
 
     def __init__(self, in_channels: int, channels: int, gates: Placement):
         super().__init__()
         self.conv = GatedConv2d(in_channels, channels, 3, padding=1)
-        self.conv.gate = gates.conv(in_channels)
+        self.conv.input_gate = gates.conv(in_channels)
         gate = gates.residual(channels, in_channels) or gates.norm(channels)
         self.bn = GatedBatchNorm2d(channels, gate=gate)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels, H, W)."""
         return self.bn(self.conv(x), relu=True, source=x)
 
 
@@ -47,7 +48,7 @@ class VGG(nn.Module):
             channels = min(64 << stage, 512)
             gates.start_stage(last=stage == 4, size=32 >> stage)
             for _ in range(count):
-                self.features.append(_Layer(width, channels, gates))
+                self.features.append(VGGLayer(width, channels, gates))
                 width = channels
             self.features.append(nn.MaxPool2d(2))
         self.fc = nn.Linear(512, num_classes)

@@ -1,0 +1,323 @@
+"""attach, detach and load_backbone on models that know nothing of gates."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import spem
+from spem import attach, create_model, detach, load_backbone
+from spem.norm import GatedBatchNorm2d
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, width, out, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.downsample = None
+        if stride != 1 or width != out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class NormAct(nn.BatchNorm2d):
+    """A subclass with its activation inside, as timm's."""
+
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), NormAct(8))
+        self.layer1 = nn.Sequential(BasicBlock(8, 8, 1), BasicBlock(8, 8, 1))
+        self.layer2 = nn.Sequential(BasicBlock(8, 16, 2), BasicBlock(16, 16, 1))
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.fc(self.layer2(self.layer1(self.stem(x))).mean((2, 3)))
+
+
+OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
+OPTIONS |= {name: {"reduction": 4} for name in ("cbam", "spa", "hpda", "fcanet")}
+OPTIONS["fcanet"] |= {"frequencies": "top4"}
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("gate", sorted(spem.GATES))
+@pytest.mark.parametrize("at", ["residual", "stage", "stem*", "layer*.*.bn1"])
+def test_identity_changes_no_logit_and_no_key(gate, at):
+    plain, model = Net(), Net()
+    model.load_state_dict(plain.state_dict())
+    report = attach(model, gate, at=at, **OPTIONS.get(gate, {}))
+    keys, before = model.state_dict().keys(), plain.state_dict().keys()
+    assert before < keys
+    assert all(".gate." in key for key in keys - before)
+    # The last norm of `layer*.*.bn1` and the residual end only; hooks and folds alike.
+    assert torch.equal(model(X), plain(X))
+    assert torch.equal(model.eval()(X), plain.eval()(X))
+    assert len(report) == {"residual": 4, "stage": 2, "stem*": 2, "layer*.*.bn1": 4}[at]
+
+
+def test_the_same_objects_stay():
+    model = Net()
+    weight, slot = model.layer1[0].bn2.weight, model.layer1[0].bn2
+    called = []
+    slot.register_forward_hook(lambda *_: called.append(1))
+    report = attach(model, "spem")
+    assert model.layer1[0].bn2 is slot
+    assert slot.weight is weight
+    assert type(slot) is GatedBatchNorm2d
+    model(X)
+    assert called == [1]
+    assert str(report).splitlines()[1].split() == ["layer1.0.bn2", "8", "34", "norm"]
+    assert str(report).splitlines()[-1] == "4 gates, 200 parameters"
+
+
+@pytest.mark.parametrize("at", ["residual", "stage", "stem"])
+def test_detach_gives_the_model_back(at):
+    model = Net()
+    before = copy.deepcopy(model)
+    attach(model, "se", at=at)
+    detach(model)
+    assert repr(model) == repr(before)
+    assert list(model.state_dict()) == list(before.state_dict())
+    for ours, theirs in zip(model.state_dict().values(), before.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(model.modules(), before.modules(), strict=True):
+        assert type(ours) is type(theirs)
+        assert vars(ours).keys() == vars(theirs).keys()
+        assert not ours._forward_hooks
+        assert not ours._forward_pre_hooks
+    assert torch.equal(model(X), before(X))
+
+
+def test_detach_keeps_the_weights_of_now():
+    model = Net()
+    attach(model, "spem")
+    model.layer1[0].bn2.weight.data.fill_(3)
+    detach(model)
+    assert (model.layer1[0].bn2.weight == 3).all()
+
+
+def test_our_own_networks_attach_and_detach():
+    for name in ("resnet8", "preresnet8", "vgg11", "densenet10", "attention56"):
+        plain = create_model(name).eval()
+        model = copy.deepcopy(plain)
+        if name == "attention56":
+            report = attach(model, "se", at="layers.*.last.*.conv3")
+        else:
+            report = attach(model, "se")
+        assert report
+        x = torch.randn(1, 3, 32, 32)
+        assert torch.equal(model(x), plain(x))
+        detach(model)
+        assert model.state_dict().keys() == plain.state_dict().keys()
+        assert torch.equal(model(x), plain(x))
+
+
+@pytest.mark.parametrize("at", ["residual", "stage"])
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_use_their_own_gates(at, how):
+    model = Net().eval()
+    attach(model, "se", at=at)
+    model(X)
+    if how == "deepcopy":
+        twin = copy.deepcopy(model)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(model))
+    else:
+        torch.save(model, buffer := io.BytesIO())
+        buffer.seek(0)
+        twin = torch.load(buffer, weights_only=False)
+    assert torch.equal(twin(X), model(X))
+    for parameter in (p for n, p in twin.named_parameters() if ".gate." in n):
+        parameter.data.add_(1)
+    assert not torch.equal(twin(X), model(X))
+    detach(twin)
+    assert twin.state_dict().keys() == Net().state_dict().keys()
+
+
+def test_an_average_of_the_model_moves_its_own_gates():
+    model = Net()
+    attach(model, "spem", at="stage")
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True).eval()
+    before = average(X)
+    for name, parameter in model.eval().named_parameters():
+        parameter.data.add_(1 if ".gate." in name else 0)
+    assert torch.equal(average(X), before)
+    assert not torch.equal(model(X), before)
+    average.update_parameters(model)
+    assert torch.equal(average(X), model(X))
+
+
+def test_three_training_steps_move_all_gates():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=0.01)
+    attach(model, "srm", optimizer=optimizer)
+    assert [len(g["params"]) for g in optimizer.param_groups[1:]] == [12]
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+    assert optimizer.param_groups[1]["lr"] == 0.1
+    gates = {n: p.detach().clone() for n, p in model.named_parameters() if ".gate." in n}
+    for _ in range(3):
+        model(X).square().mean().backward()
+        optimizer.step()
+    moved = {n for n, p in model.named_parameters() if n in gates and not torch.equal(p, gates[n])}
+    assert moved == gates.keys()
+    detach(model, optimizer)
+    assert len(optimizer.param_groups) == 1
+    held = {id(p) for p in optimizer.param_groups[0]["params"]}
+    assert held == {id(p) for p in model.parameters()}
+    assert all(id(p) in held for p in optimizer.state)
+
+
+def test_a_shared_module_is_gated_once():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    model.append(model[1])
+    assert len(attach(model, "spem", at="1")) == 1
+    assert model[2] is model[1]
+    assert type(model[2]) is GatedBatchNorm2d
+
+
+def test_device_mode_and_dtype_are_kept():
+    model = Net().double().eval()
+    attach(model, "se")
+    assert not model.layer1[0].bn2.gate.training
+    assert model.layer1[0].bn2.gate.fc1.weight.dtype == torch.float64
+    half = Net().bfloat16().eval()
+    plain = copy.deepcopy(half)
+    attach(half, "se")
+    assert half.layer1[0].bn2.gate.fc1.weight.dtype == torch.float32
+    assert torch.equal(half(X.bfloat16()), plain(X.bfloat16()))
+
+
+def test_a_dry_run_changes_nothing():
+    model = Net()
+    report = attach(model, "spem", dry_run=True)
+    assert len(report) == 4
+    assert model.state_dict().keys() == Net().state_dict().keys()
+    assert not model._forward_pre_hooks
+
+
+def test_names_lists_predicates_and_masks():
+    assert len(attach(Net(), "se", at=["layer1.0.bn1", "layer2.*.bn1"])) == 3
+    assert len(attach(Net(), "se", at=lambda n, m: isinstance(m, NormAct))) == 1
+    report = attach(Net(), "se", mask=[0, 1, 0, 1])
+    assert [entry.name for entry in report] == ["layer1.1.bn2", "layer2.1.bn2"]
+
+
+def test_dianet_shares_a_unit_among_slots_of_a_width():
+    model = Net()
+    attach(model, "dianet")
+    assert [n for n in model.state_dict() if n.endswith("w_ih.0.bias")] == [
+        "layer1.0.bn2.gate.w_ih.0.bias",
+        "layer2.0.bn2.gate.w_ih.0.bias",
+    ]
+
+
+def test_a_lost_gate_is_noticed():
+    model = Net()
+    attach(model, "spem")
+    model.layer1[0].bn2 = nn.BatchNorm2d(8)
+    with pytest.raises(RuntimeError, match=r"the gate of 'layer1.0.bn2' is lost"):
+        model(X)
+    hooked = Net()
+    attach(hooked, "spem", at="stem")
+    hooked.stem[1] = nn.BatchNorm2d(8)
+    with pytest.raises(RuntimeError, match="the gate of 'stem' is lost"):
+        hooked(X)
+
+
+def test_sync_batchnorm_conversion_is_refused():
+    model = Net()
+    attach(model, "spem")
+    for gated in (model, create_model("resnet8", "spem")):
+        with pytest.raises(RuntimeError, match="would drop its gate"):
+            nn.SyncBatchNorm.convert_sync_batchnorm(gated)
+    hooked = Net()
+    attach(hooked, "spem", at="stem")
+    with pytest.raises(RuntimeError, match="is lost"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(hooked)(X)
+
+
+def test_an_attached_model_compiles_whole():
+    model = Net().eval()
+    attach(model, "se")
+    attach(model, "spem", at="stage")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), model(X))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "message"),
+    [
+        (Net, {"gate": "spme"}, "unknown gate 'spme'; known: spem"),
+        (Net, {"gate": "se", "reduktion": 4}, "'reduktion'; known: reduction"),
+        (Net, {"gate": "se", "at": "layer9.*"}, r"no module of the model is named 'layer9.\*'"),
+        (Net, {"gate": "se", "at": lambda n, m: False}, "matches no module of this Net"),
+        (lambda: nn.Sequential(nn.Linear(2, 2)), {"gate": "se"}, "at='residual' matches no module"),
+        (Net, {"gate": "se", "at": "fc"}, "'fc' does not tell its channels"),
+        (Net, {"gate": "se", "mask": [1]}, "mask has 1 values, the model 4 slots"),
+        (Net, {"gate": "spa", "variant": "icme-b", "reduction": 4}, "reads the block's input"),
+        (lambda: torch.compile(Net()), {"gate": "se"}, "compiled: attach gates first"),
+        (lambda: nn.DataParallel(Net()), {"gate": "se"}, "wrapped in DataParallel"),
+        (
+            Net,
+            {"gate": "se", "optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), 1)},
+            "the optimizer holds no parameter",
+        ),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_changed(prepare, arguments, message):
+    model = prepare()
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        attach(model, **arguments)
+    assert list(model.state_dict()) == before
+
+
+def test_twice_is_refused_and_detach_needs_gates():
+    model = Net()
+    with pytest.raises(ValueError, match="no gates to detach"):
+        detach(model)
+    attach(model, "se")
+    with pytest.raises(ValueError, match=r"'layer1.0.bn2' has a gate already"):
+        attach(model, "spem")
+
+
+def test_a_plain_checkpoint_loads_whole():
+    plain, model = create_model("resnet8"), create_model("resnet8", "spem", init="identity")
+    state = {f"module.{k}": v for k, v in plain.state_dict().items()}
+    loaded = load_backbone(model, state)
+    assert sorted(loaded.loaded) == sorted(plain.state_dict())
+    assert all(".gate." in key for key in loaded.new)
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(model(x), plain(x))
+    assert str(loaded) == f"{len(loaded.loaded)} loaded, {len(loaded.new)} new, 0 ignored"
+
+
+def test_a_checkpoint_that_would_lose_weights_is_refused():
+    model = create_model("resnet8", "spem", num_classes=7)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = create_model("resnet8").state_dict()
+    with pytest.raises(ValueError, match=r"2 mismatched \(fc.bias \(10,\) for \(7,\)"):
+        load_backbone(model, state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert load_backbone(model, state, ignore=["fc.*"]).ignored == ["fc.bias", "fc.weight"]
+    with pytest.raises(ValueError, match="1 unexpected"):
+        load_backbone(model, {**state, "extra": torch.ones(1)}, ignore=["fc.*"])
+    del state["bn1.weight"]
+    with pytest.raises(ValueError, match=r"1 missing \(bn1.weight"):
+        load_backbone(model, state, ignore=["fc.*"])
