@@ -186,7 +186,7 @@ def test_identity_gates_leave_the_logits_as_they_are(name):
     gated = create_model(name, "spem", init="identity")
     missing, unexpected = gated.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
-    assert all(".gate." in key for key in missing)
+    assert all("gate." in key for key in missing)
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(plain(x), gated(x))
     assert torch.equal(plain.eval()(x), gated.eval()(x))

@@ -3,6 +3,8 @@
 from spem import kernels
 from spem.attach import attach, detach
 from spem.backbone import load_backbone
+from spem.constancy import gate_report
+from spem.deploy import deploy
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates import GATES, SPEM, Attention, Gate, auxiliary_loss, create_gate, register
 from spem.models import create_model
@@ -19,7 +21,9 @@ __all__ = [
     "auxiliary_loss",
     "create_gate",
     "create_model",
+    "deploy",
     "detach",
+    "gate_report",
     "kernels",
     "load_backbone",
     "pool",

@@ -1,0 +1,77 @@
+"""Deployment: what is constant in a trained network is folded into its norms."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from spem.constancy import GateStatistics
+from spem.gates import ASR, Gate
+from spem.norm import GatedBatchNorm2d
+
+
+def deploy(
+    model: nn.Module,
+    *,
+    constant_gates: float | None = None,
+    report: Mapping[str, GateStatistics] | None = None,
+) -> nn.Module:
+    """Return a copy of a model in evaluation mode, without the gates that are constant.
+
+    ASR gates are constant by construction and disappear into the scale and shift of their norm,
+    exactly: the network has the parameters of the plain one (of ASR + SE, of the one with SE).
+
+    Args:
+        model: a trained network, left as it is.
+        constant_gates: also replace gates by their mean multipliers whose spread in `report` is at
+            most this, as far as they sit on a norm; this changes the function a little.
+        report: what `gate_report` measured of this model.
+
+    Raises:
+        ValueError: one of constant_gates and report was given without the other, the threshold is
+            negative, or a norm with a constant gate has no scale and shift of its own.
+    """
+    if (constant_gates is None) != (report is None):
+        raise ValueError("constant_gates and report belong together: measure with gate_report")
+    if constant_gates is not None and not constant_gates >= 0:
+        raise ValueError(f"constant_gates is {constant_gates}, must be at least 0")
+    deployed = copy.deepcopy(model).eval()
+    for name, norm in deployed.named_modules():
+        if not isinstance(norm, GatedBatchNorm2d) or norm.gate is None:
+            continue
+        if isinstance(norm.gate, ASR):
+            behind = norm.gate.behind
+            _fold(name, norm, norm.gate.gain * norm.gate.constant()[0])
+            norm.gate = behind
+        elif report and constant_gates is not None and isinstance(norm.gate, Gate):
+            statistics = report[f"{name}.gate"]
+            if statistics.spread <= constant_gates:
+                _fold(name, norm, statistics.mean)
+                norm.gate = None
+    _rename(deployed)
+    return deployed
+
+
+@torch.no_grad()
+def _fold(name: str, norm: GatedBatchNorm2d, multiplier: Tensor) -> None:
+    if not norm.affine:
+        raise ValueError(f"the norm {name!r} has no scale and shift to fold its gate into")
+    scales_shift = not (isinstance(norm.gate, Gate) and norm.gate.reads_input)
+    for parameter in (norm.weight, norm.bias) if scales_shift else (norm.weight,):
+        parameter.copy_(parameter.double() * multiplier.to(parameter.device).double())
+
+
+def _rename(model: nn.Module) -> None:
+    """Let the `config` of a network of `create_model` name what it has become."""
+    config = getattr(model, "config", None)
+    if isinstance(config, dict) and config["gate"] == "asr":
+        options = config["gate_options"]
+        both = options.get("both", False)
+        vars(model)["config"] = {
+            **config,
+            "gate": options.get("attention", "se") if both else None,
+            "placement": (config["placement"] or ASR.placement) if both else None,
+            "mask": config["mask"] if both else None,
+            "gate_options": dict(options.get("attention_options") or {}) if both else {},
+        }
