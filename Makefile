@@ -1,0 +1,48 @@
+# Two commands on a fresh machine: `make train` and `make test`.
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint format types bench-loop clean
+
+# pyright's wrapper otherwise warns of every newer release than the tested one.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+train: $(INSTALLED)  ## train a SPEM ResNet on handwritten digits (no download)
+	$(BIN)/spem train --config digits
+
+# Each test process gets one thread: OpenMP threads of two processes on the same cores spin.
+test: lint types  ## run everything that CI runs
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
+
+lint: $(INSTALLED)  ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(INSTALLED)  ## repair what can be repaired of style and formatting
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(INSTALLED)  ## check types
+	$(BIN)/pyright
+
+bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
+	$(BIN)/python benchmarks/training_loop.py
+
+clean:  ## remove the environment and caches; runs and data stay
+	rm -rf .venv .hypothesis .pytest_cache .ruff_cache dist
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "spem needs Python 3.11 or newer, found $$($(or $(PYTHON),python3) --version 2>&1);" \
+		"name one with: make PYTHON=/path/to/python"; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@

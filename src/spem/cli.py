@@ -1,0 +1,68 @@
+"""The command `spem`: one function of `spem.commands` a command."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from shlex import quote
+
+from spem import __version__, commands
+from spem.flags import Parser, fail
+from spem.recipes import Recipe
+
+_COMMANDS = {
+    "train": commands.train,
+    "evaluate": commands.evaluate,
+    "predict": commands.predict,
+    "gates": commands.gates,
+    "search-placement": commands.search_placement,
+    "gate-report": commands.gate_report,
+}
+_WITH_RECIPE = ("train", "search-placement")
+_POSITIONAL = {"gate-report": "RUN ", "evaluate": "RUN ", "predict": "RUN IMAGE ... "}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0, 2 for wrong input, 130 for Ctrl-C.
+
+    Args:
+        argv: the words after `spem`; None: those of the process.
+    """
+    given = _parser().parse_args(argv, defaults=False)
+    values = given[given.subcommand].as_dict()
+    if given.subcommand in _WITH_RECIPE:
+        keys = {field.name for field in fields(Recipe)} & values.keys()
+        values["recipe_keys"] = {key: values.pop(key) for key in keys}
+    try:
+        _COMMANDS[given.subcommand](**values)
+    except (ValueError, OSError, ImportError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt as interrupt:
+        print("\nspem: interrupted", file=sys.stderr)
+        if folder := getattr(interrupt, "folder", None):
+            print(f"continue with: spem train --resume {quote(str(folder))}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> Parser:
+    top = Parser(
+        prog="spem",
+        usage="spem COMMAND ...",
+        description="Channel attention for image recognition.",
+        version=__version__,
+    )
+    subcommands = top.add_subcommands(
+        title="commands", description="`spem COMMAND --help` says more"
+    )
+    for name, function in _COMMANDS.items():
+        summary = str(function.__doc__).partition("\n")[0]
+        usage = f"spem {name} {_POSITIONAL.get(name, '')}[flags]"
+        parser = Parser(usage=usage, description=summary)
+        parser.add_function_arguments(
+            function, as_group=False, as_positional=True, skip={"recipe_keys"}
+        )
+        if name in _WITH_RECIPE:
+            keys = parser.add_argument_group("recipe keys: each replaces that of the recipe")
+            keys.add_class_arguments(Recipe, as_group=False)
+        subcommands.add_subcommand(name, parser, help=summary)
+    return top
