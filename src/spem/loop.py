@@ -1,0 +1,290 @@
+"""The loop of a run in one process: its steps, its epochs, its state."""
+
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spem.batches import Batches
+from spem.checkpoint import load_checkpoint, save_checkpoint, write_table
+from spem.data import Dataset
+from spem.extras import needs_extra
+from spem.gates import auxiliary_loss
+from spem.metrics import create_metrics, evaluate, read
+from spem.optimizer import create_average, create_optimizer, create_schedule
+from spem.recipes import Recipe
+
+with needs_extra("train"):
+    from lightning_fabric import Fabric
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from torchmetrics import MeanMetric
+
+_EVALUATION_BATCH = 1000
+_POSITION = ("epoch", "step", "seconds", "history")
+
+
+class Run:
+    """One run in one process: what it is made of, where it stands, and its loop.
+
+    Args:
+        fabric: launched.
+        recipe: everything that decides the run.
+        model: the network, which is trained in place.
+        dataset: its splits.
+        folder: where the checkpoint and the table go; a checkpoint that lies there is continued.
+
+    Attributes:
+        stored: the network that is evaluated and stored: `model`, or its average.
+        history: one row of `metrics.csv` for each finished epoch.
+        epoch, step: those that come next, counted from 0.
+        seconds: training time of the running epoch.
+    """
+
+    def __init__(
+        self, fabric: Fabric, recipe: Recipe, model: nn.Module, dataset: Dataset, folder: Path
+    ):
+        self.fabric, self.recipe, self.model, self.folder = fabric, recipe, model, folder
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.batches = split_batches(fabric, recipe, dataset)
+        self.images, self.steps = len(dataset.train.labels), len(self.batches["train"])
+        optimizer = create_optimizer(model, recipe)
+        self.schedule = create_schedule(optimizer, recipe, self.steps)
+        network: Any = torch.compile(model) if recipe.compile else model
+        self.network, self.optimizer = fabric.setup(network, optimizer)
+        self.average = create_average(model, recipe)
+        self.stored = self.average.module if self.average else model
+        self.metrics = create_metrics(len(dataset.classes), fabric.device)
+        self.auxiliary = MeanMetric(nan_strategy="disable").to(fabric.device)
+        self.auxiliary.persistent(True)
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.history: list[dict[str, Any]] = []
+        if (folder / "checkpoint.pt").exists():
+            self._restore(load_checkpoint(folder / "checkpoint.pt"))
+
+    def train(self) -> None:
+        """Train up to the last epoch of the recipe.
+
+        Raises:
+            ValueError: the training loss of an epoch is not finite.
+            KeyboardInterrupt: Ctrl-C. A single process has saved its state after the step; each
+                of several ends at once, so that the last epoch's state is the one to continue.
+        """
+        with deferred_interrupt(self.fabric.world_size == 1) as interrupted, self._bar() as bar:
+            done, total = self.epoch * self.steps + self.step, self.recipe.epochs * self.steps
+            task = bar.add_task("", completed=done, total=total, news="")
+            while self.epoch < self.recipe.epochs:
+                bar.update(task, description=f"epoch {self.epoch + 1}/{self.recipe.epochs}")
+                for _ in self._train_epoch():
+                    bar.advance(task)
+                    if interrupted.is_set() and self.step < self.steps:
+                        self._save()
+                        raise KeyboardInterrupt
+                row = self._end_epoch()
+                bar.update(task, news=f"loss {row['train_loss']:.3f}, test {row['test_top1']:.2%}")
+                if interrupted.is_set() and self.epoch < self.recipe.epochs:
+                    raise KeyboardInterrupt
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[news]}"),
+            refresh_per_second=4,  # drawing takes the interpreter from the loop
+            disable=not (self.recipe.progress and self.fabric.is_global_zero),
+        )
+
+    def _train_epoch(self) -> Iterator[None]:
+        """Train from the next step to the end of the epoch, pausing after each step."""
+        seed, rank = self.recipe.seed, self.fabric.global_rank
+        shuffle = torch.Generator().manual_seed(hash_seed(seed, self.epoch))
+        order = torch.randperm(self.images, generator=shuffle)
+        batches = self.batches["train"].shuffled(order, start=self.step)
+        self.network.train()
+        while self.step < self.steps:
+            started = perf_counter()
+            torch.manual_seed(hash_seed(seed, self.epoch, self.step, rank))
+            self._train_step(*next(batches))
+            self.step += 1
+            self.seconds += perf_counter() - started
+            yield
+
+    def _train_step(self, images: Tensor, labels: Tensor) -> None:
+        """Take one step of the optimiser on this process's share of a batch."""
+        batch = min(self.recipe.batch_size, self.images - self.step * self.recipe.batch_size)
+        count = min(self.recipe.accumulate, len(labels))
+        parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+        for index, (x, y) in enumerate(parts, start=1):
+            with self.fabric.no_backward_sync(self.network, enabled=index < count):
+                # Processes average their gradients, so shares are taken of the mean batch.
+                self._backward(x, y, share=len(y) * self.fabric.world_size / batch)
+        if self.recipe.clip_gradient is not None:
+            self.fabric.clip_gradients(
+                self.network,
+                self.optimizer,
+                max_norm=self.recipe.clip_gradient,
+                error_if_nonfinite=False,  # the loss scaling of 16-mixed skips such steps itself
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+
+    def _backward(self, images: Tensor, labels: Tensor, share: float) -> None:
+        logits = self.network(images)
+        smoothing = self.recipe.label_smoothing
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        auxiliary = auxiliary_loss(self.model)
+        self.fabric.backward(share * (losses.mean() + auxiliary))
+        self.metrics.update(value=losses.detach(), preds=logits.detach(), target=labels)
+        self.auxiliary.update(auxiliary.detach())
+
+    def _end_epoch(self) -> dict[str, Any]:
+        """Measure all splits, keep the epoch's row and save the state."""
+        waiting = perf_counter()
+        trained = read(self.metrics)
+        auxiliary = self.auxiliary.compute().item()
+        if not math.isfinite(trained["loss"] + auxiliary):
+            raise ValueError(
+                f"the training loss of epoch {self.epoch} is not finite; the state before it is"
+                f" kept in {self.folder}; a lower lr or a longer warm-up may help"
+            )
+        started = perf_counter()
+        self.seconds += started - waiting  # the device has caught up only now
+        self._share_buffers()
+        row = {"epoch": self.epoch, "auxiliary_loss": auxiliary}
+        for split in ("train", "validation", "test"):
+            values = trained if split == "train" else self._evaluate(split)
+            row |= {f"{split}_{name}": values[name] for name in ("loss", "top1", "top5")}
+        row["learning_rate"] = self.learning_rate
+        row["images_per_second"] = self.images / self.seconds
+        row["seconds"] = self.seconds + perf_counter() - started
+        self.history.append(row)
+        self.metrics.reset()
+        self.auxiliary.reset()
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self._save()
+        return row
+
+    def _evaluate(self, split: str) -> dict[str, Any]:
+        if split not in self.batches:
+            return dict.fromkeys(("loss", "top1", "top5"))
+        with self.fabric.autocast():
+            return evaluate(self.stored, self.batches[split])
+
+    def _share_buffers(self) -> None:
+        """Give every process the running statistics of the first: each has seen other images."""
+        if self.fabric.world_size > 1:
+            for network in {self.model, self.stored}:
+                for buffer in network.buffers():
+                    torch.distributed.broadcast(buffer, 0)
+
+    def _parts(self) -> dict[str, Any]:
+        """Return what has a state; the generators need none, for they follow from the position."""
+        parts = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "precision": self.fabric.strategy.precision,
+            "metrics": self.metrics,
+            "auxiliary": self.auxiliary,
+        }
+        return parts | {"average": self.average} if self.average else parts
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            state = {name: part.state_dict() for name, part in self._parts().items()}
+            state |= {key: getattr(self, key) for key in _POSITION}
+            save_checkpoint(self.folder / "checkpoint.pt", state)
+            if self.history:
+                write_table(self.folder / "metrics.csv", self.history)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        for key in _POSITION:
+            setattr(self, key, state[key])
+
+
+def hash_seed(seed: int, *position: int) -> int:
+    """Return a seed of 64 bits for one purpose of a run.
+
+    Args:
+        seed: the run's.
+        position: where in the run it is used; sequences that differ give unrelated seeds.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=position).generate_state(1, np.uint64)[0])
+
+
+def check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
+    """Raise ValueError unless a recipe's batches can be made of a data set by all processes."""
+    Batches(dataset.train, recipe.batch_size, mean=recipe.mean, std=recipe.std, crop=recipe.crop)
+    last = len(dataset.train.labels) % recipe.batch_size or recipe.batch_size
+    if last < world_size:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} leaves {last} images of {len(dataset.train.labels)}"
+            f" for the last step, too few for {world_size} devices"
+        )
+
+
+def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str, Batches]:
+    """Return this process's batches of the train, test and, if there is one, validation split."""
+    shared: dict[str, Any] = {
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "device": fabric.device,
+        "channels_last": recipe.channels_last,
+        "rank": fabric.global_rank,
+        "world_size": fabric.world_size,
+    }
+    augmented = shared | {"crop": recipe.crop, "flip": recipe.flip}
+    batches = {
+        "train": Batches(dataset.train, recipe.batch_size, **augmented),
+        "test": Batches(dataset.test, _EVALUATION_BATCH, **shared),
+    }
+    if dataset.validation is not None:
+        batches["validation"] = Batches(dataset.validation, _EVALUATION_BATCH, **shared)
+    return batches
+
+
+@contextmanager
+def deferred_interrupt(active: bool) -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C sets instead of raising; a second one raises.
+
+    Args:
+        active: whether to do so; never outside the main thread, which alone gets signals.
+    """
+    event = threading.Event()
+    if not active or threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(*_: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
