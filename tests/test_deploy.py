@@ -94,6 +94,9 @@ def test_gates_below_the_threshold_are_folded():
     deployed = deploy(model, constant_gates=threshold, report=report)
     left = [m for m in deployed.modules() if isinstance(m, spem.Gate)]
     assert len(left) == len(report) - 2
+    twin = create_model("resnet8", "spem", mask=deployed.config["mask"]).double().eval()
+    twin.load_state_dict(deployed.state_dict())
+    assert torch.equal(twin(X), deployed(X))
     assert torch.equal(deploy(model, constant_gates=-0.0, report=report)(X), model.eval()(X))
 
 

@@ -37,6 +37,7 @@ def deploy(
     if constant_gates is not None and not constant_gates >= 0:
         raise ValueError(f"constant_gates is {constant_gates}, must be at least 0")
     deployed = copy.deepcopy(model).eval()
+    folded = []
     for name, norm in deployed.named_modules():
         if not isinstance(norm, GatedBatchNorm2d) or norm.gate is None:
             continue
@@ -49,7 +50,10 @@ def deploy(
             if statistics.spread <= constant_gates:
                 _fold(name, norm, statistics.mean)
                 norm.gate = None
+                folded.append(f"{name}.gate")
     _rename(deployed)
+    if folded and report:
+        _mask(deployed, [name not in folded for name in report])
     return deployed
 
 
@@ -75,3 +79,13 @@ def _rename(model: nn.Module) -> None:
             "mask": config["mask"] if both else None,
             "gate_options": dict(options.get("attention_options") or {}) if both else {},
         }
+
+
+def _mask(model: nn.Module, stays: list[bool]) -> None:
+    """Let the `config` of a network of `create_model` tell which gates are left."""
+    config = getattr(model, "config", None)
+    if isinstance(config, dict):
+        left = iter(stays)
+        places = config["mask"] or [1] * len(stays)
+        mask = [int(bit and next(left)) for bit in places]
+        vars(model)["config"] = {**config, "mask": mask}
