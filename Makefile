@@ -5,9 +5,10 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	&& echo $$python && break; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+INTEROP := .venv-interop
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format types bench-loop clean
+.PHONY: help train test test-unit test-interop lint format types bench-loop clean
 
 # pyright's wrapper otherwise warns of every newer release than the tested one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -19,8 +20,16 @@ train: $(INSTALLED)  ## train a SPEM ResNet on handwritten digits (no download)
 	$(BIN)/spem train --config digits
 
 # Each test process gets one thread: OpenMP threads of two processes on the same cores spin.
-test: lint types  ## run everything that CI runs
+test: lint types test-unit test-interop  ## run everything that CI runs
+
+test-unit: $(INSTALLED)  ## run the tests of this project alone
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
+
+# torchvision beside a CPU build of torch breaks other packages: these tests have their own
+# environment, and a conftest that declares what is missing there.
+test-interop: $(INTEROP)/.installed  ## run the tests on networks of other libraries
+	OMP_NUM_THREADS=1 $(INTEROP)/bin/pytest --quiet --override-ini addopts= \
+		--override-ini filterwarnings=default tests/interop
 
 lint: $(INSTALLED)  ## check style and formatting
 	$(BIN)/ruff check
@@ -37,7 +46,7 @@ bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
 	$(BIN)/python benchmarks/training_loop.py
 
 clean:  ## remove the environment and caches; runs and data stay
-	rm -rf .venv .hypothesis .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-interop .hypothesis .pytest_cache .ruff_cache dist
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -45,4 +54,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 		"name one with: make PYTHON=/path/to/python"; exit 1; }
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+$(INTEROP)/.installed: $(INSTALLED)
+	"$(PYTHON)" -m venv $(INTEROP)
+	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable . pytest torchvision \
+		timm transformers segmentation-models-pytorch ultralytics
 	@touch $@

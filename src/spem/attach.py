@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spem.gates import Attention, DIANet, create_gate
+from spem.gates import GATES, Attention, DIANet, create_gate, gate_options
 from spem.gates.gate import parameter_groups
 from spem.norm import GatedBatchNorm2d
 from spem.slots import At, find_slots, last_child, masked, output_channels, resolve
@@ -43,7 +43,7 @@ def attach(
     gate: str,
     *,
     at: At = "residual",
-    init: str = "identity",
+    init: str | None = "identity",
     optimizer: Optimizer | None = None,
     mask: Sequence[int] | None = None,
     dry_run: bool = False,
@@ -64,7 +64,8 @@ def attach(
             networks (the last convolution of pre-activation blocks); "stage": the output of every
             stage; else a module's name, a pattern ("layer*.*.bn3"), a list of these, or a predicate
             (name, module) -> bool.
-        init: "identity" leaves the model's outputs as they are; "paper" is the authors' start.
+        init: "identity" leaves the model's outputs as they are; "paper" is the authors' start; None
+            for a gate of your own that has no such option.
         optimizer: takes the new parameters into a group like its first one.
         mask: 0 or 1 for every slot found, in order, to gate only some.
         dry_run: change nothing, only report.
@@ -81,7 +82,9 @@ def attach(
     if optimizer is not None:
         _check_optimizer(model, optimizer)
     slots = masked(find_slots(model, at), mask)
-    plan = _plan(slots, gate, {**options, "init": init})
+    if init is not None and gate in GATES and "init" not in gate_options(gate):
+        raise ValueError(f"init is {init!r}, but gate {gate!r} has no such option: give init=None")
+    plan = _plan(slots, gate, options if init is None else {**options, "init": init})
     if not dry_run:
         for slot, new in plan.values():
             _insert(slot, new)

@@ -12,13 +12,19 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from spem.gates.gate import parameter_groups
 from spem.recipes import Recipe
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
-    """Return SGD over all parameters in one group: the weight decay acts on every one."""
+    """Return SGD over all parameters.
+
+    The weight decay acts on every one, but for those that the authors of a gate exempt
+    (`Attention.undecayed`: SRM, and the shift of GCT).
+    """
+    groups = [{"params": values, **own} for values, own in parameter_groups([model])]
     return SGD(
-        model.parameters(),
+        groups,
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
