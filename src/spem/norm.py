@@ -109,10 +109,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     ) -> Tensor:
         """Gate the normalised map `out` by the pooled values of the norm's input x."""
         pooled = gate.refine(pool(x, gate.statistics), x)
-        ones = torch.ones(
-            self.num_features, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device
-        )
-        zeros = torch.zeros_like(ones)
+        zeros = widen(x.new_zeros(self.num_features))
+        ones = torch.ones_like(zeros)
         a, b = gate.fold(pooled, ones, zeros, self.bias if self.affine else zeros)
         return recalibrate(out, a, b, residual, relu)
 
@@ -135,7 +133,9 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         bias = self.bias if self.affine else torch.zeros_like(scale)
         a, b = scale, bias - mean * scale
         if gate is not None:
-            pooled = gate.refine(_at_first_position(pooled, wide, scale == 0), wide)
+            if not gate.reads_input:
+                pooled = _at_first_position(pooled, wide, scale == 0)
+            pooled = gate.refine(pooled, wide)
             a, b = gate.fold(pooled, a, b, bias)
         wide_residual = None if residual is None else widen(residual)
         a, b = a.expand(x.shape[:2]), b.expand(x.shape[:2])

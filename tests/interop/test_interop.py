@@ -35,7 +35,7 @@ def yolo(name):
     return DetectionModel(name, verbose=False)
 
 
-# name: (builder, at, slots, kernel path)
+# name: (builder, at, number of slots)
 NETWORKS = {
     "torchvision resnet18": (lambda: torchvision.models.resnet18(num_classes=5), "residual", 8),
     "torchvision resnet50": (lambda: torchvision.models.resnet50(num_classes=5), "residual", 16),
@@ -74,8 +74,7 @@ X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 def output(model, x=X):
     y = model(x)
-    y = getattr(y, "logits", y)
-    return y
+    return getattr(y, "logits", y)
 
 
 @pytest.mark.parametrize("gate", ["spem", "se"])
@@ -138,8 +137,8 @@ def test_yolo_takes_gates_by_name_and_refuses_to_lose_them(name):
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in gates)
     model.eval()
     fused = copy.deepcopy(model)
-    with pytest.raises(RuntimeError, match="is lost|would drop its gate"):
-        fused.fuse(verbose=False)
+    fused.fuse(verbose=False)
+    with pytest.raises(RuntimeError, match="is lost"):
         fused(X)
     detach(model)
     assert model.state_dict().keys() == plain.state_dict().keys()
