@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+from parity import assert_parity
 from torch import nn
 
 import spem
 from spem import create_model
 from spem.constancy import gate_report
 from spem.deploy import deploy
+from spem.fold import FoldedNorm
 
 
 def trained(name="resnet8", gate="asr", **options):
@@ -112,6 +114,63 @@ def test_a_gate_that_is_constant_folds_without_a_change(gate):
     deployed = deploy(model, constant_gates=1e-12, report=report)
     assert not [m for m in deployed.modules() if isinstance(m, spem.Gate)]
     torch.testing.assert_close(deployed(X), model(X), atol=1e-10, rtol=0)
+
+
+FOLDED = {
+    "resnet11": (13, 0),
+    # The stem and the shortcuts feed more than one reader; every block keeps its first norm.
+    "preresnet11": (6, 4),
+    "vgg11": (8, 0),
+    "densenet10": (3, 6),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize("gate", [None, "spem", "se", "cbam", "dianet", "iebn"])
+def test_batch_norms_fold_into_their_convolutions(name, gate):
+    options = {"reduction": 4} if gate == "cbam" else {}
+    model = create_model(name, gate, **options).double()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    for _ in range(3):
+        model(torch.randn(4, 3, 32, 32, dtype=torch.float64))
+    before = copy.deepcopy(model.state_dict())
+    deployed = deploy(model, fold_batchnorm=True)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(deployed(x), model.eval()(x), atol=1e-10, rtol=1e-10)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    left = sum(isinstance(m, nn.BatchNorm2d) for m in deployed.modules())
+    gates = sum(isinstance(m, spem.Attention) for m in deployed.modules())
+    assert gates == sum(isinstance(m, spem.Attention) for m in model.modules())
+    if gate in (None, "spem", "se"):
+        folded = sum(isinstance(m, FoldedNorm) for m in deployed.modules())
+        assert (folded, left) == FOLDED[name]
+
+
+def test_a_norm_beside_another_reader_is_left():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.bn = spem.GatedBatchNorm2d(4)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.bn(x) + x
+
+    model = Two().eval()
+    with pytest.raises(ValueError, match="needs an example"):
+        deploy(model, fold_batchnorm=True)
+    deployed = deploy(model, fold_batchnorm=True, example=torch.randn(1, 3, 4, 4))
+    assert isinstance(deployed.bn, spem.GatedBatchNorm2d)
+
+
+def test_folding_keeps_float32_within_the_tolerance_rule():
+    model = trained(gate="spem")
+    exact = model.eval()(X)
+    model = model.float()
+    deployed = deploy(model, fold_batchnorm=True)
+    assert_parity(deployed(X.float()), model(X.float()), exact)
 
 
 def test_bad_input_is_named():

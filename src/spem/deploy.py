@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spem.constancy import GateStatistics
+from spem.fold import fold_batchnorms
 from spem.gates import ASR, Gate
 from spem.norm import GatedBatchNorm2d
 
@@ -16,6 +17,8 @@ def deploy(
     *,
     constant_gates: float | None = None,
     report: Mapping[str, GateStatistics] | None = None,
+    fold_batchnorm: bool = False,
+    example: Tensor | None = None,
 ) -> nn.Module:
     """Return a copy of a model in evaluation mode, without the gates that are constant.
 
@@ -27,10 +30,15 @@ def deploy(
         constant_gates: also replace gates by their mean multipliers whose spread in `report` is at
             most this, as far as they sit on a norm; this changes the function a little.
         report: what `gate_report` measured of this model.
+        fold_batchnorm: also fold every `GatedBatchNorm2d` into the convolution that alone feeds it;
+            what is left of it is its gate, addition and ReLU. The result has no `config` any more.
+        example: an input to see what feeds what; None for a 32×32 image of a network of
+            `create_model`.
 
     Raises:
         ValueError: one of constant_gates and report was given without the other, the threshold is
-            negative, or a norm with a constant gate has no scale and shift of its own.
+            negative, a norm with a constant gate has no scale and shift of its own, or an example
+            is missing.
     """
     if (constant_gates is None) != (report is None):
         raise ValueError("constant_gates and report belong together: measure with gate_report")
@@ -54,7 +62,18 @@ def deploy(
     _rename(deployed)
     if folded and report:
         _mask(deployed, [name not in folded for name in report])
+    if fold_batchnorm:
+        fold_batchnorms(deployed, _example(deployed) if example is None else example)
+        vars(deployed).pop("config", None)
     return deployed
+
+
+def _example(model: nn.Module) -> Tensor:
+    config = getattr(model, "config", None)
+    if not isinstance(config, dict):
+        raise ValueError("fold_batchnorm needs an example input for a network of your own")
+    first = next(model.parameters())
+    return torch.zeros(1, config["in_channels"], 32, 32, dtype=first.dtype, device=first.device)
 
 
 @torch.no_grad()

@@ -1,0 +1,144 @@
+"""Batch normalisation folded into the convolutions before it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from spem.gates import Attention, Gate
+from spem.gates.gate import gated, present
+from spem.norm import GatedBatchNorm2d
+
+
+class FoldedNorm(nn.Module):
+    """What is left of a `GatedBatchNorm2d` whose normalisation the convolution does.
+
+    Computes relu(gate(x) + residual).
+
+    Args:
+        gate: of the norm, or None.
+    """
+
+    def __init__(self, gate: Attention | None):
+        super().__init__()
+        self.gate = gate
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        source: Tensor | None = None,
+    ) -> Tensor:
+        """Return relu(gate(x) + residual); the arguments are those of `GatedBatchNorm2d`."""
+        if self.gate is not None:
+            return gated(self.gate, x, residual, relu, source)
+        # A convolution keeps its input for the backward pass, not its output, and the fold was
+        # made because nothing else reads it.
+        x = x if residual is None else x.add_(residual)
+        return F.relu_(x) if relu else x
+
+
+def fold_batchnorms(model: nn.Module, example: Tensor) -> int:
+    """Fold every norm into the convolution that alone feeds it, in place, in evaluation mode.
+
+    Args:
+        model: in evaluation mode.
+        example: an input of the model, (N, C, H, W); it is run once to see what feeds what.
+
+    Returns:
+        The number of norms that were folded. Left as they are: norms behind anything else, norms of
+        a convolution whose output is read elsewhere too, and norms whose gate reads their input.
+    """
+    pairs = _feeding(model, example)
+    names = {module: name for name, module in model.named_modules()}
+    for norm, conv in pairs.items():
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            present(norm.running_mean),
+            present(norm.running_var),
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        parent, _, child = names[norm].rpartition(".")
+        setattr(model.get_submodule(parent), child, FoldedNorm(norm.gate).eval())
+    return len(pairs)
+
+
+def _feeding(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Conv2d]:
+    """Return the convolution that alone feeds each norm, found by running the model once."""
+    watch = _Watch()
+    with torch.no_grad(), watch.hooks(model), watch:
+        model(example)
+    uses = watch.uses
+    return {
+        norm: conv
+        for norm, (conv, output) in watch.pairs.items()
+        if uses.get(id(output)) == 1 and watch.calls[conv] == watch.calls[norm] == 1
+    }
+
+
+class _Watch(TorchFunctionMode):
+    """Counts who reads the output of each convolution; what a norm does inside is one reading."""
+
+    def __init__(self):
+        self.outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps them, so ids stay unique
+        self.uses: dict[int, int] = {}
+        self.calls: dict[nn.Module, int] = {}
+        self.pairs: dict[GatedBatchNorm2d, tuple[nn.Conv2d, Tensor]] = {}
+        self._inside = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Attributes such as x.shape do not read the map.
+        if not self._inside and getattr(func, "__name__", "") != "__get__":
+            self._read((args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def _read(self, values: object) -> None:
+        for value in tree_leaves(values):
+            if id(value) in self.outputs:
+                self.uses[id(value)] = self.uses.get(id(value), 0) + 1
+
+    @contextmanager
+    def hooks(self, model: nn.Module) -> Iterator[None]:
+        """Watch the convolutions and the norms that can be folded."""
+        handles = []
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                handles.append(module.register_forward_hook(self._made))
+            elif isinstance(module, GatedBatchNorm2d) and _can_fold(module):
+                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _made(self, conv: nn.Module, args: Any, output: Tensor) -> None:
+        self.calls[conv] = self.calls.get(conv, 0) + 1
+        if isinstance(conv, nn.Conv2d):
+            self.outputs[id(output)] = conv, output
+
+    def _enter(self, norm: nn.Module, args: Any, kwargs: Any) -> None:
+        self.calls[norm] = self.calls.get(norm, 0) + 1
+        if isinstance(norm, GatedBatchNorm2d) and id(args[0]) in self.outputs:
+            self.pairs[norm] = self.outputs[id(args[0])]
+        self._read((args, kwargs))
+        self._inside += 1
+
+    def _leave(self, norm: nn.Module, args: Any, output: Tensor) -> None:
+        self._inside -= 1
+
+
+def _can_fold(norm: GatedBatchNorm2d) -> bool:
+    reads_input = isinstance(norm.gate, Gate) and norm.gate.reads_input
+    return norm.running_mean is not None and not reads_input
