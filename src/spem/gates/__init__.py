@@ -1,6 +1,5 @@
 """The attention methods by name."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from spem.gates.hpda import HPDA
 from spem.gates.ie import IE
 from spem.gates.iebn import IEBN
 from spem.gates.lsas import LSAS
+from spem.gates.options import build_gate, options_of
 from spem.gates.se import SE
 from spem.gates.sem import SEM
 from spem.gates.sge import SGE
@@ -94,29 +94,12 @@ def create_gate(name: str, channels: int, **options: Any) -> Attention:
     """
     if name not in GATES:
         raise unknown("gate", name, GATES)
-    known = gate_options(name)
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of gate {name!r}", option, known)
-    required = [option for option, default in known.items() if default is inspect.Parameter.empty]
-    for option in required:
-        if option not in options:
-            raise ValueError(f"gate {name!r} needs the option {option!r}, which has no default")
-    return GATES[name](channels, **options)
+    return build_gate(name, GATES[name], channels, options)
 
 
 def gate_options(name: str) -> dict[str, Any]:
     """Return the options of a gate and their defaults, those of its base classes included."""
-    options: dict[str, Any] = {}
-    for level in GATES[name].__mro__:
-        if "__init__" not in vars(level):
-            continue
-        parameters = inspect.signature(level).parameters.values()
-        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        options = own | options
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return options
+    return options_of(GATES[name])
 
 
 def register(name: str) -> Callable[[type[Attention]], type[Attention]]:

@@ -1,6 +1,7 @@
 """ASR: attention of a learned vector, constant after training and so foldable into the norm."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from spem.gates.eca import ECA
 from spem.gates.gate import Gate
 from spem.gates.ie import IE
 from spem.gates.lsas import LSAS
+from spem.gates.options import build_gate
 from spem.gates.se import SE
 from spem.gates.sem import SEM
 from spem.gates.spem import SPEM
@@ -60,11 +62,13 @@ class ASR(Gate):
         super().__init__(channels, init)
         if attention not in _ATTENTIONS:
             raise unknown("attention of ASR", attention, _ATTENTIONS)
-        options = {**(attention_options or {}), "init": init}
-        build = _ATTENTIONS[attention]
+        options = dict(attention_options or {})
+        if options.setdefault("init", init) != init:
+            raise ValueError(f"attention_options has init={options['init']!r}, ASR init={init!r}")
         self.vector = nn.Parameter(torch.full((1, channels), 0.1))
-        self.attention = build(channels, **options)
-        self.behind = build(channels, **options) if both else None
+        build = partial(build_gate, attention, _ATTENTIONS[attention], channels, options)
+        self.attention = build()
+        self.behind = build() if both else None
         self.statistics = () if self.behind is None else self.behind.statistics
 
     def constant(self) -> Tensor:
@@ -72,6 +76,10 @@ class ASR(Gate):
         vector = self.vector
         pooled = Pooled(vector, torch.zeros_like(vector), vector, vector, count=1)
         return self.attention.multiplier(pooled)
+
+    def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
+        """Pool as the gate behind does."""
+        return pooled if self.behind is None else self.behind.refine(pooled, x)
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers: (1, C), or (N, C) with a gate behind."""

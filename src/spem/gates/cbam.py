@@ -11,14 +11,16 @@ from spem.gates.gate import Attention, hidden_width, present, start_at_zero
 from spem.kernels.reference import widen
 
 
-def _power_mean(pooled: Pooled, x: Tensor) -> Tensor:
-    return (pooled.count * (present(pooled.var) + present(pooled.mean).square())).sqrt()
+def _length(pooled: Pooled, x: Tensor) -> Tensor:
+    squares = pooled.count * (present(pooled.var) + present(pooled.mean).square())
+    # The gradient of the root at 0 is infinite; that of the clamp is 0 there.
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
 
 _POOLS: dict[str, tuple[tuple[str, ...], Callable[[Pooled, Tensor], Tensor]]] = {
     "avg": (("mean",), lambda pooled, x: present(pooled.mean)),
     "max": (("max",), lambda pooled, x: present(pooled.max)),
-    "lp": (("mean", "var"), _power_mean),
+    "lp": (("mean", "var"), _length),
     "lse": ((), lambda pooled, x: widen(x).flatten(2).logsumexp(-1)),
 }
 
@@ -35,7 +37,7 @@ class CBAM(Attention):
         reduction: r.
         pools: any of "avg", "max", "lp" (√Σx²) and "lse" (log Σ exp x), without repetition.
         spatial: False leaves the spatial part out.
-        kernel_size: k, odd.
+        kernel_size: k of the spatial part, odd.
         init: "paper", that of the authors' networks (biases and the scale of the spatial norm 0, so
             the spatial multiplier starts at ½), or "identity" (W₂ at 0 too, gain 4; 2 without the
             spatial part).
@@ -60,6 +62,8 @@ class CBAM(Attention):
         super().__init__(channels, init)
         width = hidden_width(channels, reduction, clamp=False)
         self.pools = _check_pools(pools)
+        if not spatial and kernel_size != 7:
+            raise ValueError(f"kernel_size is {kernel_size!r}, but belongs to spatial=True")
         self.fc1 = nn.Linear(channels, width)
         self.fc2 = nn.Linear(width, channels)
         nn.init.zeros_(self.fc1.bias)
@@ -88,7 +92,9 @@ class CBAM(Attention):
         if self.spatial is None:
             return recalibrate(x, self.gain * multiplier)
         x = recalibrate(x, multiplier)
-        return x * (self.gain * self.spatial(x)).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            places = self.gain * self.spatial(widen(x))
+        return x * places.to(x.dtype)
 
 
 class _Spatial(nn.Module):
@@ -102,7 +108,8 @@ class _Spatial(nn.Module):
         nn.init.zeros_(self.bn.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        both = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        # Not amax: the gradient of tied channels goes to the first.
+        both = torch.cat([x.max(1, keepdim=True).values, x.mean(1, keepdim=True)], 1)
         return self.bn(self.conv(both)).sigmoid()
 
 

@@ -48,10 +48,11 @@ class DANet(Attention):
             ValueError: x has other channels than the gate was built for.
         """
         self.check_map(x)
-        y = x
-        for module in (self.position, self.channel):
-            y = y if module is None else y + module(x).to(x.dtype)
-        return y
+        with torch.autocast(x.device.type, enabled=False):
+            y = wide = widen(x)
+            for module in (self.position, self.channel):
+                y = y if module is None else y + module(wide)
+        return y.to(x.dtype)
 
     def extra_repr(self) -> str:
         """Show the options."""
@@ -68,7 +69,7 @@ class _Position(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (f(x).flatten(2) for f in (self.query, self.key, self.value))
-        weights = widen(query.transpose(1, 2) @ key).softmax(-1).to(value.dtype)
+        weights = (query.transpose(1, 2) @ key).softmax(-1)
         return (self.gamma * (value @ weights.transpose(1, 2))).unflatten(2, x.shape[2:])
 
 
@@ -79,7 +80,7 @@ class _Channel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)
-        energy = widen(flat @ flat.transpose(1, 2))
+        energy = flat @ flat.transpose(1, 2)
         # softmax subtracts the row's maximum itself: the sign alone turns likeness into unlikeness.
-        weights = (-energy).softmax(-1).to(flat.dtype)
+        weights = (-energy).softmax(-1)
         return (self.gamma * (weights @ flat)).unflatten(2, x.shape[2:])

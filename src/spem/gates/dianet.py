@@ -28,7 +28,7 @@ class DIANet(DescriptorGate):
         **pooling: the descriptor, see `DescriptorGate`.
 
     Raises:
-        ValueError: an option is out of range, or the leader has other channels.
+        ValueError: an option is out of range, or not that of the leader.
 
     Source: Huang, Liang, Liang and Yang, "DIANet: Dense-and-Implicit Attention Network", AAAI 2020
         (arXiv 1905.10671); the sigmoid on the cell is that of the authors' code.
@@ -46,22 +46,23 @@ class DIANet(DescriptorGate):
         **pooling: Unpack[Pooling],
     ):
         super().__init__(channels, init=init, **pooling)
-        if leader is not None and leader.channels != channels:
-            raise ValueError(f"the leader has {leader.channels} channels, the gate {channels}")
+        if leader is not None and (leader.channels, leader.reduction) != (channels, reduction):
+            raise ValueError(
+                f"the leader has {leader.channels} channels and reduction {leader.reduction}, "
+                f"the gate {channels} and {reduction}"
+            )
+        self.reduction = reduction
         self.followers = 0
-        self._steps = 0
-        self._state: tuple[Tensor, Tensor] | None = None
+        self._state: tuple[Tensor, Tensor] | None
+        self.reset()
         # In a tuple, so that the leader is not registered a second time below this module.
         self._leader = () if leader is None else (leader,)
         if leader is None:
             width = hidden_width(channels, reduction, clamp=False)
-            self.w_ih, self.w_hh = _bottleneck(channels, width), _bottleneck(channels, width)
+            self.w_ih, self.w_hh = (_bottleneck(channels, width, init) for _ in range(2))
         else:
             leader.followers += 1
         if init == "identity":
-            if leader is None:
-                start_at_zero(self.w_ih[2])
-                start_at_zero(self.w_hh[2])
             self.gain.fill_(4)
 
     @property
@@ -74,8 +75,12 @@ class DIANet(DescriptorGate):
         u = self.descriptor(pooled)
         if self._leader:
             return self._leader[0].step(u)
-        self._steps, self._state = 0, None
+        self.reset()
         return self.step(u)
+
+    def reset(self) -> None:
+        """Go back to the zero state, as before the first block of a stage."""
+        self._steps, self._state = 0, None
 
     def step(self, u: Tensor) -> Tensor:
         """Return the next hidden state, (N, C), from the descriptor of a block, (N, C)."""
@@ -92,5 +97,8 @@ class DIANet(DescriptorGate):
         return {**self.__dict__, "_state": None, "_steps": 0}
 
 
-def _bottleneck(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, 4 * channels))
+def _bottleneck(channels: int, width: int, init: str) -> nn.Sequential:
+    last = nn.Linear(width, 4 * channels)
+    if init == "identity":
+        start_at_zero(last)
+    return nn.Sequential(nn.Linear(channels, width), nn.ReLU(), last)

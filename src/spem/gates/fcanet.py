@@ -5,11 +5,11 @@ import re
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 from spem.choices import unknown
 from spem.functional import recalibrate
 from spem.gates.gate import Attention, hidden_width, start_at_zero
+from spem.gates.regions import bin_means
 from spem.kernels.reference import widen
 
 # (u, v) pairs in units of a seventh of the DCT size: u along the height, v along the width.
@@ -89,10 +89,10 @@ class FcaNet(Attention):
             ValueError: x has other channels than the gate was built for.
         """
         self.check_map(x)
-        size = (self.dct_size, self.dct_size)
         with torch.autocast(x.device.type, enabled=False):
             z = widen(x)
-            z = z if z.shape[2:] == size else adaptive_avg_pool2d(z, size)
+            if z.shape[2:] != self.dct.shape[1:]:
+                z = bin_means(z, self.dct_size)
             descriptor = (z * self.dct).sum((2, 3))
             multiplier = self.gain * self.fc2(self.fc1(descriptor).relu()).sigmoid()
         return recalibrate(x, multiplier)

@@ -1,18 +1,21 @@
 """The bases of all gates: what every one has, and the pipeline of those that read pooled values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from spem.choices import unknown
 from spem.functional import Pooled, pool, recalibrate
+from spem.kernels.reference import widen
 
 
 class Attention(nn.Module):
     """What every gate has; a gate that needs the map itself derives from it directly.
 
-    Such a gate defines `forward(x) -> y`, both (N, C, H, W), and checks x by `check_map`.
+    Such a gate defines `forward(x) -> y`, both (N, C, H, W), and checks x by `check_map`. Its
+    parameters stay in float32 (or wider) in a model of half precision.
 
     Args:
         channels: C, the number of channels of the maps it gates.
@@ -59,6 +62,10 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         """Show the channels."""
         return str(self.channels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `model.half()` comes through here: multipliers are float32, as all statistics are.
+        return super()._apply(lambda t: widen(fn(t)) if t.is_floating_point() else fn(t), recurse)
 
 
 class Gate(Attention):

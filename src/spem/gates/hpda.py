@@ -1,12 +1,12 @@
 """HPDA: several local attentions that a diversity loss keeps apart."""
 
-from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spem.gates.gate import Attention, hidden_width
+from spem.kernels.reference import widen
 
 
 class HPDA(Attention):
@@ -54,21 +54,24 @@ class HPDA(Attention):
                 raise ValueError(f"{name} is {value!r}, must be a finite number of at least 0")
         self.margin, self.weight = margin, weight
         width = hidden_width(channels, reduction, clamp=False)
-        self.branches = nn.ModuleList(_local_attention(channels, width) for _ in range(branches))
+        self.branches = nn.ModuleList(
+            _local_attention(channels, width, init) for _ in range(branches)
+        )
         self._diversity: Tensor | None = None
         if init == "identity":
-            for branch in self.branches:
-                nn.init.zeros_(branch[-1].weight)
             self.gain.fill_(2)
 
     def attentions(self, x: Tensor) -> Tensor:
-        """Return the local attentions, (N, K, H, W)."""
-        return torch.cat([branch(x) for branch in self.branches], 1).sigmoid()
+        """Return the local attentions, (N, K, H, W), in float32 or wider."""
+        with torch.autocast(x.device.type, enabled=False):
+            wide = widen(x)
+            return torch.cat([branch(wide) for branch in self.branches], 1).sigmoid()
 
     def descriptors(self, x: Tensor) -> Tensor:
-        """Return the mean of x under each attention, (N, K·C)."""
+        """Return the mean of x under each attention, (N, K·C), in float32 or wider."""
         maps = self.attentions(x).flatten(2)
-        return (maps @ x.flatten(2).transpose(1, 2) / maps.shape[2]).flatten(1)
+        with torch.autocast(x.device.type, enabled=False):
+            return (maps @ widen(x).flatten(2).transpose(1, 2) / maps.shape[2]).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the recalibrated map, (N, C, H, W) as x.
@@ -83,13 +86,10 @@ class HPDA(Attention):
 
     def diversity_loss(self, maps: Tensor) -> Tensor:
         """Return the unweighted loss of attentions (N, K, H, W)."""
-        pairs = torch.tensor(list(combinations(range(maps.shape[1]), 2)), device=maps.device).t()
-        difference = (maps[:, pairs[0]] - maps[:, pairs[1]]).flatten(2).float()
-        # The root's gradient at 0 is infinite, and identical attentions are where the loss acts.
-        squares = difference.square().sum(2)
-        safe = squares.where(squares > 0, 1)
-        distance = safe.sqrt().where(squares > 0, 0) / difference.shape[2]
-        return (self.margin - distance).relu().mean(1).sum() / (2 * max(1, len(maps)))
+        n, branches, h, w = maps.shape
+        i, j = torch.triu_indices(branches, branches, 1, device=maps.device)
+        distance = torch.linalg.vector_norm(maps[:, i] - maps[:, j], dim=(2, 3)) / (h * w)
+        return (self.margin - distance).relu().mean(1).sum() / (2 * max(1, n))
 
     def auxiliary_loss(self) -> Tensor | None:
         """Return weight · diversity loss of the last training forward; None before one."""
@@ -100,11 +100,14 @@ class HPDA(Attention):
         return {**self.__dict__, "_diversity": None}
 
 
-def _local_attention(channels: int, width: int) -> nn.Sequential:
+def _local_attention(channels: int, width: int, init: str) -> nn.Sequential:
+    last = nn.BatchNorm2d(1)
+    if init == "identity":
+        nn.init.zeros_(last.weight)
     return nn.Sequential(
         nn.Conv2d(channels, width, 1),
         nn.BatchNorm2d(width),
         nn.ReLU(),
         nn.Conv2d(width, 1, 1),
-        nn.BatchNorm2d(1),
+        last,
     )

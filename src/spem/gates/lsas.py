@@ -46,8 +46,8 @@ class LSAS(SE):
         if not isinstance(order, int) or isinstance(order, bool) or order < 0:
             raise ValueError(f"order is {order!r}, must be a whole number of at least 0")
         start = -0.5 if init == "paper" else 0.0
-        self.sub_scale = nn.Parameter(torch.full((order, channels), 0.5))
-        self.sub_shift = nn.Parameter(torch.full((order, channels), start))
+        self.sub_scale = nn.ParameterList(torch.full((channels,), 0.5) for _ in range(order))
+        self.sub_shift = nn.ParameterList(torch.full((channels,), start) for _ in range(order))
         if init == "identity":
             self.gain.fill_(2 ** (order + 1))
 

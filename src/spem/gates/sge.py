@@ -1,5 +1,7 @@
 """SGE: each group of channels is weighed by its likeness to its own mean, position by position."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +12,9 @@ from spem.kernels.reference import pool_mean, widen
 class SGE(Attention):
     """Spatial Group-wise Enhance.
 
-    In each of G groups of consecutive channels, with μ the means of its maps: s(h,w) = Σ μᵢ·xᵢ(h,w),
-    centred and divided by its unbiased deviation + eps over the positions; the multiplier of the
-    group at (h,w) is σ(a·s + b). 2G parameters.
+    In each of G groups of consecutive channels, with μᵢ the means of its maps:
+    s(h,w) = Σ μᵢ·xᵢ(h,w), centred and divided by its unbiased deviation + eps over the positions;
+    the multiplier of the group at (h,w) is σ(a·s + b). 2G parameters.
 
     A map of a single position has no unbiased deviation: the authors' code returns NaN; here s is
     0 there, unless `parity`.
@@ -65,7 +67,8 @@ class SGE(Attention):
             s = likeness.sum(2)
             s = s - s.mean((2, 3), keepdim=True)
             if h * w > 1 or self.parity:
-                s = s / (s.std((2, 3), keepdim=True) + self.eps)
+                length = torch.linalg.vector_norm(s, dim=(2, 3), keepdim=True)
+                s = s / (length / math.sqrt(h * w - 1) + self.eps)
             weight, bias = self.weight[:, None, None], self.bias[:, None, None]
             multiplier = self.gain * (weight * s + bias).sigmoid()
         spread = multiplier.to(x.dtype).repeat_interleave(c // self.groups, 1)

@@ -2,11 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from torch.nn.functional import interpolate
 
 from spem.choices import unknown
 from spem.functional import recalibrate
 from spem.gates.gate import Attention, hidden_width, start_at_zero
+from spem.gates.regions import bin_means
 from spem.kernels.reference import widen
 
 _VARIANTS = ("icme-a", "icme-b", "icme-c", "tmm-a", "tmm-b", "tmm-c")
@@ -53,7 +54,9 @@ class SPA(Attention):
         paper, kind = variant.split("-")
         if source_channels is not None and kind == "a":
             raise ValueError(f"source_channels is {source_channels}, but {variant} has no source")
-        width = source_channels or channels
+        width = channels if source_channels is None else source_channels
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"source_channels is {width!r}, must be a whole number of at least 1")
         self.variant, self.source_channels = variant, width
         self.needs_source = kind != "a"
         self.matcher: nn.Module | None = None
@@ -87,9 +90,9 @@ class SPA(Attention):
             raise ValueError(
                 f"the gate reads {self.source_channels} channels, the source is {tuple(read.shape)}"
             )
-        read = read if self.matcher is None else self.matcher(read)
         with torch.autocast(x.device.type, enabled=False):
-            multiplier = self.gain * self.pyramid(widen(read)).sigmoid()
+            wide = widen(read) if self.matcher is None else self.matcher(widen(read))
+            multiplier = self.gain * self.pyramid(wide).sigmoid()
         if multiplier.shape[2:] == (1, 1):
             return recalibrate(x, multiplier.flatten(1))
         return x * interpolate(multiplier, x.shape[2:], mode="nearest").to(x.dtype)
@@ -109,7 +112,7 @@ class _Joined(nn.Module):
         self.last = nn.Linear(hidden, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        levels = [adaptive_avg_pool2d(x, side).flatten(1) for side in (1, 2, 4)]
+        levels = [bin_means(x, side).flatten(1) for side in (1, 2, 4)]
         return self.last(self.fc1(torch.cat(levels, 1)).relu())[:, :, None, None]
 
 
@@ -125,7 +128,7 @@ class _Summed(nn.Module):
         self.last = nn.Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        levels = [adaptive_avg_pool2d(x, side) for side in (4, 2, 1)]
+        levels = [bin_means(x, side) for side in (4, 2, 1)]
         pyramid = sum(
             weight * interpolate(level, (4, 4), mode="nearest")
             for weight, level in zip(self.level_weight, levels, strict=True)

@@ -1,0 +1,49 @@
+"""The options of a gate's class, read from its signature and checked before it is built."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from spem.choices import unknown
+from spem.gates.gate import Attention
+
+G = TypeVar("G", bound=Attention)
+
+
+def options_of(gate: type[Attention]) -> dict[str, Any]:
+    """Return the options of a class of gates and their defaults, those of its bases included.
+
+    The default of an option that must be given is `inspect.Parameter.empty`.
+    """
+    options: dict[str, Any] = {}
+    for level in gate.__mro__:
+        if "__init__" not in vars(level):
+            continue
+        parameters = inspect.signature(level).parameters.values()
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        options = own | options
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return options
+
+
+def build_gate(name: str, gate: type[G], channels: int, options: Mapping[str, Any]) -> G:
+    """Build a gate of a class.
+
+    Args:
+        name: how messages call the gate.
+        gate: its class.
+        channels: C.
+        options: keyword arguments of the class.
+
+    Raises:
+        ValueError: an option is unknown or missing, or a value is not allowed.
+    """
+    known = options_of(gate)
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of gate {name!r}", option, known)
+    for option, default in known.items():
+        if default is inspect.Parameter.empty and option not in options:
+            raise ValueError(f"gate {name!r} needs the option {option!r}, which has no default")
+    return gate(channels, **options)

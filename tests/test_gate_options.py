@@ -1,0 +1,141 @@
+"""Options that are refused, and gates that a user adds."""
+
+import pytest
+import torch
+from torch import nn
+
+from spem import kernels
+from spem.gates import GATES, Gate, create_gate, register
+from spem.models import create_model
+from spem.norm import GatedBatchNorm2d
+
+CHANNELS = 16
+
+BAD = [
+    ("se", {"reduction": 0}, "reduction is 0, must be a whole number of at least 1"),
+    ("sem", {"reduction": 2.5}, "reduction is 2.5, must be a whole number"),
+    ("lsas", {"reduction": True}, "reduction is True, must be a whole number"),
+    *(
+        (name, {"reduction": 17, **more}, "reduction is 17, must be at most 16")
+        for name, more in [
+            *((name, {}) for name in ("cbam", "fcanet", "dianet", "hpda")),
+            *(("spa", {"variant": variant}) for variant in ("icme-a", "tmm-a")),
+        ]
+    ),
+    ("eca", {"kernel_size": 4}, "kernel_size is 4, must be an odd whole number"),
+    ("sem", {"kernel_size": 0}, "kernel_size is 0, must be an odd whole number"),
+    ("cbam", {"kernel_size": 2}, "kernel_size is 2, must be an odd whole number"),
+    ("cbam", {"kernel_size": 3, "spatial": False}, "kernel_size is 3, but belongs to spatial=True"),
+    ("cbam", {"pools": ("avg", "mean")}, "unknown pool of CBAM 'mean'; known: "),
+    ("cbam", {"pools": ()}, "must name at least one pooling"),
+    ("sge", {}, "groups is 64, must be a divisor of the 16 channels"),
+    ("sge", {"groups": 3}, "groups is 3, must be a divisor"),
+    ("sge", {"groups": 4, "eps": -1.0}, "eps is -1.0, must be"),
+    ("srm", {"eps": float("nan")}, "eps is nan, must be"),
+    ("gct", {"mode": "l3"}, "unknown mode 'l3'; known: "),
+    ("gct", {"after_relu": True}, "after_relu belongs to mode='l1'"),
+    ("fcanet", {"frequencies": "top5"}, "5 does not divide 16 channels"),
+    ("fcanet", {"frequencies": "top33"}, "unknown frequencies 'top33'; known: "),
+    ("fcanet", {"dct_size": 0}, "dct_size is 0, must be a whole number"),
+    ("spa", {"variant": "icme"}, "unknown variant 'icme'; known: icme-"),
+    ("spa", {"source_channels": 8}, "icme-a has no source"),
+    ("spa", {"variant": "tmm-b", "source_channels": 0}, "source_channels is 0, must be"),
+    ("lsas", {"order": -1}, "order is -1, must be a whole number of at least 0"),
+    ("danet", {"attention": "spatial"}, "unknown attention 'spatial'; known: "),
+    ("srp", {}, "gate 'srp' needs the option 'rho', which has no default"),
+    ("srp", {"rho": 0}, r"rho is 0, must lie in \(0, 1\]"),
+    ("se", {"pool": "srp"}, "rho is None with pool='srp'"),
+    ("ie", {"regions": 2}, "belong to pool='srp'"),
+    ("hpda", {"branches": 1}, "branches is 1, must be a whole number of at least 2"),
+    ("hpda", {"margin": -1}, "margin is -1, must be"),
+    ("asr", {"attention": "srm"}, "unknown attention of ASR 'srm'; known: "),
+    ("asr", {"attention_options": {"reducton": 4}}, "option of gate 'se' 'reducton'; known: red"),
+    ("asr", {"attention_options": {"init": "identity"}}, "attention_options has init='identity'"),
+    ("dianet", {"leader": create_gate("dianet", 8)}, "the leader has 8 channels and reduction 4"),
+    ("se", {"reducton": 8}, "unknown option of gate 'se' 'reducton'; known: reduction, "),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), BAD)
+def test_bad_options_are_named(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_gate(name, CHANNELS, **options)
+
+
+@pytest.mark.parametrize("name", ["se", "srp", "sem", "lsas"])
+def test_a_reduction_above_the_channels_leaves_one_hidden_unit(name):
+    gate = create_gate(name, CHANNELS, reduction=100, **({"rho": 0.5} if name == "srp" else {}))
+    assert gate.fc1.weight.shape == (1, CHANNELS)
+
+
+def test_too_few_channels_for_the_position_module():
+    with pytest.raises(ValueError, match="channels is 7, the position module needs at least 8"):
+        create_gate("danet", 7)
+    assert create_gate("danet", 7, attention="channel").channels == 7
+
+
+def test_a_batch_of_one_that_cannot_be_normalised():
+    with pytest.raises(
+        ValueError, match="SRM normalises over the batch: training needs at least 2"
+    ):
+        create_gate("srm", CHANNELS)(torch.randn(1, CHANNELS, 4, 4))
+    for name in ("cbam", "hpda"):
+        with pytest.raises(ValueError, match="more than 1 value per channel when training"):
+            create_gate(name, CHANNELS)(torch.randn(1, CHANNELS, 1, 1))
+
+
+def test_spa_asks_for_its_source():
+    x = torch.randn(4, CHANNELS, 5, 5)
+    with pytest.raises(ValueError, match=r"tmm-b needs source: call gate\(x, source\)"):
+        create_gate("spa", CHANNELS, variant="tmm-b")(x)
+    with pytest.raises(ValueError, match="icme-a has no source"):
+        create_gate("spa", CHANNELS)(x, x)
+    with pytest.raises(ValueError, match=r"reads 16 channels, the source is \(4, 8, 5, 5\)"):
+        create_gate("spa", CHANNELS, variant="icme-b")(x, torch.ones(4, 8, 5, 5))
+
+
+@pytest.fixture
+def peak():
+    """A gate of a user's own."""
+
+    @register("peak")
+    class Peak(Gate):
+        statistics = ("max", "min")
+
+        def __init__(self, channels, *, init="paper"):
+            super().__init__(channels, init)
+            self.scale = nn.Parameter(torch.zeros(channels))
+            if init == "identity":
+                self.gain.fill_(2)
+
+        def excite(self, pooled):
+            return (self.scale * (pooled.max - pooled.min)).sigmoid()
+
+    yield Peak
+    del GATES["peak"]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "eager"])
+def test_a_gate_of_ones_own(peak, implementation):
+    gate, x = create_gate("peak", CHANNELS), torch.randn(4, CHANNELS, 5, 5)
+    assert isinstance(gate, peak)
+    nn.init.normal_(gate.scale)
+    span = x.amax((2, 3)) - x.amin((2, 3))
+    expected = x * (gate.scale * span).sigmoid()[..., None, None]
+    norm, plain = GatedBatchNorm2d(CHANNELS, gate=gate), nn.BatchNorm2d(CHANNELS)
+    with kernels.use(implementation):
+        torch.testing.assert_close(gate(x), expected)
+        torch.testing.assert_close(norm(x), gate(plain(x)))
+    assert torch.equal(create_gate("peak", CHANNELS, init="identity")(x), x)
+    with pytest.raises(ValueError, match="unknown option of gate 'peak' 'int'; known: init"):
+        create_gate("peak", CHANNELS, int="identity")
+    logits = create_model("resnet8", gate="peak")(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 10)
+
+
+def test_what_cannot_be_registered():
+    with pytest.raises(ValueError, match="the gate name 'se' is taken by SE"):
+        register("se")
+    with pytest.raises(ValueError, match="must be a class that derives from Gate or Attention"):
+        register("linear")(nn.Linear)
+    assert "linear" not in GATES
