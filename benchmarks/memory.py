@@ -28,7 +28,13 @@ class Unfused(nn.Module):
         self.norm = nn.BatchNorm2d(fused.num_features)
         self.gate = fused.gate
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        source: Tensor | None = None,
+    ) -> Tensor:
         out = self.norm(x)
         if self.gate is not None:
             out = self.gate(out)

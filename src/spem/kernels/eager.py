@@ -57,12 +57,14 @@ def recalibrate(
 ) -> Tensor:
     """Compute relu(scale * x + shift + residual) in the dtype of x, the addition fused."""
     scale = scale.to(x.dtype)[:, :, None, None]
-    if shift is not None:
-        shift = shift.to(x.dtype)[:, :, None, None]
-        out = torch.addcmul(shift, x, scale)
-        out = out if residual is None else out.add_(residual)
-    elif residual is not None:
-        out = torch.addcmul(residual, x, scale)
-    else:
+    added = residual if shift is None else shift.to(x.dtype)[:, :, None, None]
+    if added is None:
         out = x * scale
+    elif torch.is_grad_enabled():
+        # The backward pass of addcmul makes one more copy of the map than that of a product.
+        out = (x * scale).add_(added)
+    else:
+        out = torch.addcmul(added, x, scale)
+    if shift is not None and residual is not None:
+        out = out.add_(residual)
     return out.relu_() if relu else out
