@@ -4,6 +4,7 @@ from spem import kernels
 from spem.attach import attach, detach
 from spem.backbone import load_backbone
 from spem.constancy import gate_report
+from spem.convert import convert_official
 from spem.deploy import deploy
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates import GATES, SPEM, Attention, Gate, auxiliary_loss, create_gate, register
@@ -19,6 +20,7 @@ __all__ = [
     "Pooled",
     "attach",
     "auxiliary_loss",
+    "convert_official",
     "create_gate",
     "create_model",
     "deploy",
