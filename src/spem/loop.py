@@ -87,6 +87,7 @@ class Run:
                 of several ends at once, so that the last epoch's state is the one to continue.
         """
         with deferred_interrupt(self.fabric.world_size == 1) as interrupted, self._bar() as bar:
+            shown = "validation" if "validation" in self.batches else "test"
             done, total = self.epoch * self.steps + self.step, self.recipe.epochs * self.steps
             task = bar.add_task("", completed=done, total=total, news="")
             while self.epoch < self.recipe.epochs:
@@ -97,7 +98,8 @@ class Run:
                         self._save()
                         raise KeyboardInterrupt
                 row = self._end_epoch()
-                bar.update(task, news=f"loss {row['train_loss']:.3f}, test {row['test_top1']:.2%}")
+                accuracy = f"{shown} {row[f'{shown}_top1']:.2%}"
+                bar.update(task, news=f"loss {row['train_loss']:.3f}, {accuracy}")
                 if interrupted.is_set() and self.epoch < self.recipe.epochs:
                     raise KeyboardInterrupt
 
@@ -195,9 +197,8 @@ class Run:
     def _share_buffers(self) -> None:
         """Give every process the running statistics of the first: each has seen other images."""
         if self.fabric.world_size > 1:
-            for network in {self.model, self.stored}:
-                for buffer in network.buffers():
-                    torch.distributed.broadcast(buffer, 0)
+            for buffer in self.stored.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def _parts(self) -> dict[str, Any]:
         """Return what has a state; the generators need none, for they follow from the position."""
