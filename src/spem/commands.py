@@ -255,17 +255,18 @@ def _test_batches(
     download: bool,
 ) -> tuple[str, Any]:
     """Return the name of a data set and its test images, prepared as the run has prepared them."""
-    from spem.data import Batches, load_dataset
+    from spem.data import Batches
+    from spem.train import load_data
 
     recipe = load_recipe(str(Path(run, "recipe.yaml")))
-    dataset = load_dataset(
-        data or recipe.data,
+    recipe = replace(
+        recipe,
+        data=data or recipe.data,
         data_dir=data_dir or recipe.data_dir,
         download=download,
-        validation=recipe.validation,
-        seed=recipe.seed,
         image_size=config["image_size"][0],
     )
+    dataset = load_data(recipe)
     if list(dataset.classes) != config["classes"]:
         raise ValueError(f"{run} tells other classes apart than those of {dataset.name}")
     statistics = {"mean": config["mean"], "std": config["std"]}

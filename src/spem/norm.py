@@ -170,11 +170,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
 
     def _sum(self, x: Tensor) -> Tensor:
         """Sum over the processes that share statistics; the gradient flows to all of them."""
-        if not self._synchronises():
-            return x
-        from torch.distributed.nn.functional import all_reduce
-
-        return all_reduce(x)
+        return _AllReduce.apply(x) if self._synchronises() else x
 
     def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
         running = self._running() if self.track_running_stats else None
@@ -188,6 +184,20 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         unbiased = var * (values / (values - 1))
         for buffer, value in zip(running, (mean, unbiased), strict=True):
             buffer.lerp_(value.to(buffer.dtype), 0.0 if momentum is None else momentum)
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _AllReduce.apply(grad)
 
 
 def _at_first_position(pooled: Pooled, x: Tensor, flat: Tensor) -> Pooled:

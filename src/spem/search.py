@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from spem.batches import Batches
 from spem.checkpoint import write_text
-from spem.data import load_dataset
 from spem.metrics import evaluate
 from spem.models import create_model
 from spem.recipes import Recipe
 from spem.supernet import Supernet
-from spem.train import fit
+from spem.train import fit, load_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +134,7 @@ def search_placement(
     """
     if recipe.gate is not None:
         raise ValueError(f"the recipe's gate is {recipe.gate!r}: the supernet brings its own gates")
-    dataset = load_dataset(
-        recipe.data,
-        data_dir=recipe.data_dir,
-        download=recipe.download,
-        validation=recipe.validation,
-        seed=recipe.seed,
-        image_size=recipe.image_size,
-    )
+    dataset = load_data(recipe)
     if dataset.validation is None:
         raise ValueError("validation is none, but the search judges masks on held-out images")
     with torch.random.fork_rng([]):

@@ -117,14 +117,7 @@ def _start(
     fabric: Fabric, recipe: Recipe, model: nn.Module | None, folder: Path | None, resume: bool
 ) -> Path:
     """Check everything, then create the folder and train; return the folder."""
-    dataset = load_dataset(
-        recipe.data,
-        data_dir=recipe.data_dir,
-        download=recipe.download,
-        validation=recipe.validation,
-        seed=recipe.seed,
-        image_size=recipe.image_size,
-    )
+    dataset = load_data(recipe)
     check_batches(fabric.world_size, recipe, dataset)
     network = _build(recipe, dataset) if model is None else model
     macs = _count_macs(network, dataset)
@@ -139,6 +132,18 @@ def _start(
         return Path(fabric.launch(run))
     except KeyboardInterrupt:
         raise Interrupted(folder or Path()) from None
+
+
+def load_data(recipe: Recipe) -> Dataset:
+    """Return the data set of a recipe, split as it says; the errors are those of `load_dataset`."""
+    return load_dataset(
+        recipe.data,
+        data_dir=recipe.data_dir,
+        download=recipe.download,
+        validation=recipe.validation,
+        seed=recipe.seed,
+        image_size=recipe.image_size,
+    )
 
 
 def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
