@@ -128,6 +128,51 @@ def test_our_own_networks_attach_and_detach():
         assert torch.equal(model(x), plain(x))
 
 
+@pytest.mark.parametrize(
+    ("name", "gate", "options"),
+    [
+        ("resnet8", "iebn", {}),
+        ("preresnet8", "spem", {}),
+        ("densenet10", "se", {}),
+        ("vgg11", "gct", {"placement": "conv"}),
+    ],
+)
+def test_detach_empties_our_own_gated_networks(name, gate, options):
+    model, plain = create_model(name, gate, **options), create_model(name)
+    detach(model)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert model.config == plain.config
+
+
+def test_the_config_is_put_aside_while_gates_are_attached():
+    model = create_model("resnet8")
+    config = dict(model.config)
+    attach(model, "se")
+    assert not hasattr(model, "config")
+    attach(model, "spem", at="stage")
+    detach(model)
+    assert model.config == config
+
+
+def test_a_part_can_be_detached_by_the_whole():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Net()
+
+        def forward(self, x):
+            return self.body(x)
+
+    model = Whole()
+    attach(model.body, "se")
+    detach(model)
+    model(X)
+    attach(model, "se")
+    detach(model.body.layer1)
+    with pytest.raises(RuntimeError, match="detached it alone"):
+        model(X)
+
+
 @pytest.mark.parametrize("at", ["residual", "stage"])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_copies_use_their_own_gates(at, how):
@@ -269,6 +314,7 @@ def test_an_attached_model_compiles_whole():
         (Net, {"gate": "se", "at": lambda n, m: False}, "matches no module of this Net"),
         (lambda: nn.Sequential(nn.Linear(2, 2)), {"gate": "se"}, "at='residual' matches no module"),
         (Net, {"gate": "se", "at": "fc"}, "'fc' does not tell its channels"),
+        (Net, {"gate": "se", "mask": "0000"}, "mask is '0000', must be a list of 0 and 1"),
         (Net, {"gate": "se", "mask": [1]}, "mask has 1 values, the model 4 slots"),
         (Net, {"gate": "spa", "variant": "icme-b", "reduction": 4}, "reads the block's input"),
         (lambda: torch.compile(Net()), {"gate": "se"}, "compiled: attach gates first"),
@@ -321,3 +367,7 @@ def test_a_checkpoint_that_would_lose_weights_is_refused():
     del state["bn1.weight"]
     with pytest.raises(ValueError, match=r"1 missing \(bn1.weight"):
         load_backbone(model, state, ignore=["fc.*"])
+    with pytest.raises(ValueError, match="state_dict is 'plain.pth': load the file first"):
+        load_backbone(model, "plain.pth")
+    with pytest.raises(ValueError, match=r"give its part checkpoint\['state_dict'\]"):
+        load_backbone(model, {"state_dict": state})

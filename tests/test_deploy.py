@@ -47,6 +47,44 @@ def test_asr_disappears_exactly(attention, both):
     )
 
 
+@pytest.mark.parametrize("name", ["preresnet8", "preresnet11", "densenet10", "vgg11"])
+def test_asr_disappears_where_no_norm_precedes_it(name):
+    size = 32 if name == "vgg11" else 8
+    model = create_model(name, "asr").double()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    deployed = deploy(model)
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    torch.testing.assert_close(deployed(x), model.eval()(x), atol=1e-10, rtol=0)
+    plain = create_model(name)
+    assert deployed.state_dict().keys() == plain.state_dict().keys()
+    assert deployed.config == plain.config
+
+
+@pytest.mark.parametrize("gate", ["asr", "spem"])
+@pytest.mark.parametrize("at", ["residual", "layer*.*.conv2"])
+def test_attached_models_deploy(gate, at):
+    model = create_model("resnet8").double()
+    spem.attach(model, gate, at=at)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    expected = model.eval()(X)
+    torch.testing.assert_close(deploy(model)(X), expected, atol=1e-10, rtol=0)
+    report = gate_report(model, batches()) if gate == "spem" else None
+    if report:
+        deploy(model, constant_gates=1e9, report=report)(X)
+    folded = deploy(model, fold_batchnorm=True, example=X)
+    torch.testing.assert_close(folded(X), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_dianet_is_never_called_constant():
+    model = trained(gate="dianet")
+    report = gate_report(model, batches())
+    deployed = deploy(model, constant_gates=1e9, report=report)
+    assert deployed.state_dict().keys() == model.state_dict().keys()
+    assert torch.equal(deployed(X), deployed(X))
+
+
 def test_the_deployed_network_can_be_built_from_its_config():
     for both in (False, True):
         deployed = deploy(trained(both=both, attention_options={"reduction": 4}))
@@ -85,7 +123,6 @@ def test_the_report_is_that_of_all_multipliers(gate):
         assert statistics.images == 12
         torch.testing.assert_close(statistics.mean, values.mean(0), atol=1e-12, rtol=0)
         torch.testing.assert_close(statistics.std, values.std(0, correction=0), atol=1e-7, rtol=0)
-    model.get_submodule(next(iter(report)))
 
 
 def test_gates_below_the_threshold_are_folded():
@@ -179,6 +216,9 @@ def test_bad_input_is_named():
         deploy(model, constant_gates=0.1)
     with pytest.raises(ValueError, match="constant_gates is -1"):
         deploy(model, constant_gates=-1, report={})
+    other = gate_report(create_model("resnet14", "spem"), [(torch.randn(2, 3, 8, 8), None)])
+    with pytest.raises(ValueError, match="report is of another model"):
+        deploy(model, constant_gates=0.1, report=other)
     with pytest.raises(ValueError, match="no gates whose"):
         gate_report(create_model("resnet8"), [])
     with pytest.raises(ValueError, match="no images"):

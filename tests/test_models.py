@@ -109,6 +109,18 @@ def test_every_gate_trains_in_every_family(name, gate):
     assert model.eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["resnet8", "preresnet11", "vgg11", "densenet10", "attention56"])
+@pytest.mark.parametrize("placement", ["residual", "conv", "norm", "last-stage"])
+def test_gates_work_wherever_they_are_placed(name, placement):
+    model = create_model(name, "gct", placement=placement)
+    gates = {n: p for n, p in model.named_parameters() if n.endswith("gamma")}
+    for parameter in gates.values():
+        torch.nn.init.normal_(parameter)
+    model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    assert gates
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in gates.values())
+
+
 @pytest.mark.parametrize("variant", ["icme-b", "icme-c", "tmm-b", "tmm-c"])
 @pytest.mark.parametrize("name", ["resnet11", "preresnet8", "densenet10"])
 def test_gates_that_read_the_blocks_input_get_it(name, variant):
@@ -266,7 +278,7 @@ def test_deterministic_algorithms_suffice():
         ({"name": "densenet99"}, "depth 99 of 'densenet99' is not 6n"),
         ({"name": "vgg11", "block": "basic"}, "'vgg11' has no choice of blocks"),
         ({"name": "resnet20", "gate": "se", "placement": "top"}, "unknown placement 'top'"),
-        ({"name": "resnet20", "mask": [1]}, r"\['mask'\] were given without a gate"),
+        ({"name": "resnet20", "mask": [1]}, r"\['mask'\] were given without a gate, whose"),
         ({"name": "resnet21"}, "depth 21 is neither 6n"),
         ({"name": "resnet2"}, "depth 2 of 'resnet2' is not 6n"),
         ({"name": "resnet20", "block": "wide"}, "unknown block 'wide'"),
@@ -274,7 +286,7 @@ def test_deterministic_algorithms_suffice():
         ({"name": "resnet20", "gate": "spme"}, "unknown gate 'spme'; known: spem"),
         ({"name": "resnet20", "num_classes": 0}, "num_classes is 0"),
         ({"name": "resnet20", "in_channels": 0}, "in_channels is 0"),
-        ({"name": "resnet20", "alpha": 0.1}, r"\['alpha'\] were given without a gate"),
+        ({"name": "resnet20", "alpha": 0.1}, r"\['alpha'\] were given without a gate, whose"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -216,6 +216,19 @@ def test_a_gate_of_other_width_is_refused():
         GatedBatchNorm2d(3, gate=SPEM(4))
 
 
+@pytest.mark.parametrize("gate", [None, "spem"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_bad_input_is_named(gate, implementation):
+    norm = GatedBatchNorm2d(3, gate=SPEM(3) if gate else None)
+    x = torch.randn(2, 3, 4, 4)
+    with kernels.use(implementation):
+        with pytest.raises(ValueError, match="built for 3 channels"):
+            norm(torch.randn(2, 4, 5, 5))
+        for residual in (torch.randn(1, 3, 1, 1), x.double()):
+            with pytest.raises(ValueError, match="residual is"):
+                norm(x, residual)
+
+
 def test_autocast_keeps_statistics_in_float32():
     norm = GatedBatchNorm2d(3, gate=drawn_gate(3))
     seen = []

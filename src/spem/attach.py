@@ -35,7 +35,8 @@ class Report(tuple[Attached, ...]):
             for entry in self
         ]
         total = sum(entry.parameters for entry in self)
-        return "\n".join([*lines, f"{len(self)} gates, {total} parameters"])
+        gates = "1 gate" if len(self) == 1 else f"{len(self)} gates"
+        return "\n".join([*lines, f"{gates}, {total} parameters"])
 
 
 def attach(
@@ -66,7 +67,8 @@ def attach(
             (name, module) -> bool.
         init: "identity" leaves the model's outputs as they are; "paper" is the authors' start; None
             for a gate of your own that has no such option.
-        optimizer: takes the new parameters into a group like its first one.
+        optimizer: takes the new parameters into groups like its first one. Attach before you build
+            a scheduler: `LambdaLR` does not take groups that come later.
         mask: 0 or 1 for every slot found, in order, to gate only some.
         dry_run: change nothing, only report.
         options: keyword arguments of the gate.
@@ -103,22 +105,56 @@ def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     The original classes and keys come back, with the weights as they are now.
 
     Args:
-        model: a model that `attach` has changed, or one of `create_model`.
+        model: a model that `attach` has changed, or one of `create_model` (the norms that DIANet
+            adds to pre-activation blocks stay).
         optimizer: loses the parameters of the gates.
 
     Raises:
         ValueError: the model has no gate in a place that `attach` uses.
     """
-    slots = [m for m in model.modules() if isinstance(getattr(m, "gate", None), Attention)]
+    slots = [
+        (module, place)
+        for module in model.modules()
+        for place in ("gate", *_OWN_PLACES)
+        if isinstance(getattr(module, place, None), Attention)
+    ]
     if not slots:
         raise ValueError("the model has no gates to detach")
     if optimizer is not None:
-        _shrink(optimizer, [cast(Attention, slot.gate) for slot in slots])
-    for slot in slots:
-        _remove(slot)
-    if _ATTACHED in vars(model):
-        delattr(model, _ATTACHED)
-        _unhook(model._forward_pre_hooks, check_gates)
+        _shrink(optimizer, [getattr(*slot) for slot in slots])
+    for module, place in slots:
+        replace_gate(module, place, None)
+    _plain_config(model)
+    unguard(model)
+
+
+def replace_gate(slot: nn.Module, place: str, gate: Attention | None) -> None:
+    """Put another gate in the place of a module's gate, or none, and undo what `attach` did then.
+
+    Args:
+        slot: the module that has the gate.
+        place: the name of its attribute.
+        gate: the new one.
+    """
+    if gate is not None or place != "gate":
+        setattr(slot, place, gate)
+        return
+    del slot.gate
+    _unhook(slot._forward_hooks, apply_gate)
+    if vars(slot).pop(_CONVERTED, False):
+        del vars(slot)["sync"]
+        slot.__class__ = nn.BatchNorm2d
+    elif isinstance(slot, GatedBatchNorm2d):
+        slot.gate = None
+
+
+def unguard(model: nn.Module) -> None:
+    """Let a model no longer look whether the gates that were attached are still run."""
+    for module in model.modules():
+        guard = vars(module).pop(_ATTACHED, None)
+        if guard is not None:
+            _unhook(module._forward_pre_hooks, check_gates)
+            vars(module).update(guard["kept"])
 
 
 def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -131,7 +167,7 @@ def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 def check_gates(model: nn.Module, args: Any) -> None:
     """Raise RuntimeError if a gate that was attached is not run any more (a forward pre-hook)."""
-    for name in vars(model)[_ATTACHED]:
+    for name in vars(model)[_ATTACHED]["names"]:
         found = resolve(model, name)
         module = None if found is None else last_child(found)
         gated = isinstance(module, GatedBatchNorm2d) or (
@@ -140,13 +176,16 @@ def check_gates(model: nn.Module, args: Any) -> None:
         if not gated or not isinstance(getattr(module, "gate", None), Attention):
             raise RuntimeError(
                 f"the gate of {name!r} is lost: something replaced that module, as fusing and "
-                "converting norms do; detach the gates before, or attach them after"
+                "converting norms do, or detached it alone; detach the gates of the whole model "
+                "before, or attach them after"
             )
 
 
 # Plain attributes, so that copies and pickles of a model carry them.
 _ATTACHED = "_attached_gates"
 _CONVERTED = "_was_batch_norm"
+# Where the blocks of this library keep gates of their own.
+_OWN_PLACES = ("branch_gate", "input_gate")
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -204,35 +243,33 @@ def _insert(slot: nn.Module, gate: Attention) -> None:
     slot.gate = gate
 
 
-def _remove(slot: nn.Module) -> None:
-    del slot.gate
-    _unhook(slot._forward_hooks, apply_gate)
-    if vars(slot).pop(_CONVERTED, False):
-        del vars(slot)["sync"]
-        slot.__class__ = nn.BatchNorm2d
-    elif isinstance(slot, GatedBatchNorm2d):
-        slot.gate = None
-
-
 def _unhook(hooks: dict[int, Any], function: Callable[..., Any]) -> None:
     for key in [key for key, hook in hooks.items() if hook is function]:
         del hooks[key]
 
 
 def _guard(model: nn.Module, names: Iterable[str]) -> None:
-    """Let the model look, at every forward, whether its gates are still run."""
-    attached = vars(model).get(_ATTACHED)
-    if attached is None:
+    """Let the model look, at every forward, whether its gates are still run.
+
+    The `config` of a network of `create_model` does not know the new gates: it is put aside.
+    """
+    guard = vars(model).setdefault(_ATTACHED, {"names": [], "kept": {}})
+    if not guard["names"]:
         model.register_forward_pre_hook(check_gates)
-    vars(model)[_ATTACHED] = [*(attached or []), *names]
+    guard["names"] += names
+    if "config" in vars(model):
+        guard["kept"]["config"] = vars(model).pop("config")
+
+
+def _plain_config(model: nn.Module) -> None:
+    config = vars(model).get("config")
+    if isinstance(config, dict):
+        plain = {"gate": None, "gate_options": {}, "placement": None, "mask": None}
+        vars(model)["config"] = {**config, **plain}
 
 
 def _path(slot: nn.Module) -> str:
-    return "norm" if isinstance(slot, nn.BatchNorm2d) and _is_plain(slot) else "hook"
-
-
-def _is_plain(slot: nn.Module) -> bool:
-    return type(slot) in (nn.BatchNorm2d, GatedBatchNorm2d)
+    return "norm" if type(slot) in (nn.BatchNorm2d, GatedBatchNorm2d) else "hook"
 
 
 def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:

@@ -46,6 +46,11 @@ def load_backbone(
     Raises:
         ValueError: a key has no place in the model, a place has no key, or shapes differ.
     """
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict is {state_dict!r}: load the file first, by torch.load")
+    inner = state_dict.get("state_dict")
+    if isinstance(inner, Mapping):
+        raise ValueError("this is a whole checkpoint: give its part checkpoint['state_dict']")
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
     own = model.state_dict()
     gates = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Attention))
@@ -61,9 +66,13 @@ def load_backbone(
             if given[key].shape != own[key].shape
         ],
     }
-    found = [f"{len(k)} {kind} ({', '.join(k[:3])}, …)" for kind, k in problems.items() if k]
+    found = [f"{len(k)} {kind} ({_some(k)})" for kind, k in problems.items() if k]
     if found:
         raise ValueError(f"nothing was loaded, the backbone would lose weights: {'; '.join(found)}")
     loaded = sorted(given.keys() - left_out)
     model.load_state_dict({key: given[key] for key in loaded}, strict=False)
     return Loaded(loaded, new, ignored)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3] + ["…"] * (len(keys) > 3))

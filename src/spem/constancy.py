@@ -15,13 +15,11 @@ class GateStatistics(NamedTuple):
     """The multipliers of one gate over the images of a data set.
 
     Attributes:
-        name: of the gate in its model.
         mean: over the images, (C,), float64.
         std: over the images, (C,), float64.
         images: their number.
     """
 
-    name: str
     mean: Tensor
     std: Tensor
     images: int
@@ -47,9 +45,7 @@ def gate_report(
     Raises:
         ValueError: the model has no pooled gate, or there are no images.
     """
-    gates = {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
-    # Gates inside of gates (ASR's) are part of them.
-    gates = {n: g for n, g in gates.items() if not any(n.startswith(f"{m}.") for m in gates)}
+    gates = pooled_gates(model)
     if not gates:
         raise ValueError("the model has no gates whose multipliers belong to whole maps")
     moments = {name: _Moments() for name in gates}
@@ -60,9 +56,15 @@ def gate_report(
     if not all(moment.count for moment in moments.values()):
         raise ValueError("there are no images to measure the gates on")
     return {
-        name: GateStatistics(name, m.mean, (m.squares / m.count).sqrt(), m.count)
+        name: GateStatistics(m.mean, (m.squares / m.count).sqrt(), m.count)
         for name, m in moments.items()
     }
+
+
+def pooled_gates(model: nn.Module) -> dict[str, Gate]:
+    """Return the pooled gates of a model by name, without those inside of other gates (ASR's)."""
+    gates = {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
+    return {n: g for n, g in gates.items() if not any(n.startswith(f"{m}.") for m in gates)}
 
 
 class _Moments:

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from spem.constancy import GateStatistics
+from spem.attach import replace_gate, unguard
+from spem.constancy import GateStatistics, pooled_gates
 from spem.fold import fold_batchnorms
-from spem.gates import ASR, Gate
+from spem.gates import ASR, DIANet, Gate
+from spem.models.densenet import DenseLayer
+from spem.models.preresnet import PreBlock
 from spem.norm import GatedBatchNorm2d
 
 
@@ -22,13 +25,15 @@ def deploy(
 ) -> nn.Module:
     """Return a copy of a model in evaluation mode, without the gates that are constant.
 
-    ASR gates are constant by construction and disappear into the scale and shift of their norm,
-    exactly: the network has the parameters of the plain one (of ASR + SE, of the one with SE).
+    ASR gates are constant by construction and disappear, exactly, into the scale and shift of the
+    norm before them, or into the convolution where there is none: the network has the parameters of
+    the plain one (of ASR + SE, of the one with SE).
 
     Args:
         model: a trained network, left as it is.
         constant_gates: also replace gates by their mean multipliers whose spread in `report` is at
-            most this, as far as they sit on a norm; this changes the function a little.
+            most this, as far as they sit on a norm (DIANet's do not go: they carry a state); this
+            changes the function a little.
         report: what `gate_report` measured of this model.
         fold_batchnorm: also fold every `GatedBatchNorm2d` into the convolution that alone feeds it;
             what is left of it is its gate, addition and ReLU. The result has no `config` any more.
@@ -37,35 +42,78 @@ def deploy(
 
     Raises:
         ValueError: one of constant_gates and report was given without the other, the threshold is
-            negative, a norm with a constant gate has no scale and shift of its own, or an example
-            is missing.
+            negative, the report is of another model, a constant gate stands behind nothing that it
+            could be folded into, or an example is missing.
     """
     if (constant_gates is None) != (report is None):
         raise ValueError("constant_gates and report belong together: measure with gate_report")
     if constant_gates is not None and not constant_gates >= 0:
         raise ValueError(f"constant_gates is {constant_gates}, must be at least 0")
     deployed = copy.deepcopy(model).eval()
-    folded = []
-    for name, norm in deployed.named_modules():
-        if not isinstance(norm, GatedBatchNorm2d) or norm.gate is None:
-            continue
-        if isinstance(norm.gate, ASR):
-            behind = norm.gate.behind
-            _fold(name, norm, norm.gate.gain * norm.gate.constant()[0])
-            norm.gate = behind
-        elif report and constant_gates is not None and isinstance(norm.gate, Gate):
-            statistics = report[f"{name}.gate"]
-            if statistics.spread <= constant_gates:
-                _fold(name, norm, statistics.mean)
-                norm.gate = None
-                folded.append(f"{name}.gate")
-    _rename(deployed)
-    if folded and report:
-        _mask(deployed, [name not in folded for name in report])
+    if report is not None and constant_gates is not None:
+        _fold_constant(deployed, report, constant_gates)
+    _fold_asr(deployed)
+    unguard(deployed)
     if fold_batchnorm:
         fold_batchnorms(deployed, _example(deployed) if example is None else example)
         vars(deployed).pop("config", None)
     return deployed
+
+
+def _fold_constant(
+    model: nn.Module, report: Mapping[str, GateStatistics], threshold: float
+) -> None:
+    """Fold the gates of a small spread into their norms, and tell the `config` which are left."""
+    gates = pooled_gates(model)
+    if gates.keys() != report.keys():
+        raise ValueError("the report is of another model: its gates have other names")
+    folded = set()
+    for name, gate in gates.items():
+        norm = model.get_submodule(name.rpartition(".")[0])
+        constant = report[name].spread <= threshold
+        # A gate of DIANet carries the state of its stage on to the next.
+        if constant and isinstance(norm, GatedBatchNorm2d) and not isinstance(gate, DIANet):
+            _fold_into_norm(name, norm, report[name].mean)
+            norm.gate = None
+            folded.add(name)
+    config = getattr(model, "config", None)
+    if folded and isinstance(config, dict):
+        stays = iter([name not in folded for name in gates])
+        places = config["mask"] or [1] * len(gates)
+        vars(model)["config"] = {**config, "mask": [int(bit and next(stays)) for bit in places]}
+
+
+def _fold_asr(model: nn.Module) -> None:
+    """Fold the constants of all ASR gates into what stands before them."""
+    found = False
+    for name, module in list(model.named_modules()):
+        place = "branch_gate" if isinstance(module, PreBlock | DenseLayer) else "gate"
+        gate = getattr(module, place, None)
+        if not isinstance(gate, ASR):
+            continue
+        found = True
+        multiplier = gate.gain * gate.constant()[0]
+        if isinstance(module, GatedBatchNorm2d):
+            _fold_into_norm(name, module, multiplier)
+        else:
+            _fold_into_conv(name, _last_conv(module), multiplier)
+        replace_gate(module, place, gate.behind)
+    if found:
+        _rename(model)
+
+
+def _last_conv(module: nn.Module) -> nn.Module:
+    """Return the convolution that ends the branch of a block, or the module itself."""
+    return getattr(module, "conv3", getattr(module, "conv2", module))
+
+
+@torch.no_grad()
+def _fold_into_conv(name: str, conv: nn.Module, multiplier: Tensor) -> None:
+    if not isinstance(conv, nn.Conv2d):
+        raise ValueError(f"the ASR gate of {name!r} follows neither a norm nor a convolution")
+    conv.weight.copy_(conv.weight.double() * multiplier.double()[:, None, None, None])
+    if conv.bias is not None:
+        conv.bias.copy_(conv.bias.double() * multiplier.double())
 
 
 def _example(model: nn.Module) -> Tensor:
@@ -77,7 +125,7 @@ def _example(model: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def _fold(name: str, norm: GatedBatchNorm2d, multiplier: Tensor) -> None:
+def _fold_into_norm(name: str, norm: GatedBatchNorm2d, multiplier: Tensor) -> None:
     if not norm.affine:
         raise ValueError(f"the norm {name!r} has no scale and shift to fold its gate into")
     scales_shift = not (isinstance(norm.gate, Gate) and norm.gate.reads_input)
@@ -88,7 +136,7 @@ def _fold(name: str, norm: GatedBatchNorm2d, multiplier: Tensor) -> None:
 def _rename(model: nn.Module) -> None:
     """Let the `config` of a network of `create_model` name what it has become."""
     config = getattr(model, "config", None)
-    if isinstance(config, dict) and config["gate"] == "asr":
+    if isinstance(config, dict):
         options = config["gate_options"]
         both = options.get("both", False)
         vars(model)["config"] = {
@@ -98,13 +146,3 @@ def _rename(model: nn.Module) -> None:
             "mask": config["mask"] if both else None,
             "gate_options": dict(options.get("attention_options") or {}) if both else {},
         }
-
-
-def _mask(model: nn.Module, stays: list[bool]) -> None:
-    """Let the `config` of a network of `create_model` tell which gates are left."""
-    config = getattr(model, "config", None)
-    if isinstance(config, dict):
-        left = iter(stays)
-        places = config["mask"] or [1] * len(stays)
-        mask = [int(bit and next(left)) for bit in places]
-        vars(model)["config"] = {**config, "mask": mask}

@@ -45,16 +45,15 @@ class FoldedNorm(nn.Module):
         return F.relu_(x) if relu else x
 
 
-def fold_batchnorms(model: nn.Module, example: Tensor) -> int:
+def fold_batchnorms(model: nn.Module, example: Tensor) -> None:
     """Fold every norm into the convolution that alone feeds it, in place, in evaluation mode.
+
+    Left as they are: norms behind anything else, norms of a convolution whose output is read
+    elsewhere too, and norms whose gate reads their input.
 
     Args:
         model: in evaluation mode.
         example: an input of the model, (N, C, H, W); it is run once to see what feeds what.
-
-    Returns:
-        The number of norms that were folded. Left as they are: norms behind anything else, norms of
-        a convolution whose output is read elsewhere too, and norms whose gate reads their input.
     """
     pairs = _feeding(model, example)
     names = {module: name for name, module in model.named_modules()}
@@ -70,7 +69,6 @@ def fold_batchnorms(model: nn.Module, example: Tensor) -> int:
         )
         parent, _, child = names[norm].rpartition(".")
         setattr(model.get_submodule(parent), child, FoldedNorm(norm.gate).eval())
-    return len(pairs)
 
 
 def _feeding(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Conv2d]:
@@ -112,7 +110,7 @@ class _Watch(TorchFunctionMode):
         """Watch the convolutions and the norms that can be folded."""
         handles = []
         for module in model.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module._forward_hooks:
                 handles.append(module.register_forward_hook(self._made))
             elif isinstance(module, GatedBatchNorm2d) and _can_fold(module):
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))

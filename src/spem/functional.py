@@ -106,12 +106,18 @@ def recalibrate(
     for name, value in (("scale", scale), ("shift", shift)):
         if value is not None and value.shape != x.shape[:2]:
             raise ValueError(f"{name} is {tuple(value.shape)}, must be {tuple(x.shape[:2])}")
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+    if residual is not None:
+        check_residual(x, residual)
+    return kernels.chosen().recalibrate(x, scale, shift, residual, relu)
+
+
+def check_residual(x: Tensor, residual: Tensor) -> None:
+    """Raise ValueError unless a residual has the shape and dtype of the map it is added to."""
+    if residual.shape != x.shape or residual.dtype != x.dtype:
         raise ValueError(
             f"residual is {tuple(residual.shape)} {residual.dtype}, "
             f"must be {tuple(x.shape)} {x.dtype} as x is"
         )
-    return kernels.chosen().recalibrate(x, scale, shift, residual, relu)
 
 
 def _check_map(name: str, x: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spem import kernels
-from spem.functional import Pooled, pool, recalibrate
+from spem.functional import Pooled, check_residual, pool, recalibrate
 from spem.gates.gate import Attention, Gate, gated, present
 from spem.kernels.reference import widen
 
@@ -72,6 +72,9 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         Raises:
             ValueError: a shape or dtype does not fit, or training sees one value a channel.
         """
+        self._check_input_dim(x)
+        if residual is not None:
+            check_residual(x, residual)
         gate = self.gate
         if isinstance(gate, Gate) and self._folds(gate, x):
             return self._folded(x, gate, residual, relu)
@@ -99,6 +102,13 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
             )
         return super().__getattr__(name)
 
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the name of nn.BatchNorm2d)
+        if input.dim() != 4 or input.shape[1] != self.num_features:
+            raise ValueError(
+                f"the norm was built for {self.num_features} channels, the input is "
+                f"{tuple(input.shape)}, must be (N, {self.num_features}, H, W)"
+            )
+
     def _folds(self, gate: Gate, x: Tensor) -> bool:
         if not gate.foldable:
             return False
@@ -121,7 +131,6 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
-        self._check_input_dim(x)
         running = None if self.training else self._running()
         # Widened once, so that the gradients of both uses of x add up before they are rounded.
         wide = widen(x)

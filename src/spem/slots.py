@@ -86,9 +86,16 @@ def masked(slots: dict[str, nn.Module], mask: Sequence[int] | None) -> dict[str,
     """Return the slots whose bit of the mask is set; all without a mask."""
     if mask is None:
         return slots
+    check_mask(mask)
     if len(mask) != len(slots):
         raise ValueError(f"mask has {len(mask)} values, the model {len(slots)} slots")
     return {name: slot for (name, slot), bit in zip(slots.items(), mask, strict=True) if bit}
+
+
+def check_mask(mask: object) -> None:
+    """Raise ValueError unless a mask is a list or tuple of 0 and 1."""
+    if not isinstance(mask, list | tuple) or any(bit not in (0, 1) for bit in mask):
+        raise ValueError(f"mask is {mask!r}, must be a list of 0 and 1")
 
 
 def output_channels(name: str, slot: nn.Module) -> int:

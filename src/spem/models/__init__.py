@@ -122,7 +122,9 @@ def _residual(
 def _choose_block(depth: int) -> str:
     fits = {block: (depth - 2) % count == 0 for block, count in _CONVOLUTIONS.items()}
     if not any(fits.values()):
-        raise ValueError(f"depth {depth} is neither 6n+2 (basic) nor 9n+2 (bottleneck)")
+        raise ValueError(
+            f"depth {depth} is neither 6n+2 (basic: 20, 32, 56, 110) nor 9n+2 (bottleneck: 29, 83, 164)"
+        )
     if fits["basic"] and (depth <= 110 or not fits["bottleneck"]):
         return "basic"
     return "bottleneck"

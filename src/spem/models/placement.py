@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spem.choices import unknown
 from spem.gates import GATES, Attention, DIANet, create_gate, gate_options
+from spem.slots import check_mask
 
 PLACEMENTS = ("residual", "conv", "norm", "last-stage")
 
@@ -38,11 +39,13 @@ class Placement:
             given = (
                 sorted(options) + ["placement"] * bool(placement) + ["mask"] * (mask is not None)
             )
-            raise ValueError(f"gate options {given} were given without a gate")
+            raise ValueError(f"{given} were given without a gate, whose options they would be")
         if gate is not None and gate not in GATES:
             raise unknown("gate", gate, GATES)
         if placement is not None and placement not in PLACEMENTS:
             raise unknown("placement", placement, PLACEMENTS)
+        if mask is not None:
+            check_mask(mask)
         self.gate, self.options, self.mask = gate, options, mask
         self.placement = placement or (GATES[gate].placement if gate else "residual")
         self.places = 0
@@ -92,7 +95,7 @@ class Placement:
         if self.gate is None:
             return None
         self.places += 1
-        if self.mask is not None and not self.mask[min(self.places, len(self.mask)) - 1]:
+        if self.mask is not None and not any(self.mask[self.places - 1 : self.places]):
             return None
         options = dict(self.options)
         known = gate_options(self.gate)
@@ -115,7 +118,10 @@ class Placement:
 class GatedConv2d(nn.Conv2d):
     """A convolution with a gate on its input, `input_gate`; the other keys stay as they are."""
 
-    input_gate: Attention | None = None
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        # Set here: a class attribute would hide the registered module.
+        self.input_gate: Attention | None = None
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Conv2d)
         """Return the convolution of the gated input."""
