@@ -367,7 +367,7 @@ def test_a_checkpoint_that_would_lose_weights_is_refused():
     del state["bn1.weight"]
     with pytest.raises(ValueError, match=r"1 missing \(bn1.weight"):
         load_backbone(model, state, ignore=["fc.*"])
-    with pytest.raises(ValueError, match="state_dict is 'plain.pth': load the file first"):
+    with pytest.raises(ValueError, match=r"state_dict is 'plain.pth': load the file first"):
         load_backbone(model, "plain.pth")
     with pytest.raises(ValueError, match=r"give its part checkpoint\['state_dict'\]"):
         load_backbone(model, {"state_dict": state})
