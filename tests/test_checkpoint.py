@@ -1,5 +1,7 @@
 import csv
 import json
+import re
+import zipfile
 
 import pytest
 import torch
@@ -43,7 +45,10 @@ def test_any_damage_to_a_checkpoint_is_found(tmp_path, state):
     whole = path.read_bytes()
     weights = whole.index(state["weights"].numpy().tobytes())
     altered = whole[:weights] + bytes([whole[weights] ^ 1]) + whole[weights + 1 :]
-    for damaged in (whole[:-100], whole[: len(whole) // 2], b"", b"text", altered):
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("notes.txt", "no tensors")
+    other = (tmp_path / "other.zip").read_bytes()
+    for damaged in (whole[:-100], whole[: len(whole) // 2], b"", b"text", altered, other):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
             checkpoint.load_checkpoint(path)
@@ -95,15 +100,18 @@ def test_a_run_that_cannot_be_loaded_says_why(tmp_path):
         checkpoint.load_run(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         checkpoint.load_weights(nn.Linear(3, 3), tmp_path)
-    checkpoint.save_run(tmp_path, nn.Linear(3, 3), CONFIG | {"model": None})
+    checkpoint.save_run(
+        tmp_path, nn.Linear(3, 3), CONFIG | {"model": None, "gate": None, "gate_options": {}}
+    )
     with pytest.raises(ValueError, match="of your own"):
         checkpoint.load_run(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         checkpoint.load_weights(nn.Linear(3, 3), tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json"):
-        checkpoint.load_run(tmp_path)
+    for text in ("{", "{}", "[]", "3", json.dumps(CONFIG), json.dumps({"model": "resnet8"})):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / "config.json"))):
+            checkpoint.load_run(tmp_path)
 
 
 def test_unnamed_folders_take_the_next_free_number(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+import spem.devices
+import spem.search
 import spem.train
 from spem import commands
 from spem.cli import main
@@ -28,7 +30,7 @@ def asked(monkeypatch):
         return Result(Path("runs/x"), dict.fromkeys(commands._RESULTS), torch.nn.Identity())
 
     monkeypatch.setattr(spem.train, "fit", fit)
-    monkeypatch.setattr(spem.train, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(spem.devices, "keep_freed_memory", lambda: None)
     return calls
 
 
@@ -74,11 +76,12 @@ def test_every_kind_of_flag(asked):
         [
             *("train", "--gate", "none", "--validation", "none", "--weight-decay", "1e-4"),
             *("--mean", "[0.5, 0.25]", "--milestones", "[1,2]", "--precision", "32", "--compile"),
-            *("--data-dir", "2024"),
+            *("--data-dir", "2024", "--mask", "[1,0,1]", "--placement", "norm"),
         ]
     )
     recipe = asked[0][0]
-    assert recipe.gate is None
+    assert (recipe.gate, recipe.block) == (None, None)
+    assert (recipe.placement, recipe.mask) == ("norm", [1, 0, 1])
     assert recipe.validation is None
     assert recipe.weight_decay == 1e-4
     assert recipe.mean == [0.5, 0.25]
@@ -128,6 +131,10 @@ def test_help_fits_a_narrow_terminal(capsys, monkeypatch, command):
         ("train --momentun 0.8", "unknown flag '--momentun'; known: --momentum"),
         ("train --epochs x", "--epochs must be INT, got 'x'"),
         ("train --mean 0.5", "--mean must be [FLOAT,...], got '0.5'"),
+        ("train --mask 1,0", "--mask must be [INT,...], got '1,0'"),
+        ("train --mask [2]", "mask must be a list of 0 and 1, got [2]"),
+        ("train --gate-options {alpha:", "--gate-options must be DICT, got '{alpha:'"),
+        ("train --gate-options.mask 1", "gate_options must be a mapping whose keys"),
         ("train --schedule stp", "--schedule must be {step,cosine,constant}, got 'stp'"),
         ("train --epochs 0", "epochs must be a whole number of at least 1, got 0"),
         ("train --resume", "--resume needs one folder"),
@@ -178,6 +185,30 @@ def test_ctrl_c_prints_a_command_that_continues(asked, capsys, monkeypatch, tmp_
     assert asked == [(Recipe(seed=9), {"out": str(folder), "resume": True, "overwrite": False})]
 
 
+@pytest.mark.parametrize("stop", [Interrupted(Path("found")), KeyboardInterrupt()])
+def test_ctrl_c_in_a_search_does_not_promise_to_continue(capsys, monkeypatch, stop):
+    def interrupted(*_, **__):
+        raise stop
+
+    monkeypatch.setattr(spem.search, "search_placement", interrupted)
+    assert main(["search-placement"]) == 130
+    printed = capsys.readouterr().err
+    assert "--overwrite or another --out" in printed
+    assert "--resume" not in printed
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "search-placement", "evaluate run", "predict run a.png", "gate-report run"],
+)
+def test_whatever_computes_keeps_freed_memory(capsys, monkeypatch, command):
+    def keep():
+        raise ValueError("kept")
+
+    monkeypatch.setattr(spem.devices, "keep_freed_memory", keep)
+    assert refusal(capsys, *command.split()) == "kept"
+
+
 @pytest.mark.parametrize("channels", [3, 16])
 def test_gates_are_listed_with_their_parameters(capsys, channels):
     assert main(["gates", "--channels", str(channels)]) == 0
@@ -191,6 +222,7 @@ def test_from_training_to_prediction(capsys, tmp_path):
     run, spem_ = tmp_path / "run", Path(sys.executable).with_name("spem")
     words = ["--model", "resnet8", "--epochs", "3", "--threads", "1", "--out", str(run)]
     printed = subprocess.check_output([spem_, "train", *words], text=True, cwd=tmp_path)
+    assert "best epoch by validation (from 0)" in printed
     assert printed.endswith(f"run folder: {run}\n")
     assert main(["evaluate", str(run)]) == 0
     accuracy = re.search(r"top1\W+([\d.]+)", capsys.readouterr().out)

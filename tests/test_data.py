@@ -259,6 +259,22 @@ def test_an_image_in_grey_and_of_two_sides():
         prepare_image(image, size=8, channels=2)
 
 
+@pytest.mark.parametrize("kind", [("uint16", 257), (">u2", 257), ("int32", 257), ("int32", 1)])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, kind):
+    ramp = np.arange(256).reshape(16, 16)
+    image = Image.fromarray((ramp * kind[1]).astype(kind[0]))
+    image.save(tmp_path / "x.tiff")
+    for source, channels in ((image, 3), (tmp_path / "x.tiff", 1)):
+        found = prepare_image(source, size=16, channels=channels)
+        assert found.tolist() == [ramp.tolist()] * channels
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path):
+    Image.new("F", (16, 16)).save(tmp_path / "x.tiff")
+    with pytest.raises(ValueError, match=r"x\.tiff has floating-point pixels"):
+        prepare_image(tmp_path / "x.tiff", size=16, channels=1)
+
+
 def test_a_photo_is_turned_upright(tmp_path):
     image = Image.new("L", (8, 8))
     image.paste(255, (0, 0, 8, 4))

@@ -130,6 +130,27 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path):
     check_same(fit(SMALL, net()), fit(SMALL, net(), out=tmp_path / "died", resume=True))
 
 
+def test_a_run_that_died_before_its_first_checkpoint_starts_from_its_weights_again(tmp_path):
+    recipe = replace(SMALL, weights=str(fit(SMALL, net()).folder))
+
+    def die():
+        raise OSError("power cut")
+
+    with pytest.raises(OSError, match="power cut"):
+        fit(recipe, acting_at(2, die), out=tmp_path / "died")
+    check_same(fit(recipe, net()), fit(recipe, net(), out=tmp_path / "died", resume=True))
+
+
+def test_a_checkpoint_without_a_run_is_named(tmp_path):
+    folder = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        fit(SMALL, acting_at(7, press_ctrl_c), out=folder)
+    for content in ({"epoch": 1}, [1]):
+        torch.save(content, folder / "checkpoint.pt")
+        with pytest.raises(ValueError, match=r"stopped/checkpoint\.pt is no checkpoint of a run"):
+            fit(SMALL, net(), out=folder, resume=True)
+
+
 def test_accumulated_gradients_equal_those_of_the_whole_batch():
     recipe = replace(SMALL, crop=0)  # 5 micro-batches cannot share the last 293 images equally
     one = fit(recipe, net(dropout=0.0)).model.state_dict()
@@ -166,10 +187,15 @@ def test_the_gradient_is_clipped():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(tmp_path):
     recipe = replace(SMALL, epochs=4, schedule="step", milestones=[2], gamma=1e30)
-    with pytest.raises(ValueError, match="epoch 2 is not finite"):
+    with pytest.raises(ValueError, match="epoch 2 is not finite; the state before it is kept in"):
         fit(recipe, net(), out=tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["epoch"] == 2
     assert len(rows(tmp_path / "run")) == 2
+
+
+def test_a_loss_that_is_not_finite_in_the_first_epoch_promises_no_state(tmp_path):
+    with pytest.raises(ValueError, match="epoch 0 is not finite; a lower lr"):
+        fit(replace(SMALL, lr=1e30, warmup_epochs=0), net(), out=tmp_path / "run")
 
 
 def test_the_process_is_left_as_it_was():

@@ -71,6 +71,15 @@ def test_overrides_replace_the_files_values_and_another_gate_starts_without_opti
     assert load_recipe("paper", gate="spem").gate_options == {"alpha": 0.1}
 
 
+def test_another_gate_starts_without_placement_and_mask(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("gate: spem\nblock: basic\nplacement: norm\nmask: [1, 0]\n")
+    same, other = load_recipe(str(path), gate="spem"), load_recipe(str(path), gate="se")
+    assert (same.block, same.placement, same.mask) == ("basic", "norm", [1, 0])
+    assert (other.block, other.placement, other.mask) == ("basic", None, None)
+    assert load_recipe(str(path), gate="se", mask=[0, 1]).mask == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -102,6 +111,13 @@ def test_overrides_replace_the_files_values_and_another_gate_starts_without_opti
         ("seed", -1),
         ("model", None),
         ("gate_options", None),
+        ("gate_options", {"mask": [1, 0]}),
+        ("gate_options", {1: 2}),
+        ("mask", [1, 2]),
+        ("mask", [True]),
+        ("mask", 1),
+        ("placement", 1),
+        ("block", 1),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named(key, value):
@@ -130,10 +146,10 @@ def test_unknown_keys_and_recipes_name_the_nearest_first():
         load_recipe("papper")
 
 
-@pytest.mark.parametrize("text", ["epochs: [", "epochs", "- epochs"])
+@pytest.mark.parametrize("text", [b"epochs: [", b"epochs", b"- epochs", b"model: caf\xe9"])
 def test_a_file_that_is_no_recipe_is_named(text, tmp_path):
     path = tmp_path / "broken.yaml"
-    path.write_text(text)
+    path.write_bytes(text)
     with pytest.raises(ValueError, match=r"broken\.yaml"):
         load_recipe(str(path))
 

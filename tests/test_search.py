@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import spem
-from spem import create_model
+from spem import constancy, create_model, metrics
 from spem.cli import main
-from spem.recipes import load_recipe
+from spem.recipes import Recipe, load_recipe
 from spem.search import Search, search_masks, search_placement
 from spem.supernet import Supernet
 
@@ -115,6 +115,10 @@ def test_the_commands_search_and_report(tmp_path, capsys, monkeypatch):
     ]
     assert main(["search-placement", *short, "--steps", "2", "--out", "found"]) == 0
     assert "gated blocks" in capsys.readouterr().out
+    assert main(["search-placement", *short, "--steps", "2", "--out", "found"]) == 2
+    assert "found exists" in capsys.readouterr().err
+    again = ["search-placement", *short, "--steps", "1", "--out", "found", "--overwrite"]
+    assert main(again) == 0
     assert main(["train", *short, "--gate", "spem", "--out", "run"]) == 0
     assert main(["gate-report", "run"]) == 0
     assert "layer1.0.bn2.gate" in capsys.readouterr().out
@@ -125,6 +129,33 @@ def test_the_commands_search_and_report(tmp_path, capsys, monkeypatch):
     assert "folded exists" in capsys.readouterr().err
     assert main(["gate-report", "run", "--out", "other"]) == 2
     assert "--fold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("validation", ["0.1", "none"])
+def test_gates_are_measured_on_other_images_than_those_that_judge(
+    tmp_path, monkeypatch, validation
+):
+    monkeypatch.chdir(tmp_path)
+    short = "--model resnet8 --gate se --epochs 1 --threads 1 --no-progress --batch-size 256"
+    assert main(["train", *short.split(), "--validation", validation, "--out", "run"]) == 0
+    measured, judged = [], []
+    report, evaluate = constancy.gate_report, metrics.evaluate
+
+    def spied_report(model, batches):
+        batches = list(batches)
+        measured.append(sum(len(labels) for _, labels in batches))
+        return report(model, batches)
+
+    def spied_evaluate(model, batches):
+        result = evaluate(model, batches)
+        judged.append(result["images"])
+        return result
+
+    monkeypatch.setattr(constancy, "gate_report", spied_report)
+    monkeypatch.setattr(metrics, "evaluate", spied_evaluate)
+    assert main(["gate-report", "run", "--fold", "1e9"]) == 0
+    assert measured == [144 if validation == "0.1" else 1437]
+    assert judged == [360, 360]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +173,7 @@ def test_the_commands_search_and_report(tmp_path, capsys, monkeypatch):
             "validation is none",
         ),
         (lambda: search_placement(load_recipe("digits"), "se"), "the recipe's gate is 'spem'"),
+        (lambda: search_placement(Recipe(mask=[1, 0]), "se"), "the recipe's mask is"),
     ],
 )
 def test_bad_input_is_named(call, message):

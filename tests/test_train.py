@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from runs import SMALL, Net, check_same, net, rows
 
-from spem import train
+from spem import create_model, devices, train
 from spem.batches import Split
 from spem.checkpoint import FILES, load_run
 from spem.data import Dataset
@@ -23,8 +25,9 @@ def _own_folder(monkeypatch, tmp_path):
 def test_the_folder_holds_what_was_promised():
     recipe = replace(SMALL, model="resnet8", gate="spem", gate_options={"alpha": 0.2})
     run = fit(recipe)
-    assert {path.name for path in run.folder.iterdir()} == set(FILES)
-    assert load_recipe(str(run.folder / "recipe.yaml")) == recipe
+    assert {path.name for path in run.folder.iterdir()} == set(FILES) - {"placement.json"}
+    resolved = replace(recipe, image_size=8, mean=[0.5], std=[0.5])
+    assert load_recipe(str(run.folder / "recipe.yaml")) == resolved
     assert run.summary == json.loads((run.folder / "summary.json").read_text())
     table = rows(run.folder)
     assert run.summary["final_test_top1"] == float(table[-1]["test_top1"])
@@ -76,6 +79,61 @@ def test_a_run_starts_from_stored_weights():
     torch.testing.assert_close(second.model.state_dict(), first.model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet14", {"gate": "spem", "mask": [1, 0, 0, 1, 0, 1], "alpha": 0.2}),
+        ("preresnet8", {"gate": "se", "placement": "conv"}),
+        ("resnet20", {"block": "bottleneck"}),
+    ],
+)
+def test_the_recipe_of_a_given_model_builds_the_same_network_again(name, options):
+    run = fit(replace(SMALL, epochs=1), create_model(name, in_channels=1, **options))
+    again = fit(load_recipe(str(run.folder / "recipe.yaml")))
+    shapes = [[(k, v.shape) for k, v in r.model.state_dict().items()] for r in (run, again)]
+    assert shapes[0] == shapes[1]
+    assert again.model.config == run.model.config
+
+
+def test_the_data_decide_what_a_recipe_leaves_open(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (8, 8), 10 * i).save(tmp_path / "images" / name / f"{i}.png")
+    recipe = replace(SMALL, model="resnet8", data="images", std=[0.1, 0.2, 0.3], validation=0.2)
+    run = fit(recipe)
+    resolved = replace(recipe, image_size=32, mean=[0.5, 0.5, 0.5])
+    assert load_recipe(str(run.folder / "recipe.yaml")) == resolved
+    config = load_run(run.folder)[1]
+    assert (config["image_size"], config["std"]) == ([32, 32], [0.1, 0.2, 0.3])
+
+
+def test_compiled_training_is_the_same_training(monkeypatch):
+    compiled, real = [], torch.compile
+
+    def spied(*arguments, **options):
+        compiled.append(arguments)
+        return real(*arguments, **options | {"backend": "aot_eager"})
+
+    monkeypatch.setattr(torch, "compile", spied)
+    recipe = replace(SMALL, model="resnet8", gate="spem", epochs=1)
+    plain = fit(recipe)
+    assert not compiled
+    run = fit(replace(recipe, compile=True))
+    assert compiled
+    assert run.model.state_dict().keys() == plain.model.state_dict().keys()
+    torch.testing.assert_close(run.model.state_dict(), plain.model.state_dict())
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_memory_format_is_the_recipes(channels_last):
+    model = create_model("resnet8", "spem", in_channels=1)
+    run = fit(replace(SMALL, epochs=1, channels_last=channels_last), model)
+    weight = model.get_parameter("layer1.0.conv2.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert run.summary["final_test_top1"] > 0.05
+
+
 def test_a_finished_run_is_returned_as_it_is(capsys):
     run = fit(SMALL, net(), out="run")
     files = {path: path.stat().st_mtime_ns for path in run.folder.iterdir()}
@@ -124,5 +182,13 @@ def test_a_model_with_other_outputs_is_refused_before_anything_is_written(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_freed_memory_may_be_kept_anywhere():
+@pytest.mark.parametrize(
+    ("library", "settings"), [("glibc", [(-3, 2**30), (-1, 2**31 - 1)]), ("", [])]
+)
+def test_freed_memory_is_kept_where_the_library_is_glibc(monkeypatch, library, settings):
+    asked = []
+    libc = SimpleNamespace(mallopt=lambda *setting: asked.append(setting))
+    monkeypatch.setattr(devices.platform, "libc_ver", lambda: (library, ""))
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: libc)
     keep_freed_memory()
+    assert asked == settings

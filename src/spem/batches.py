@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from spem.extras import needs_extra
 
+EVALUATION_BATCH = 1000
+
 
 class Split(NamedTuple):
     """Images, uint8 (N, C, H, W), and their labels, int64 (N,)."""

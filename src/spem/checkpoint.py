@@ -31,6 +31,7 @@ FILES = (
     "model.safetensors",
     "curves.png",
     "summary.json",
+    "placement.json",
 )
 _FREE_KEYS = ("data_dir", "download", "device", "progress")  # what a resumed run may change
 
@@ -122,13 +123,7 @@ def load_run(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         FileNotFoundError: the folder holds no finished run.
         ValueError: a file is damaged, or the run trained a network of the user's own.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no finished run: {path.name} is missing")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    config = _read_config(Path(folder) / "config.json")
     if config["model"] is None:
         raise ValueError(
             f"{folder} holds a network of your own: build it and call load_weights(model, folder)"
@@ -139,6 +134,20 @@ def load_run(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         model = create_model(config["model"], config["gate"], **arguments)
     load_weights(model, folder)
     return model.eval(), config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no finished run: {path.name} is missing")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    needed = ["model", "gate", "gate_options", "classes", "data", "image_size", "mean", "std"]
+    missing = [key for key in needed if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise ValueError(f"{path} is not that of a run: it lacks {', '.join(missing)}")
+    return config
 
 
 def load_weights(model: nn.Module, source: str | Path) -> None:

@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(str(error))
     except KeyboardInterrupt as interrupt:
         print("\nspem: interrupted", file=sys.stderr)
-        if folder := getattr(interrupt, "folder", None):
+        if given.subcommand == "search-placement":
+            print("search again, with --overwrite or another --out", file=sys.stderr)
+        elif folder := getattr(interrupt, "folder", None):
             print(f"continue with: spem train --resume {quote(str(folder))}", file=sys.stderr)
         return 130
     return 0

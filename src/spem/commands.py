@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,11 +15,14 @@ with needs_extra("train"):
     from rich.console import Console
     from rich.table import Table
 
+if TYPE_CHECKING:
+    from spem.data import Batches, Dataset, Split
+
 _MEASURES = ("images", "loss", "top1", "top5")
 _RESULTS = {
     "final_test_top1": "test top-1 after the last epoch",
     "test_top1_at_best_validation": "test top-1 at the best epoch by validation",
-    "best_validation_epoch": "best epoch by validation",
+    "best_validation_epoch": "best epoch by validation (from 0)",
     "best_test_top1": "best test top-1 of all epochs (as the paper reports)",
     "parameters": "parameters",
     "macs": "multiply-adds of one image",
@@ -48,12 +51,13 @@ def train(
         resume: continue the run in this folder, or else in --out, exactly where it stopped.
         overwrite: replace the run that lies in --out.
     """
-    from spem.train import fit, keep_freed_memory
+    from spem.devices import keep_freed_memory
+    from spem.train import fit
 
+    keep_freed_memory()
     if resume:
         config, out = _resumed(config, out, resume)
     recipe = _recipe(config, recipe_keys)
-    keep_freed_memory()
     result = fit(recipe, out=out, resume=bool(resume), overwrite=overwrite)
     _show(["result", ""], ((_RESULTS[key], result.summary[key]) for key in _RESULTS))
     print(f"run folder: {result.folder}")
@@ -79,9 +83,9 @@ def evaluate(
     from spem.metrics import evaluate as measure
 
     model, config, where = _load(run, device)
-    name, batches = _test_batches(run, config, where, data, data_dir, download)
-    measured = measure(model, batches)
-    _show([f"test of {name}", ""], ((key, measured[key]) for key in _MEASURES))
+    dataset = _load_data(run, config, data, data_dir, download)
+    measured = measure(model, _batches(dataset.test, config, where))
+    _show([f"test of {dataset.name}", ""], ((key, measured[key]) for key in _MEASURES))
 
 
 def predict(run: str, images: list[str], *, top: int = 5, device: Device = "auto") -> None:
@@ -138,6 +142,7 @@ def search_placement(
     *,
     config: str | None = None,
     out: str | None = None,
+    overwrite: bool = False,
     steps: int = 300,
 ) -> None:
     """Find the blocks of a network that deserve a gate.
@@ -149,17 +154,18 @@ def search_placement(
         recipe_keys: those of the keys below that were given; `gate` is spem if not given.
         config: as for train.
         out: folder of the supernet's run; if not given: the next free one below runs/.
+        overwrite: replace the run that lies in --out.
         steps: steps of the controller; 300 if not given.
     """
+    from spem.devices import keep_freed_memory
     from spem.search import Search
     from spem.search import search_placement as search
-    from spem.train import keep_freed_memory
 
-    recipe = _recipe(config, recipe_keys)
     keep_freed_memory()
-    gate, options = recipe.gate or "spem", recipe.gate_options
-    plain = replace(recipe, gate=None, gate_options={})
-    found = search(plain, gate, settings=Search(steps=steps), out=out, **options)
+    recipe = _recipe(config, recipe_keys)
+    gate, plain = recipe.gate or "spem", replace(recipe, gate=None, gate_options={})
+    options = {"out": out, "overwrite": overwrite, **recipe.gate_options}
+    found = search(plain, gate, settings=Search(steps=steps), **options)
     rows = [
         ("mask", " ".join(map(str, found.mask))),
         ("gated blocks", f"{sum(found.mask)} of {len(found.mask)}"),
@@ -180,14 +186,16 @@ def gate_report(
     download: bool = False,
     device: Device = "auto",
 ) -> None:
-    """Measure how constant the gates of a trained network are over the test images.
+    """Measure how constant the gates of a trained network are over the images held out.
 
-    The spread of a gate is the deviation of its multipliers over the images, relative to their
-    mean: 0 for a constant gate, which could be folded into its norm.
+    The spread of a gate is the deviation of its multipliers over the validation images, or the
+    training images where there are none, relative to their mean: 0 for a constant gate, which
+    could be folded into its norm.
 
     Args:
         run: folder of the run that trained the network.
-        fold: fold the gates whose spread is at most this, and show the accuracy before and after.
+        fold: fold the gates whose spread is at most this, and show the accuracy on the test
+            images before and after.
         out: new folder for the folded network, which evaluate and predict take.
         data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
         data_dir: folder below which the data sets lie; if not given: the run's.
@@ -205,8 +213,9 @@ def gate_report(
     if out is not None and Path(out).exists():
         raise FileExistsError(f"{out} exists: name another folder")
     model, config, where = _load(run, device)
-    _, batches = _test_batches(run, config, where, data, data_dir, download)
-    report = constancy.gate_report(model, batches.in_order())
+    dataset = _load_data(run, config, data, data_dir, download)
+    held_out = _batches(dataset.validation or dataset.train, config, where)
+    report = constancy.gate_report(model, held_out.in_order())
     rows = [(n, s.mean.mean().item(), s.std.mean().item(), s.spread) for n, s in report.items()]
     _show(["gate", "mean", "deviation over images", "spread"], rows)
     if fold is None:
@@ -214,7 +223,8 @@ def gate_report(
     folded = deploy(model, constant_gates=fold, report=report)
     left = sum(isinstance(module, Gate) for module in folded.modules())
     print(f"folded {len(report) - left} of {len(report)} gates")
-    before, after = measure(model, batches), measure(folded, batches)
+    test = _batches(dataset.test, config, where)
+    before, after = measure(model, test), measure(folded, test)
     _show(["", "before", "after"], [(key, before[key], after[key]) for key in _MEASURES])
     if out is not None:
         folder = new_folder(Path(out), load_recipe(str(Path(run, "recipe.yaml"))))
@@ -239,23 +249,18 @@ def _resumed(config: str | None, out: str | None, resume: str | bool) -> tuple[s
 
 def _load(run: str, device: Device) -> tuple[nn.Module, dict[str, Any], torch.device]:
     from spem.checkpoint import load_run
-    from spem.devices import create_fabric
+    from spem.devices import create_fabric, keep_freed_memory
 
+    keep_freed_memory()
     model, config = load_run(run)
     where = create_fabric(Recipe(device=device)).device
     return model.to(where), config, where
 
 
-def _test_batches(
-    run: str,
-    config: dict[str, Any],
-    device: torch.device,
-    data: str | None,
-    data_dir: str | None,
-    download: bool,
-) -> tuple[str, Any]:
-    """Return the name of a data set and its test images, prepared as the run has prepared them."""
-    from spem.data import Batches
+def _load_data(
+    run: str, config: dict[str, Any], data: str | None, data_dir: str | None, download: bool
+) -> "Dataset":
+    """Return the data set of a run, or another one as the run would have loaded it."""
     from spem.train import load_data
 
     recipe = load_recipe(str(Path(run, "recipe.yaml")))
@@ -269,8 +274,14 @@ def _test_batches(
     dataset = load_data(recipe)
     if list(dataset.classes) != config["classes"]:
         raise ValueError(f"{run} tells other classes apart than those of {dataset.name}")
+    return dataset
+
+
+def _batches(split: "Split", config: dict[str, Any], device: torch.device) -> "Batches":
+    from spem.batches import EVALUATION_BATCH, Batches
+
     statistics = {"mean": config["mean"], "std": config["std"]}
-    return dataset.name, Batches(dataset.test, 500, device=device, **statistics)
+    return Batches(split, EVALUATION_BATCH, device=device, **statistics)
 
 
 def _show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -22,6 +22,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TEST_FRACTION = 0.2
 
 
+def image_format(name: str) -> tuple[int, int]:
+    """Return the channels of a data set's images, and the side that they have by default."""
+    return (1, 8) if name == "digits" else (3, 32)
+
+
 class Dataset(NamedTuple):
     """A data set; label i is `classes[i]`."""
 
@@ -63,12 +68,13 @@ def load_dataset(
         raise ValueError(f"validation is {validation}; it must be None or between 0 and 1")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}; it must be at least 1")
+    size = image_size or image_format(name)[1]
     if name == "digits":
-        dataset = _resize(_digits(), image_size)
+        dataset = _resize(_digits(), size)
     elif name in cifar.LAYOUTS:
-        dataset = _resize(_cifar(name, Path(data_dir), download), image_size)
+        dataset = _resize(_cifar(name, Path(data_dir), download), size)
     elif Path(name).is_dir():
-        dataset = _image_folder(Path(name), seed, image_size or 32)
+        dataset = _image_folder(Path(name), seed, size)
     else:
         raise unknown("data set", name, ("digits", *cifar.LAYOUTS, "the path of an image folder"))
     if validation is None:
@@ -84,6 +90,8 @@ def prepare_image(
 ) -> Tensor:
     """Return an image with its shorter side resized (bilinear) and its centre cut out.
 
+    Sixteen bits are scaled to eight. Transparency is ignored: the colours below it count.
+
     Args:
         image: a file or an image of Pillow.
         size: the side, or (H, W), in pixels.
@@ -94,7 +102,8 @@ def prepare_image(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as an image, or `channels` is neither 1 nor 3.
+        ValueError: the file cannot be read as an image, its pixels are floating-point numbers, or
+            `channels` is neither 1 nor 3.
     """
     with needs_extra("train"):
         import numpy as np
@@ -103,7 +112,9 @@ def prepare_image(
         raise ValueError(f"channels is {channels}; an image file has 1 (grey) or 3 (RGB)")
     height, width = (size, size) if isinstance(size, int) else size
     loaded = image if isinstance(image, Image.Image) else _open(Path(image))
-    converted = loaded.convert("L" if channels == 1 else "RGB")
+    if loaded.mode == "F":
+        raise ValueError(f"{image} has floating-point pixels, whose range is unknown")
+    converted = _eight_bits(loaded).convert("L" if channels == 1 else "RGB")
     fitted = ImageOps.fit(converted, (width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(fitted)).view(height, width, channels).permute(2, 0, 1)
 
@@ -120,6 +131,18 @@ def _open(path: Path) -> "Image.Image":
     # Pillow's decoders raise several kinds, SyntaxError among them.
     except Exception as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _eight_bits(image: "Image.Image") -> "Image.Image":
+    """Return grey of 16 bits, which Pillow would clip to white, as grey of 8."""
+    import numpy as np
+    from PIL import Image
+
+    levels = np.asarray(image)
+    # Pillow's mode I has 32 bits, and holds 16 of a file or what was made from 8.
+    if image.mode.startswith("I;16") or (image.mode == "I" and levels.max() > 255):
+        return Image.fromarray((levels / 257).round().clip(0, 255).astype(np.uint8))
+    return image
 
 
 def _digits() -> Dataset:
@@ -214,8 +237,8 @@ def _hold_out(
     return rest, held_out
 
 
-def _resize(dataset: Dataset, size: int | None) -> Dataset:
-    if size is None:
+def _resize(dataset: Dataset, size: int) -> Dataset:
+    if dataset.train.images.shape[2:] == (size, size):
         return dataset
 
     def resized(split: Split) -> Split:

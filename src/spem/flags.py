@@ -10,8 +10,14 @@ from spem.extras import needs_extra
 
 with needs_extra("train"):
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+    from yaml import YAMLError
 
-set_loader("recipe", lambda text: None if text == "none" else get_loader("yaml")(text))
+
+def _read(text: str) -> Any:
+    return None if text == "none" else get_loader("yaml")(text)
+
+
+set_loader("recipe", _read, exceptions=(YAMLError,))
 
 
 def fail(message: str) -> int:

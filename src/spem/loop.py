@@ -15,7 +15,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spem.batches import Batches
+from spem.batches import EVALUATION_BATCH, Batches
 from spem.checkpoint import load_checkpoint, save_checkpoint, write_table
 from spem.data import Dataset
 from spem.extras import needs_extra
@@ -35,7 +35,6 @@ with needs_extra("train"):
     )
     from torchmetrics import MeanMetric
 
-_EVALUATION_BATCH = 1000
 _POSITION = ("epoch", "step", "seconds", "history")
 
 
@@ -75,8 +74,9 @@ class Run:
         self.auxiliary.persistent(True)
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, Any]] = []
-        if (folder / "checkpoint.pt").exists():
-            self._restore(load_checkpoint(folder / "checkpoint.pt"))
+        self.checkpoint = folder / "checkpoint.pt"
+        if self.checkpoint.exists():
+            self._restore()
 
     def train(self) -> None:
         """Train up to the last epoch of the recipe.
@@ -167,9 +167,10 @@ class Run:
         trained = read(self.metrics)
         auxiliary = self.auxiliary.compute().item()
         if not math.isfinite(trained["loss"] + auxiliary):
+            kept = f"the state before it is kept in {self.folder}; "
             raise ValueError(
-                f"the training loss of epoch {self.epoch} is not finite; the state before it is"
-                f" kept in {self.folder}; a lower lr or a longer warm-up may help"
+                f"the training loss of epoch {self.epoch} is not finite; "
+                f"{kept if self.checkpoint.exists() else ''}a lower lr or a longer warm-up may help"
             )
         started = perf_counter()
         self.seconds += started - waiting  # the device has caught up only now
@@ -216,12 +217,15 @@ class Run:
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self._parts().items()}
             state |= {key: getattr(self, key) for key in _POSITION}
-            save_checkpoint(self.folder / "checkpoint.pt", state)
+            save_checkpoint(self.checkpoint, state)
             if self.history:
                 write_table(self.folder / "metrics.csv", self.history)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        for name, part in self._parts().items():
+    def _restore(self) -> None:
+        state, parts = load_checkpoint(self.checkpoint), self._parts()
+        if not isinstance(state, dict) or not {*parts, *_POSITION} <= state.keys():
+            raise ValueError(f"{self.checkpoint} is no checkpoint of a run with this recipe")
+        for name, part in parts.items():
             part.load_state_dict(state[name])
         for key in _POSITION:
             setattr(self, key, state[key])
@@ -261,10 +265,10 @@ def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str,
     augmented = shared | {"crop": recipe.crop, "flip": recipe.flip}
     batches = {
         "train": Batches(dataset.train, recipe.batch_size, **augmented),
-        "test": Batches(dataset.test, _EVALUATION_BATCH, **shared),
+        "test": Batches(dataset.test, EVALUATION_BATCH, **shared),
     }
     if dataset.validation is not None:
-        batches["validation"] = Batches(dataset.validation, _EVALUATION_BATCH, **shared)
+        batches["validation"] = Batches(dataset.validation, EVALUATION_BATCH, **shared)
     return batches
 
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spem.batches import Batches
+from spem.batches import EVALUATION_BATCH, Batches
 from spem.checkpoint import write_text
+from spem.data import Dataset
 from spem.metrics import evaluate
 from spem.models import create_model
 from spem.recipes import Recipe
@@ -115,6 +116,7 @@ def search_placement(
     *,
     settings: Search | None = None,
     out: str | None = None,
+    overwrite: bool = False,
     **gate_options: Any,
 ) -> Found:
     """Train a supernet on the training images, then search the best mask on held-out ones.
@@ -124,28 +126,30 @@ def search_placement(
         gate: a key of `GATES`.
         settings: of the controller.
         out: folder of the supernet's run; None: the next free one below `runs/`.
+        overwrite: replace the run in `out`.
         gate_options: keyword arguments of the gate.
 
     Raises:
-        ValueError: the recipe holds no images out or names a gate, or the gate has no supernet.
+        ValueError: the recipe holds no images out, or names a gate, a placement or a mask, or the
+            gate has no supernet.
+        FileExistsError: `out` is in use.
 
     Source: Huang et al., "Efficient Attention Network", 2020 (arXiv 2011.14058). Its code exists
         for ImageNet's ResNet-50 alone; here the sizes follow the network.
     """
-    if recipe.gate is not None:
-        raise ValueError(f"the recipe's gate is {recipe.gate!r}: the supernet brings its own gates")
+    for key in ("gate", "placement", "mask"):
+        if (value := getattr(recipe, key)) is not None:
+            raise ValueError(f"the recipe's {key} is {value!r}: the supernet brings its own gates")
     dataset = load_data(recipe)
     if dataset.validation is None:
         raise ValueError("validation is none, but the search judges masks on held-out images")
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
-        in_channels = dataset.train.images.shape[1]
-        plain = create_model(recipe.model, None, len(dataset.classes), in_channels)
-        supernet = Supernet(plain, gate, **gate_options)
-        run = fit(recipe, supernet, out=out)
+        supernet = Supernet(_build_plain(recipe, dataset), gate, **gate_options)
+        run = fit(recipe, supernet, out=out, overwrite=overwrite)
         device = next(supernet.parameters()).device
         statistics: Any = {"mean": recipe.mean, "std": recipe.std}
-        batches = Batches(dataset.validation, 1000, device=device, **statistics)
+        batches = Batches(dataset.validation, EVALUATION_BATCH, device=device, **statistics)
 
         def accuracy(mask: list[int]) -> float:
             supernet.mask = mask
@@ -158,6 +162,11 @@ def search_placement(
     record = {"gate": gate, "gate_options": gate_options, "blocks": supernet.names, **record}
     write_text(run.folder / "placement.json", json.dumps(record, indent=1) + "\n")
     return found
+
+
+def _build_plain(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    classes, channels = len(dataset.classes), dataset.train.images.shape[1]
+    return create_model(recipe.model, None, classes, channels, block=recipe.block)
 
 
 def search_masks(accuracy: Callable[[list[int]], float], blocks: int, settings: Search) -> Found:

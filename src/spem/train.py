@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spem import checkpoint
-from spem.data import Dataset, load_dataset
+from spem.data import Dataset, image_format, load_dataset
 from spem.devices import create_fabric, disconnect, keep_freed_memory, settings, synchronise
 from spem.extras import needs_extra
 from spem.loop import Run, check_batches
@@ -28,6 +28,15 @@ with needs_extra("train"):
     from rich import get_console
 
 __all__ = ["Interrupted", "Result", "evaluate", "fit", "keep_freed_memory"]
+
+_UNNAMED: dict[str, Any] = {
+    "model": None,
+    "block": None,
+    "gate": None,
+    "gate_options": {},
+    "placement": None,
+    "mask": None,
+}
 
 
 class Result(NamedTuple):
@@ -85,7 +94,7 @@ def fit(
     """
     if resume and out is None:
         raise ValueError("resume needs the folder of a run as out")
-    recipe = _name_model(recipe, model)
+    recipe = _resolve(recipe, model)
     fabric = create_fabric(recipe)
     folder = None if out is None else Path(out)
     if folder and fabric.is_global_zero:
@@ -97,20 +106,27 @@ def fit(
     return _read_result(folder, model)
 
 
-def _name_model(recipe: Recipe, model: nn.Module | None) -> Recipe:
-    """Return the recipe with the name, gate and options of the model that is given."""
+def _resolve(recipe: Recipe, model: nn.Module | None) -> Recipe:
+    """Return the recipe with what follows from its data and from the given model written out."""
+    channels, side = image_format(recipe.data)
+    neutral = [0.5] * channels
+    recipe = replace(
+        recipe,
+        image_size=recipe.image_size or side,
+        mean=neutral if recipe.mean is None else recipe.mean,
+        std=neutral if recipe.std is None else recipe.std,
+    )
     if model is None:
         return recipe
     config = _config(model)
     name = config["model"] or type(model).__name__
-    return replace(recipe, model=name, gate=config["gate"], gate_options=config["gate_options"])
+    return replace(recipe, **{key: config[key] for key in _UNNAMED} | {"model": name})
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
     """Return the `config` of a model of `create_model`, or its like for one of the user's own."""
     config = getattr(model, "config", None)
-    own = {"model": None, "gate": None, "gate_options": {}}
-    return config if isinstance(config, dict) and own.keys() <= config.keys() else own
+    return config if isinstance(config, dict) and _UNNAMED.keys() <= config.keys() else _UNNAMED
 
 
 def _start(
@@ -121,7 +137,8 @@ def _start(
     check_batches(fabric.world_size, recipe, dataset)
     network = _build(recipe, dataset) if model is None else model
     macs = _count_macs(network, dataset)
-    if recipe.weights is not None and not resume:
+    continued = resume and folder is not None and (folder / "checkpoint.pt").exists()
+    if recipe.weights is not None and not continued:
         checkpoint.load_weights(network, recipe.weights)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         network = synchronise(network, fabric.device)
@@ -154,6 +171,9 @@ def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
             recipe.gate,
             num_classes=len(dataset.classes),
             in_channels=dataset.train.images.shape[1],
+            block=recipe.block,
+            placement=recipe.placement,
+            mask=recipe.mask,
             **recipe.gate_options,
         )
 
@@ -203,14 +223,13 @@ def _run(
 
 
 def _run_config(recipe: Recipe, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
-    channels, height, width = dataset.train.images.shape[1:]
     return {
         **_config(model),
         "classes": list(dataset.classes),
         "data": recipe.data,
-        "image_size": [height, width],
-        "mean": recipe.mean or [0.5] * channels,
-        "std": recipe.std or [0.5] * channels,
+        "image_size": list(dataset.train.images.shape[2:]),
+        "mean": recipe.mean,
+        "std": recipe.std,
     }
 
 

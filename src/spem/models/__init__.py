@@ -123,7 +123,7 @@ def _choose_block(depth: int) -> str:
     fits = {block: (depth - 2) % count == 0 for block, count in _CONVOLUTIONS.items()}
     if not any(fits.values()):
         raise ValueError(
-            f"depth {depth} is neither 6n+2 (basic, as 20, 56, 110) nor 9n+2 (bottleneck, as 29, 164)"
+            f"depth {depth} is neither 6n+2 (basic: 20, 56, 110) nor 9n+2 (bottleneck: 29, 164)"
         )
     if fits["basic"] and (depth <= 110 or not fits["bottleneck"]):
         return "basic"

@@ -25,8 +25,11 @@ class Recipe:
 
     Args:
         model: name of the network, as for `create_model`.
+        block: of (pre-activation) ResNets: basic or bottleneck; none: what the depth suggests.
         gate: name of the channel attention; none: no attention.
         gate_options: keyword arguments of the gate, for example `{alpha: 0.1}`.
+        placement: residual, conv, norm or last-stage; none: what the gate's authors do.
+        mask: 0 or 1 for every place of a gate, in order; none: gates at all of them.
         weights: a `.safetensors` file or the folder of a run to start from.
         data: digits, cifar10, cifar100, or the path of an image folder.
         data_dir: folder below which the data sets lie.
@@ -42,7 +45,8 @@ class Recipe:
         lr: highest learning rate.
         momentum: momentum of SGD.
         nesterov: Nesterov's form of the momentum.
-        weight_decay: L2 penalty on every parameter.
+        weight_decay: L2 penalty on every parameter but those that a gate's authors exempt
+            (`Attention.undecayed`).
         schedule: step (times `gamma` at `milestones`), cosine (to zero) or constant.
         milestones: epochs, counted from 0, before which the rate is multiplied by `gamma`.
         gamma: factor of the step schedule.
@@ -66,8 +70,11 @@ class Recipe:
     """
 
     model: str = "resnet20"
+    block: str | None = None
     gate: str | None = None
     gate_options: dict[str, Any] = field(default_factory=dict)
+    placement: str | None = None
+    mask: list[int] | None = None
     weights: str | None = None
     data: str = "digits"
     data_dir: str = "data"
@@ -141,9 +148,27 @@ _CHOICES = {
     "precision": get_args(Precision),
     "device": get_args(Device),
 }
+# What the networks say to their gates themselves, and what recipes have keys of their own for.
+_ARGUMENTS = [
+    "name",
+    "gate",
+    "num_classes",
+    "in_channels",
+    "channels",
+    "block",
+    "placement",
+    "mask",
+]
 _RULES: Iterable[tuple[str, Callable[[Any], bool], str]] = [
-    ("a text", lambda v: isinstance(v, str), "model gate weights data data_dir"),
-    ("a mapping", lambda v: isinstance(v, dict), "gate_options"),
+    ("a text", lambda v: isinstance(v, str), "model block gate placement weights data data_dir"),
+    (
+        f"a mapping whose keys are texts other than {', '.join(_ARGUMENTS)}",
+        lambda v: (
+            isinstance(v, dict) and all(isinstance(k, str) and k not in _ARGUMENTS for k in v)
+        ),
+        "gate_options",
+    ),
+    ("a list of 0 and 1", lambda v: _all(lambda n: _is_int(n) and n in (0, 1), v), "mask"),
     (
         "true or false",
         lambda v: isinstance(v, bool),
@@ -184,7 +209,7 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     """Return a shipped recipe, or one read from a YAML file, with some keys replaced.
 
     The text "none" stands for None. A `gate` that replaces another one starts without the
-    other's `gate_options`.
+    other's `gate_options`, `placement` and `mask`.
 
     Args:
         name_or_path: one of `recipe_names()`, or a file whose keys are fields of `Recipe`.
@@ -196,7 +221,7 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     """
     settings = _read(name_or_path)
     if overrides.get("gate", settings.get("gate")) != settings.get("gate"):
-        settings["gate_options"] = {}
+        settings |= {"gate_options": {}, "placement": None, "mask": None}
     settings |= overrides
     known = [f.name for f in fields(Recipe)]
     for key in settings:
@@ -219,16 +244,16 @@ _Loader.add_implicit_resolver(
 
 def _read(name_or_path: str) -> dict[str, Any]:
     if name_or_path in recipe_names():
-        text = (resources.files(__name__) / f"{name_or_path}.yaml").read_text()
+        source = resources.files(__name__) / f"{name_or_path}.yaml"
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text()
+        source = Path(name_or_path)
     elif Path(name_or_path).suffix in (".yaml", ".yml"):
         raise FileNotFoundError(f"there is no recipe file {name_or_path}")
     else:
         raise unknown("recipe", name_or_path, recipe_names())
     try:
-        settings = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        settings = yaml.load(source.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{name_or_path} is no valid YAML: {' '.join(str(error).split())}"
         ) from error
