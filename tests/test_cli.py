@@ -252,3 +252,16 @@ def _images(folder: Path) -> list[str]:
         for i in range(10):
             Image.new("L", (8, 8), 10 * i).save(folder / "images" / name / f"{i}.png")
     return ["--data", str(folder / "images")]
+
+
+def test_without_the_extra_it_says_how_to_get_it():
+    program = "import sys; sys.modules['jsonargparse'] = None; import spem.cli"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert "pip install" in run.stderr
+
+
+def test_a_search_without_a_gate_is_refused(capsys):
+    assert main(["search-placement", "--gate", "none"]) == 2
+    assert "needs one" in capsys.readouterr().err

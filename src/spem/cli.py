@@ -5,9 +5,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 from shlex import quote
 
-from spem import __version__, commands
-from spem.flags import Parser, fail
-from spem.recipes import Recipe
+try:
+    from spem import __version__, commands
+    from spem.flags import Parser, fail
+    from spem.recipes import Recipe
+except ImportError as error:  # an extra is not installed
+    print("spem: error:", error, file=sys.stderr)
+    sys.exit(2)
 
 _COMMANDS = {
     "train": commands.train,

@@ -163,6 +163,8 @@ def search_placement(
 
     keep_freed_memory()
     recipe = _recipe(config, recipe_keys)
+    if "gate" in recipe_keys and recipe.gate is None:
+        raise ValueError("gate is none, but a search for the places of gates needs one")
     gate, plain = recipe.gate or "spem", replace(recipe, gate=None, gate_options={})
     options = {"out": out, "overwrite": overwrite, **recipe.gate_options}
     found = search(plain, gate, settings=Search(steps=steps), **options)

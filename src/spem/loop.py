@@ -166,18 +166,14 @@ class Run:
         waiting = perf_counter()
         trained = read(self.metrics)
         auxiliary = self.auxiliary.compute().item()
-        if not math.isfinite(trained["loss"] + auxiliary):
-            kept = f"the state before it is kept in {self.folder}; "
-            raise ValueError(
-                f"the training loss of epoch {self.epoch} is not finite; "
-                f"{kept if self.checkpoint.exists() else ''}a lower lr or a longer warm-up may help"
-            )
+        self._check_finite("training", trained["loss"] + auxiliary)
         started = perf_counter()
         self.seconds += started - waiting  # the device has caught up only now
         self._share_buffers()
         row = {"epoch": self.epoch, "auxiliary_loss": auxiliary}
         for split in ("train", "validation", "test"):
             values = trained if split == "train" else self._evaluate(split)
+            self._check_finite(split, values["loss"] or 0.0)
             row |= {f"{split}_{name}": values[name] for name in ("loss", "top1", "top5")}
         row["learning_rate"] = self.learning_rate
         row["images_per_second"] = self.images / self.seconds
@@ -188,6 +184,14 @@ class Run:
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
         self._save()
         return row
+
+    def _check_finite(self, what: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            kept = f"the state before it is kept in {self.folder}; "
+            raise ValueError(
+                f"the {what} loss of epoch {self.epoch} is not finite; "
+                f"{kept if self.checkpoint.exists() else ''}a lower lr or a longer warm-up may help"
+            )
 
     def _evaluate(self, split: str) -> dict[str, Any]:
         if split not in self.batches:

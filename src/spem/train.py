@@ -138,6 +138,8 @@ def _start(
     network = _build(recipe, dataset) if model is None else model
     macs = _count_macs(network, dataset)
     continued = resume and folder is not None and (folder / "checkpoint.pt").exists()
+    if resume and not continued and fabric.is_global_zero:
+        get_console().print(f"{folder} holds no checkpoint yet: the run starts from its beginning.")
     if recipe.weights is not None and not continued:
         checkpoint.load_weights(network, recipe.weights)
     if recipe.sync_batchnorm and fabric.world_size > 1:

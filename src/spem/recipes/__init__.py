@@ -24,7 +24,7 @@ class Recipe:
     """Everything that decides a training run; the command's flags and the YAML keys are its fields.
 
     Args:
-        model: name of the network, as for `create_model`.
+        model: name of the network: resnet20, preresnet110, vgg16, densenet100, attention56 …
         block: of (pre-activation) ResNets: basic or bottleneck; none: what the depth suggests.
         gate: name of the channel attention; none: no attention.
         gate_options: keyword arguments of the gate, for example `{alpha: 0.1}`.
