@@ -13,6 +13,7 @@ from pairs import interleave, ratio
 from torch import nn
 
 from spem import SPEM, GatedBatchNorm2d
+from spem.devices import keep_freed_memory
 
 SHAPES = [(128, 16, 32, 32), (128, 64, 8, 8), (64, 64, 32, 32), (64, 256, 8, 8)]
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     check()
     for shape in SHAPES:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from spem import kernels
-from spem.gates import GATES, Gate, create_gate, register
+from spem.gates import GATES, SPEM, Gate, create_gate, gate_options, register
 from spem.models import create_model
 from spem.norm import GatedBatchNorm2d
 
@@ -53,13 +53,52 @@ BAD = [
     ("asr", {"attention_options": {"init": "identity"}}, "attention_options has init='identity'"),
     ("dianet", {"leader": create_gate("dianet", 8)}, "the leader has 8 channels and reduction 4"),
     ("se", {"reducton": 8}, "unknown option of gate 'se' 'reducton'; known: reduction, "),
+    ("se", {"channels": 3}, "unknown option of gate 'se' 'channels'; known: "),
+    ("se", {"name": "eca"}, "unknown option of gate 'se' 'name'; known: "),
+    ("se", {"bias": "no"}, "bias is 'no', must be True or False"),
+    ("spem", {"excitation": "no"}, "excitation is 'no', must be True or False"),
+    ("spem", {"alpha": "x"}, "alpha is 'x', must be a finite number of at least 0"),
+    ("spem", {"pool": "fixed", "mix": "x"}, r"mix is 'x', must lie in \[0, 1\]"),
+    ("spem", {"pool": ["a"]}, r"unknown pool \['a'\]; known: "),
+    *((name, {"eps": "x"}, "eps is 'x', must be a finite number") for name in ("srm", "gct")),
+    ("sge", {"groups": 4, "eps": "x"}, "eps is 'x', must be a finite number"),
+    ("srp", {"rho": "x"}, r"rho is 'x', must lie in \(0, 1\]"),
+    ("eca", {"kernel_size": True}, "kernel_size is True, must be an odd whole number"),
+    ("fcanet", {"frequencies": 3}, "unknown frequencies 3; known: "),
+    ("cbam", {"pools": 3}, "pools is 3, must be a list of names"),
+    ("asr", {"attention_options": 3}, "attention_options is 3, must be a mapping"),
+    ("asr", {"attention_options": {"bias": "no"}}, "bias is 'no', must be True or False"),
+    ("dianet", {"leader": "x"}, "leader is 'x', must be a DIANet gate"),
 ]
+NEEDED = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
+EVERY_OPTION = [(name, option) for name in GATES for option in gate_options(name)]
 
 
 @pytest.mark.parametrize(("name", "options", "message"), BAD)
 def test_bad_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         create_gate(name, CHANNELS, **options)
+
+
+@pytest.mark.parametrize(("name", "option"), EVERY_OPTION)
+def test_every_option_refuses_values_of_other_types(name, option):
+    wrong = [object(), {"a"}, float("nan")]
+    # Numbers are no switches, and switches no numbers.
+    wrong += [1, "no"] if isinstance(gate_options(name)[option], bool) else [True]
+    for value in wrong:
+        with pytest.raises(ValueError, match=option):
+            create_gate(name, CHANNELS, **NEEDED.get(name, {}) | {option: value})
+
+
+def test_a_class_refuses_what_create_gate_refuses():
+    for options in ({"alpha": "x"}, {"pool": ["a"]}, {"pool": "fixed", "mix": "x"}, {"init": []}):
+        with pytest.raises(ValueError, match=list(options)[-1]):
+            SPEM(8, **options)
+
+
+def test_names_that_are_no_text():
+    with pytest.raises(ValueError, match=r"unknown gate \['se'\]; known: "):
+        create_gate(["se"], 8)
 
 
 @pytest.mark.parametrize("name", ["se", "srp", "sem", "lsas"])
@@ -79,9 +118,19 @@ def test_a_batch_of_one_that_cannot_be_normalised():
         ValueError, match="SRM normalises over the batch: training needs at least 2"
     ):
         create_gate("srm", CHANNELS)(torch.randn(1, CHANNELS, 4, 4))
+    point = torch.randn(1, CHANNELS, 1, 1)
     for name in ("cbam", "hpda"):
-        with pytest.raises(ValueError, match="more than 1 value per channel when training"):
-            create_gate(name, CHANNELS)(torch.randn(1, CHANNELS, 1, 1))
+        gate = create_gate(name, CHANNELS)
+        with pytest.raises(ValueError, match=f"{type(gate).__name__} .* train with more images or"):
+            gate(point)
+        for norm in (m for m in gate.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.eval()
+        assert gate(point).shape == point.shape
+    spa = create_gate("spa", CHANNELS, variant="tmm-c", source_channels=8)
+    with pytest.raises(ValueError, match=r"SPA .* train with more images or larger maps"):
+        spa(point, point[:, :8])
+    assert create_gate("spa", CHANNELS, variant="tmm-a")(point).shape == point.shape
+    assert create_gate("cbam", CHANNELS, spatial=False)(point).shape == point.shape
 
 
 def test_spa_asks_for_its_source():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -206,6 +207,18 @@ def test_compiled_whole(name, options):
         torch.manual_seed(1)
         out = forward(x)
         results.append((out, torch.autograd.grad(out.square().sum(), x)[0]))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", ["spem", "se"])
+def test_compiled_by_inductor(name):
+    torch.compiler.reset()
+    model, x, results = network(name, {}), batch(requires_grad=True), []
+    for forward in (model, torch.compile(model, fullgraph=True)):
+        out = forward(x)
+        wanted = [x, *model.parameters()]
+        results.append((out, torch.autograd.grad(out.square().sum(), wanted)))
     torch.testing.assert_close(*results)
 
 

@@ -158,8 +158,7 @@ def search_placement(
         steps: steps of the controller; 300 if not given.
     """
     from spem.devices import keep_freed_memory
-    from spem.search import Search
-    from spem.search import search_placement as search
+    from spem import search
 
     keep_freed_memory()
     recipe = _recipe(config, recipe_keys)
@@ -167,7 +166,8 @@ def search_placement(
         raise ValueError("gate is none, but a search for the places of gates needs one")
     gate, plain = recipe.gate or "spem", replace(recipe, gate=None, gate_options={})
     options = {"out": out, "overwrite": overwrite, **recipe.gate_options}
-    found = search(plain, gate, settings=Search(steps=steps), **options)
+    settings = search.Search(steps=steps)
+    found = search.search_placement(plain, gate, settings=settings, **options)
     rows = [
         ("mask", " ".join(map(str, found.mask))),
         ("gated blocks", f"{sum(found.mask)} of {len(found.mask)}"),

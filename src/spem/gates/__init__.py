@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from spem.choices import unknown
 from spem.gates.asr import ASR
 from spem.gates.cbam import CBAM
+from spem.gates.checks import check_choice
 from spem.gates.danet import DANet
 from spem.gates.descriptor import DescriptorGate
 from spem.gates.dianet import DIANet
@@ -77,7 +77,7 @@ GATES: dict[str, type[Attention]] = {
 }
 
 
-def create_gate(name: str, channels: int, **options: Any) -> Attention:
+def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
     """Build a gate by its name.
 
     Args:
@@ -92,8 +92,7 @@ def create_gate(name: str, channels: int, **options: Any) -> Attention:
         >>> create_gate("spem", 64, init="identity").gain
         tensor(4.)
     """
-    if name not in GATES:
-        raise unknown("gate", name, GATES)
+    check_choice("gate", name, GATES)
     return build_gate(name, GATES[name], channels, options)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spem.choices import unknown
 from spem.functional import Pooled
+from spem.gates.checks import check_choice
 from spem.gates.eca import ECA
 from spem.gates.gate import Gate
 from spem.gates.ie import IE
@@ -60,8 +60,9 @@ class ASR(Gate):
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        if attention not in _ATTENTIONS:
-            raise unknown("attention of ASR", attention, _ATTENTIONS)
+        check_choice("attention of ASR", attention, _ATTENTIONS)
+        if not isinstance(attention_options, Mapping | None):
+            raise ValueError(f"attention_options is {attention_options!r}, must be a mapping")
         options = dict(attention_options or {})
         if options.setdefault("init", init) != init:
             raise ValueError(f"attention_options has init={options['init']!r}, ASR init={init!r}")

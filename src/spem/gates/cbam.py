@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from spem.choices import unknown
 from spem.functional import Pooled, pool, recalibrate
+from spem.gates.checks import check_choice, check_normalises, check_odd
 from spem.gates.gate import Attention, hidden_width, present, start_at_zero
 from spem.kernels.reference import widen
 
@@ -100,24 +100,25 @@ class CBAM(Attention):
 class _Spatial(nn.Module):
     def __init__(self, kernel_size: int):
         super().__init__()
-        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size!r}, must be an odd whole number")
+        check_odd("kernel_size", kernel_size)
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(1, momentum=0.01)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.bn.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_normalises("CBAM", self, x)
         # Not amax: the gradient of tied channels goes to the first.
         both = torch.cat([x.max(1, keepdim=True).values, x.mean(1, keepdim=True)], 1)
         return self.bn(self.conv(both)).sigmoid()
 
 
 def _check_pools(pools: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(pools, Sequence):
+        raise ValueError(f"pools is {pools!r}, must be a list of names")
     names = (pools,) if isinstance(pools, str) else tuple(pools)
     for name in names:
-        if name not in _POOLS:
-            raise unknown("pool of CBAM", name, _POOLS)
+        check_choice("pool of CBAM", name, _POOLS)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"pools is {names!r}, must name at least one pooling and none twice")
     return names

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from spem.choices import unknown
+from spem.gates.checks import check_choice
 from spem.gates.gate import Attention
 from spem.kernels.reference import widen
 
@@ -32,9 +32,7 @@ class DANet(Attention):
 
     def __init__(self, channels: int, *, attention: str = "both", init: str = "paper"):
         super().__init__(channels, init)
-        kinds = ("position", "channel", "both")
-        if attention not in kinds:
-            raise unknown("attention", attention, kinds)
+        check_choice("attention", attention, ("position", "channel", "both"))
         if attention != "channel" and channels < 8:
             raise ValueError(f"channels is {channels}, the position module needs at least 8")
         self.attention = attention

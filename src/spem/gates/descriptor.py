@@ -5,8 +5,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from spem.choices import unknown
 from spem.functional import Pooled
+from spem.gates.checks import check_choice, check_finite, check_whole, is_number
 from spem.gates.gate import Gate, present
 from spem.gates.regions import region_mean
 
@@ -128,30 +128,27 @@ class DescriptorGate(Gate):
 
 
 def _check_mix(pool: str, mix: float | None, mixing: str, alpha: float | None) -> None:
-    if pool not in _STATISTICS:
-        raise unknown("pool", pool, _STATISTICS)
-    if mixing not in ("squared", "sigmoid"):
-        raise unknown("mixing", mixing, ("squared", "sigmoid"))
+    check_choice("pool", pool, _STATISTICS)
+    check_choice("mixing", mixing, ("squared", "sigmoid"))
     if (mix is None) == (pool == "fixed"):
         raise ValueError(
             f"mix is {mix!r} with pool={pool!r}: pool='fixed' needs it, no other has it"
         )
-    if mix is not None and not 0 <= mix <= 1:
+    if mix is not None and not (is_number(mix) and 0 <= mix <= 1):
         raise ValueError(f"mix is {mix!r}, must lie in [0, 1]")
     if mixing == "sigmoid" and pool != "adaptive":
         raise ValueError(f"mixing='sigmoid' belongs to pool='adaptive', not to pool={pool!r}")
     if alpha is not None and (pool != "adaptive" or mixing != "squared"):
         raise ValueError(f"alpha is {alpha!r}, but only pool='adaptive', mixing='squared' has it")
-    if alpha is not None and not 0 <= alpha < float("inf"):
-        raise ValueError(f"alpha is {alpha!r}, must be a finite number of at least 0")
+    if alpha is not None:
+        check_finite("alpha", alpha)
 
 
 def _check_regions(pool: str, rho: float | None, regions: int, per_channel: bool) -> None:
     if (rho is None) == (pool == "srp"):
         raise ValueError(f"rho is {rho!r} with pool={pool!r}: pool='srp' needs it, no other has it")
-    if rho is not None and not 0 < rho <= 1:
+    if rho is not None and not (is_number(rho) and 0 < rho <= 1):
         raise ValueError(f"rho is {rho!r}, must lie in (0, 1]")
-    if not isinstance(regions, int) or regions < 1:
-        raise ValueError(f"regions is {regions!r}, must be a whole number of at least 1")
+    check_whole("regions", regions)
     if pool != "srp" and (regions != 1 or per_channel):
         raise ValueError(f"regions and per_channel belong to pool='srp', not to pool={pool!r}")

@@ -46,6 +46,8 @@ class DIANet(DescriptorGate):
         **pooling: Unpack[Pooling],
     ):
         super().__init__(channels, init=init, **pooling)
+        if not isinstance(leader, DIANet | None):
+            raise ValueError(f"leader is {leader!r}, must be a DIANet gate")
         if leader is not None and (leader.channels, leader.reduction) != (channels, reduction):
             raise ValueError(
                 f"the leader has {leader.channels} channels and reduction {leader.reduction}, "

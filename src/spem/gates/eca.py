@@ -6,6 +6,7 @@ from typing import Unpack
 from torch import Tensor, nn
 
 from spem.functional import Pooled
+from spem.gates.checks import check_odd
 from spem.gates.descriptor import DescriptorGate, Pooling
 from spem.gates.gate import start_at_zero
 
@@ -52,8 +53,7 @@ def channel_conv(channels: int, kernel_size: int | None) -> nn.Conv1d:
     if kernel_size is None:
         size = int(abs((math.log2(channels) + 1) / 2))
         kernel_size = size if size % 2 else size + 1
-    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size!r}, must be an odd whole number")
+    check_odd("kernel_size", kernel_size)
     return nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from spem.choices import unknown
 from spem.functional import recalibrate
+from spem.gates.checks import check_whole
 from spem.gates.gate import Attention, hidden_width, start_at_zero
 from spem.gates.regions import bin_means
 from spem.kernels.reference import widen
@@ -65,8 +66,7 @@ class FcaNet(Attention):
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        if not isinstance(dct_size, int) or dct_size < 1:
-            raise ValueError(f"dct_size is {dct_size!r}, must be a whole number of at least 1")
+        check_whole("dct_size", dct_size)
         pairs = _pairs(frequencies)
         if channels % len(pairs):
             raise ValueError(
@@ -103,7 +103,7 @@ class FcaNet(Attention):
 
 
 def _pairs(frequencies: str) -> list[tuple[int, int]]:
-    match = re.fullmatch(r"([a-z]+)(\d+)", frequencies)
+    match = re.fullmatch(r"([a-z]+)(\d+)", str(frequencies))
     if match is None or match[1] not in _FREQUENCIES or not 1 <= int(match[2]) <= 32:
         raise unknown("frequencies", frequencies, [f"{name}1 … {name}32" for name in _FREQUENCIES])
     u, v = (map(int, axis.split()) for axis in _FREQUENCIES[match[1]])

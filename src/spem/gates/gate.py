@@ -6,8 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from spem.choices import unknown
 from spem.functional import Pooled, pool, recalibrate
+from spem.gates.checks import check_choice, check_whole
 from spem.kernels.reference import widen
 
 
@@ -41,10 +41,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, init: str = "paper"):
         super().__init__()
-        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-            raise ValueError(f"channels is {channels!r}, must be a whole number of at least 1")
-        if init not in ("paper", "identity"):
-            raise unknown("init", init, ("paper", "identity"))
+        check_whole("channels", channels)
+        check_choice("init", init, ("paper", "identity"))
         self.channels = channels
         self.register_buffer("gain", torch.ones(()))
 
@@ -199,8 +197,7 @@ def hidden_width(channels: int, reduction: int, *, clamp: bool) -> int:
     Raises:
         ValueError: the reduction is not allowed, or leaves no hidden unit.
     """
-    if not isinstance(reduction, int) or isinstance(reduction, bool) or reduction < 1:
-        raise ValueError(f"reduction is {reduction!r}, must be a whole number of at least 1")
+    check_whole("reduction", reduction)
     if clamp:
         return max(1, round(channels / reduction))
     if channels < reduction:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from spem.choices import unknown
 from spem.functional import Pooled
+from spem.gates.checks import check_choice, check_finite
 from spem.gates.gate import Gate, present
 from spem.kernels.reference import pool_mean, widen
 
@@ -41,12 +41,10 @@ class GCT(Gate):
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        if mode not in ("l1", "l2"):
-            raise unknown("mode", mode, ("l1", "l2"))
+        check_choice("mode", mode, ("l1", "l2"))
         if after_relu and mode != "l1":
             raise ValueError("after_relu belongs to mode='l1': the squares of 'l2' have no sign")
-        if not 0 <= eps < float("inf"):
-            raise ValueError(f"eps is {eps!r}, must be a finite number of at least 0")
+        check_finite("eps", eps)
         self.mode, self.after_relu, self.eps = mode, after_relu, eps
         self.statistics = ("mean", "var") if mode == "l2" else ("mean",) if after_relu else ()
         if not self.statistics:

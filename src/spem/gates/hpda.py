@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spem.gates.checks import check_finite, check_normalises, check_whole
 from spem.gates.gate import Attention, hidden_width
 from spem.kernels.reference import widen
 
@@ -47,11 +48,9 @@ class HPDA(Attention):
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        if not isinstance(branches, int) or branches < 2:
-            raise ValueError(f"branches is {branches!r}, must be a whole number of at least 2")
-        for name, value in (("margin", margin), ("weight", weight)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} is {value!r}, must be a finite number of at least 0")
+        check_whole("branches", branches, least=2)
+        check_finite("margin", margin)
+        check_finite("weight", weight)
         self.margin, self.weight = margin, weight
         width = hidden_width(channels, reduction, clamp=False)
         self.branches = nn.ModuleList(
@@ -80,6 +79,7 @@ class HPDA(Attention):
             ValueError: x has other channels than the gate was built for.
         """
         self.check_map(x)
+        check_normalises("HPDA", self, x)
         maps = self.attentions(x)
         self._diversity = self.diversity_loss(maps) if self.training else None
         return x * (self.gain * maps.amax(1, keepdim=True)).to(x.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
+from spem.gates.checks import check_whole
 from spem.gates.descriptor import Pooling
 from spem.gates.se import SE
 
@@ -43,8 +44,7 @@ class LSAS(SE):
         **pooling: Unpack[Pooling],
     ):
         super().__init__(channels, reduction=reduction, bias=bias, init=init, **pooling)
-        if not isinstance(order, int) or isinstance(order, bool) or order < 0:
-            raise ValueError(f"order is {order!r}, must be a whole number of at least 0")
+        check_whole("order", order, least=0)
         start = -0.5 if init == "paper" else 0.0
         self.sub_scale = nn.ParameterList(torch.full((channels,), 0.5) for _ in range(order))
         self.sub_shift = nn.ParameterList(torch.full((channels,), start) for _ in range(order))

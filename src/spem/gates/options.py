@@ -40,9 +40,12 @@ def build_gate(name: str, gate: type[G], channels: int, options: Mapping[str, An
         ValueError: an option is unknown or missing, or a value is not allowed.
     """
     known = options_of(gate)
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             raise unknown(f"option of gate {name!r}", option, known)
+        # Any text, "no" too, would count as true; the class checks what its other options need.
+        if isinstance(known[option], bool) and not isinstance(value, bool):
+            raise ValueError(f"{option} is {value!r}, must be True or False")
     for option, default in known.items():
         if default is inspect.Parameter.empty and option not in options:
             raise ValueError(f"gate {name!r} needs the option {option!r}, which has no default")

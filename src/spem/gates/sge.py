@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spem.gates.checks import check_finite, is_whole
 from spem.gates.gate import Attention
 from spem.kernels.reference import pool_mean, widen
 
@@ -43,10 +44,9 @@ class SGE(Attention):
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        if not isinstance(groups, int) or groups < 1 or channels % groups:
+        if not is_whole(groups) or groups < 1 or channels % groups:
             raise ValueError(f"groups is {groups!r}, must be a divisor of the {channels} channels")
-        if not 0 <= eps < float("inf"):
-            raise ValueError(f"eps is {eps!r}, must be a finite number of at least 0")
+        check_finite("eps", eps)
         self.groups, self.eps, self.parity = groups, eps, parity
         self.weight = nn.Parameter(torch.zeros(groups))
         self.bias = nn.Parameter(torch.full((groups,), 1.0 if init == "paper" else 0.0))

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from spem.choices import unknown
 from spem.functional import recalibrate
+from spem.gates.checks import check_choice, check_normalises, check_whole
 from spem.gates.gate import Attention, hidden_width, start_at_zero
 from spem.gates.regions import bin_means
 from spem.kernels.reference import widen
@@ -49,14 +49,12 @@ class SPA(Attention):
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        if variant not in _VARIANTS:
-            raise unknown("variant", variant, _VARIANTS)
+        check_choice("variant", variant, _VARIANTS)
         paper, kind = variant.split("-")
         if source_channels is not None and kind == "a":
             raise ValueError(f"source_channels is {source_channels}, but {variant} has no source")
         width = channels if source_channels is None else source_channels
-        if not isinstance(width, int) or width < 1:
-            raise ValueError(f"source_channels is {width!r}, must be a whole number of at least 1")
+        check_whole("source_channels", width)
         self.variant, self.source_channels = variant, width
         self.needs_source = kind != "a"
         self.matcher: nn.Module | None = None
@@ -90,6 +88,8 @@ class SPA(Attention):
             raise ValueError(
                 f"the gate reads {self.source_channels} channels, the source is {tuple(read.shape)}"
             )
+        if self.matcher is not None:
+            check_normalises("SPA", self.matcher, read)
         with torch.autocast(x.device.type, enabled=False):
             wide = widen(read) if self.matcher is None else self.matcher(widen(read))
             multiplier = self.gain * self.pyramid(wide).sigmoid()

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from spem.choices import unknown
 from spem.functional import Pooled
+from spem.gates.checks import check_choice
 from spem.gates.descriptor import DescriptorGate
 from spem.gates.gate import present
 
@@ -26,7 +26,8 @@ class SPEM(DescriptorGate):
         excitation: False leaves e (v₁) out, with w₁ and b₁.
         reweighting: False leaves r (v₂) out, with w₂ and b₂. Without either the multiplier is σ(u).
         init: "paper" starts at the authors' σ(−1)·σ(−2) = 0.032; "identity" at exactly 1, the same
-            formula times the buffer `gain`, for insertion into a trained network.
+            formula times the buffer `gain`, for insertion into a trained network; form="figure"
+            without excitation, of gain 1 / σ(σ(0)), is exact only in the dtype it was built in.
 
     Raises:
         ValueError: an option is unknown, out of range, or has no meaning beside the others.
@@ -54,8 +55,7 @@ class SPEM(DescriptorGate):
         init: str = "paper",
     ):
         super().__init__(channels, pool=pool, mix=mix, mixing=mixing, alpha=alpha, init=init)
-        if form not in ("code", "figure"):
-            raise unknown("form", form, ("code", "figure"))
+        check_choice("form", form, ("code", "figure"))
         self.form, self.excitation, self.reweighting = form, excitation, reweighting
         if reweighting:
             self.statistics = tuple(dict.fromkeys((*self.statistics, "max", "min")))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
+from spem.gates.checks import check_finite
 from spem.gates.gate import Gate, present
 
 
@@ -36,8 +37,7 @@ class SRM(Gate):
         self, channels: int, *, eps: float = 1e-5, parity: bool = False, init: str = "paper"
     ):
         super().__init__(channels, init)
-        if not 0 <= eps < float("inf"):
-            raise ValueError(f"eps is {eps!r}, must be a finite number of at least 0")
+        check_finite("eps", eps)
         self.eps, self.parity = eps, parity
         self.style_weight = nn.Parameter(torch.zeros(channels, 2))
         self.bn = nn.BatchNorm1d(channels)

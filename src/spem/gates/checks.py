@@ -1,0 +1,58 @@
+"""What the gates refuse: options of a wrong kind or range, and batches they cannot normalise."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from spem.choices import unknown
+
+
+def is_whole(value: object) -> bool:
+    """Return whether a value is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number; True and False are none."""
+    return is_whole(value) or isinstance(value, float)
+
+
+def check_whole(name: str, value: int, least: int = 1) -> None:
+    """Raise ValueError unless an option is a whole number of at least `least`."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{name} is {value!r}, must be a whole number of at least {least}")
+
+
+def check_odd(name: str, value: int) -> None:
+    """Raise ValueError unless an option is an odd whole number of at least 1."""
+    if not is_whole(value) or value < 1 or value % 2 == 0:
+        raise ValueError(f"{name} is {value!r}, must be an odd whole number")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raise ValueError unless an option is a finite number of at least 0."""
+    if not is_number(value) or not 0 <= value < float("inf"):
+        raise ValueError(f"{name} is {value!r}, must be a finite number of at least 0")
+
+
+def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
+    """Raise ValueError unless a value, of any type, is one of the known names of this kind."""
+    if not isinstance(value, str) or value not in known:
+        raise unknown(kind, value, known)
+
+
+def check_normalises(method: str, module: nn.Module, x: Tensor) -> None:
+    """Raise ValueError where a batch norm would train on a single value a channel.
+
+    Args:
+        method: how the message calls the gate.
+        module: what contains the norm; one in evaluation mode, as frozen ones are, can do it.
+        x: (N, C, H, W), as large as the norm's input.
+    """
+    if x.shape[0] * x.shape[2] * x.shape[3] != 1:
+        return
+    if any(norm.training for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)):
+        raise ValueError(
+            f"{method} normalises over images and positions, and one image of one position is a "
+            "single value: train with more images or larger maps"
+        )
