@@ -157,17 +157,16 @@ def search_placement(
         overwrite: replace the run that lies in --out.
         steps: steps of the controller; 300 if not given.
     """
-    from spem.devices import keep_freed_memory
     from spem import search
+    from spem.devices import keep_freed_memory
 
     keep_freed_memory()
     recipe = _recipe(config, recipe_keys)
     if "gate" in recipe_keys and recipe.gate is None:
         raise ValueError("gate is none, but a search for the places of gates needs one")
     gate, plain = recipe.gate or "spem", replace(recipe, gate=None, gate_options={})
-    options = {"out": out, "overwrite": overwrite, **recipe.gate_options}
-    settings = search.Search(steps=steps)
-    found = search.search_placement(plain, gate, settings=settings, **options)
+    settings = {"settings": search.Search(steps=steps), "out": out, "overwrite": overwrite}
+    found = search.search_placement(plain, gate, **settings, **recipe.gate_options)
     rows = [
         ("mask", " ".join(map(str, found.mask))),
         ("gated blocks", f"{sum(found.mask)} of {len(found.mask)}"),
