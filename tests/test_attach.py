@@ -154,6 +154,15 @@ def test_the_config_is_put_aside_while_gates_are_attached():
     assert model.config == config
 
 
+def test_a_config_of_another_kind_stays():
+    model = Net()
+    vars(model)["config"] = config = object()
+    attach(model, "se")
+    assert model.config is config
+    detach(model)
+    assert model.config is config
+
+
 def test_a_part_can_be_detached_by_the_whole():
     class Whole(nn.Module):
         def __init__(self):

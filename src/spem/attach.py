@@ -257,7 +257,7 @@ def _guard(model: nn.Module, names: Iterable[str]) -> None:
     if not guard["names"]:
         model.register_forward_pre_hook(check_gates)
     guard["names"] += names
-    if "config" in vars(model):
+    if isinstance(vars(model).get("config"), dict):
         guard["kept"]["config"] = vars(model).pop("config")
 
 

@@ -56,7 +56,8 @@ def deploy(
     unguard(deployed)
     if fold_batchnorm:
         fold_batchnorms(deployed, _example(deployed) if example is None else example)
-        vars(deployed).pop("config", None)
+        if isinstance(vars(deployed).get("config"), dict):
+            del vars(deployed)["config"]
     return deployed
 
 
