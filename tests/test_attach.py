@@ -1,59 +1,19 @@
 """attach and detach on models that know nothing of gates."""
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
+from foreign import Net, NormAct, X
 from torch import nn
 
 import spem
 from spem import attach, create_model, detach
 from spem.norm import GatedBatchNorm2d
 
-
-class BasicBlock(nn.Module):
-    def __init__(self, width, out, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out)
-        self.downsample = None
-        if stride != 1 or width != out:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out)
-            )
-
-    def forward(self, x):
-        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(out + (x if self.downsample is None else self.downsample(x)))
-
-
-class NormAct(nn.BatchNorm2d):
-    """A subclass with its activation inside, as timm's."""
-
-    def forward(self, x):
-        return torch.relu(super().forward(x))
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), NormAct(8))
-        self.layer1 = nn.Sequential(BasicBlock(8, 8, 1), BasicBlock(8, 8, 1))
-        self.layer2 = nn.Sequential(BasicBlock(8, 16, 2), BasicBlock(16, 16, 1))
-        self.fc = nn.Linear(16, 4)
-
-    def forward(self, x):
-        return self.fc(self.layer2(self.layer1(self.stem(x))).mean((2, 3)))
-
-
 OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
 OPTIONS |= {name: {"reduction": 4} for name in ("cbam", "spa", "hpda", "fcanet")}
 OPTIONS["fcanet"] |= {"frequencies": "top4"}
-X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("gate", sorted(spem.GATES))
@@ -180,61 +140,6 @@ def test_a_part_can_be_detached_by_the_whole():
     detach(model.body.layer1)
     with pytest.raises(RuntimeError, match="detached it alone"):
         model(X)
-
-
-@pytest.mark.parametrize("at", ["residual", "stage"])
-@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-def test_copies_use_their_own_gates(at, how):
-    model = Net().eval()
-    attach(model, "se", at=at)
-    model(X)
-    if how == "deepcopy":
-        twin = copy.deepcopy(model)
-    elif how == "pickle":
-        twin = pickle.loads(pickle.dumps(model))
-    else:
-        torch.save(model, buffer := io.BytesIO())
-        buffer.seek(0)
-        twin = torch.load(buffer, weights_only=False)
-    assert torch.equal(twin(X), model(X))
-    for parameter in (p for n, p in twin.named_parameters() if ".gate." in n):
-        parameter.data.add_(1)
-    assert not torch.equal(twin(X), model(X))
-    detach(twin)
-    assert twin.state_dict().keys() == Net().state_dict().keys()
-
-
-def test_an_average_of_the_model_moves_its_own_gates():
-    model = Net()
-    attach(model, "spem", at="stage")
-    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True).eval()
-    before = average(X)
-    for name, parameter in model.eval().named_parameters():
-        parameter.data.add_(1 if ".gate." in name else 0)
-    assert torch.equal(average(X), before)
-    assert not torch.equal(model(X), before)
-    average.update_parameters(model)
-    assert torch.equal(average(X), model(X))
-
-
-def test_three_training_steps_move_all_gates():
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=0.01)
-    attach(model, "srm", optimizer=optimizer)
-    assert [len(g["params"]) for g in optimizer.param_groups[1:]] == [12]
-    assert optimizer.param_groups[1]["weight_decay"] == 0
-    assert optimizer.param_groups[1]["lr"] == 0.1
-    gates = {n: p.detach().clone() for n, p in model.named_parameters() if ".gate." in n}
-    for _ in range(3):
-        model(X).square().mean().backward()
-        optimizer.step()
-    moved = {n for n, p in model.named_parameters() if n in gates and not torch.equal(p, gates[n])}
-    assert moved == gates.keys()
-    detach(model, optimizer)
-    assert len(optimizer.param_groups) == 1
-    held = {id(p) for p in optimizer.param_groups[0]["params"]}
-    assert held == {id(p) for p in model.parameters()}
-    assert all(id(p) in held for p in optimizer.state)
 
 
 def test_a_shared_module_is_gated_once():

@@ -188,3 +188,12 @@ def test_what_cannot_be_registered():
     with pytest.raises(ValueError, match="must be a class that derives from Gate or Attention"):
         register("linear")(nn.Linear)
     assert "linear" not in GATES
+
+
+def test_an_excitation_of_another_shape_is_refused():
+    class Odd(Gate):
+        def excite(self, pooled):
+            return pooled.mean[:, :1]
+
+    with pytest.raises(ValueError, match=r"excite of Odd returned \(2, 1\), must be \(N, 8\)"):
+        Odd(8)(torch.ones(2, 8, 3, 3))

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from spem.functional import Pooled, pool, recalibrate
+from spem.functional import STATISTICS, Pooled, pool, recalibrate
 from spem.gates.checks import check_choice, check_whole
 from spem.kernels.reference import widen
 
@@ -69,15 +69,15 @@ class Attention(nn.Module):
 class Gate(Attention):
     """Channel attention whose multipliers follow from the pooled values of a map.
 
-    A subclass sets `statistics` to the pooled values it reads and defines `excite`; the base pools
-    and recalibrates, and `GatedBatchNorm2d` does both in the passes of the normalisation.
+    A subclass sets `statistics` to the pooled values it reads (all, unless it says less) and defines
+    `excite`; the base pools and recalibrates, and `GatedBatchNorm2d` does both in the passes of the normalisation.
 
     Args:
         channels: C, the number of channels of the maps it gates.
         init: see `Attention`.
     """
 
-    statistics: tuple[str, ...]
+    statistics: tuple[str, ...] = STATISTICS
     # Whether the pooled values of a norm's output follow from those of its input.
     foldable = True
     # Whether it reads the pooled values of the input of its norm, instead of the output's.
@@ -88,9 +88,19 @@ class Gate(Attention):
         raise NotImplementedError(f"{type(self).__name__} does not define excite")
 
     def multiplier(self, pooled: Pooled) -> Tensor:
-        """Return gain · excite(pooled), (N, C), in float32 or wider, under autocast too."""
+        """Return gain · excite(pooled), (N, C), in float32 or wider, under autocast too.
+
+        Raises:
+            ValueError: `excite` returned another shape.
+        """
         with torch.autocast(self.gain.device.type, enabled=False):
-            return self.gain * self.excite(pooled)
+            multiplier = self.gain * self.excite(pooled)
+        if multiplier.dim() != 2 or multiplier.shape[1] != self.channels:
+            raise ValueError(
+                f"excite of {type(self).__name__} returned {tuple(multiplier.shape)}, "
+                f"must be (N, {self.channels})"
+            )
+        return multiplier
 
     def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
         """Return the pooled values to read; a gate that pools in its own way replaces some here."""
