@@ -69,8 +69,9 @@ class Attention(nn.Module):
 class Gate(Attention):
     """Channel attention whose multipliers follow from the pooled values of a map.
 
-    A subclass sets `statistics` to the pooled values it reads (all, unless it says less) and defines
-    `excite`; the base pools and recalibrates, and `GatedBatchNorm2d` does both in the passes of the normalisation.
+    A subclass sets `statistics` to the pooled values it reads (all, unless it says less) and
+    defines `excite`; the base pools and recalibrates, and `GatedBatchNorm2d` does both in the
+    passes of the normalisation.
 
     Args:
         channels: C, the number of channels of the maps it gates.
