@@ -13,8 +13,9 @@ from spem import create_model, devices, train
 from spem.batches import Split
 from spem.checkpoint import FILES, load_run
 from spem.data import Dataset
+from spem.devices import keep_freed_memory
 from spem.recipes import load_recipe
-from spem.train import fit, keep_freed_memory
+from spem.train import fit
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from spem.gates import GATES, Attention, DIANet, create_gate, gate_options
 from spem.gates.gate import parameter_groups
+from spem.models import own_config
 from spem.norm import GatedBatchNorm2d
 from spem.slots import At, find_slots, last_child, masked, output_channels, resolve
 
@@ -257,13 +258,13 @@ def _guard(model: nn.Module, names: Iterable[str]) -> None:
     if not guard["names"]:
         model.register_forward_pre_hook(check_gates)
     guard["names"] += names
-    if isinstance(vars(model).get("config"), dict):
+    if own_config(model) is not None:
         guard["kept"]["config"] = vars(model).pop("config")
 
 
 def _plain_config(model: nn.Module) -> None:
-    config = vars(model).get("config")
-    if isinstance(config, dict):
+    config = own_config(model)
+    if config is not None:
         plain = {"gate": None, "gate_options": {}, "placement": None, "mask": None}
         vars(model)["config"] = {**config, **plain}
 

@@ -168,7 +168,7 @@ def search_placement(
     settings = {"settings": search.Search(steps=steps), "out": out, "overwrite": overwrite}
     found = search.search_placement(plain, gate, **settings, **recipe.gate_options)
     rows = [
-        ("mask", " ".join(map(str, found.mask))),
+        ("mask", str(found.mask).replace(" ", "")),
         ("gated blocks", f"{sum(found.mask)} of {len(found.mask)}"),
         ("validation top-1 of the supernet with this mask", found.accuracy[0]),
         ("validation top-1 of the supernet without gates", found.accuracy[1]),

@@ -10,6 +10,7 @@ from spem.attach import replace_gate, unguard
 from spem.constancy import GateStatistics, pooled_gates
 from spem.fold import fold_batchnorms
 from spem.gates import ASR, DIANet, Gate
+from spem.models import own_config
 from spem.models.densenet import DenseLayer
 from spem.models.preresnet import PreBlock
 from spem.norm import GatedBatchNorm2d
@@ -56,7 +57,7 @@ def deploy(
     unguard(deployed)
     if fold_batchnorm:
         fold_batchnorms(deployed, _example(deployed) if example is None else example)
-        if isinstance(vars(deployed).get("config"), dict):
+        if own_config(deployed) is not None:
             del vars(deployed)["config"]
     return deployed
 
@@ -77,8 +78,8 @@ def _fold_constant(
             _fold_into_norm(name, norm, report[name].mean)
             norm.gate = None
             folded.add(name)
-    config = getattr(model, "config", None)
-    if folded and isinstance(config, dict):
+    config = own_config(model)
+    if folded and config is not None:
         stays = iter([name not in folded for name in gates])
         places = config["mask"] or [1] * len(gates)
         vars(model)["config"] = {**config, "mask": [int(bit and next(stays)) for bit in places]}
@@ -118,8 +119,8 @@ def _fold_into_conv(name: str, conv: nn.Module, multiplier: Tensor) -> None:
 
 
 def _example(model: nn.Module) -> Tensor:
-    config = getattr(model, "config", None)
-    if not isinstance(config, dict):
+    config = own_config(model)
+    if config is None:
         raise ValueError("fold_batchnorm needs an example input for a network of your own")
     first = next(model.parameters())
     return torch.zeros(1, config["in_channels"], 32, 32, dtype=first.dtype, device=first.device)
@@ -136,8 +137,8 @@ def _fold_into_norm(name: str, norm: GatedBatchNorm2d, multiplier: Tensor) -> No
 
 def _rename(model: nn.Module) -> None:
     """Let the `config` of a network of `create_model` name what it has become."""
-    config = getattr(model, "config", None)
-    if isinstance(config, dict):
+    config = own_config(model)
+    if config is not None:
         options = config["gate_options"]
         both = options.get("both", False)
         vars(model)["config"] = {

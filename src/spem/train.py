@@ -16,18 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spem import checkpoint
 from spem.data import Dataset, image_format, load_dataset
-from spem.devices import create_fabric, disconnect, keep_freed_memory, settings, synchronise
+from spem.devices import create_fabric, disconnect, settings, synchronise
 from spem.extras import needs_extra
 from spem.loop import Run, check_batches
 from spem.metrics import evaluate
-from spem.models import create_model
+from spem.models import create_model, own_config
 from spem.recipes import Recipe
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
     from rich import get_console
 
-__all__ = ["Interrupted", "Result", "evaluate", "fit", "keep_freed_memory"]
+__all__ = ["Interrupted", "Result", "evaluate", "fit"]
 
 _UNNAMED: dict[str, Any] = {
     "model": None,
@@ -125,8 +125,7 @@ def _resolve(recipe: Recipe, model: nn.Module | None) -> Recipe:
 
 def _config(model: nn.Module) -> dict[str, Any]:
     """Return the `config` of a model of `create_model`, or its like for one of the user's own."""
-    config = getattr(model, "config", None)
-    return config if isinstance(config, dict) and _UNNAMED.keys() <= config.keys() else _UNNAMED
+    return own_config(model) or _UNNAMED
 
 
 def _start(

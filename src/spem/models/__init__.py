@@ -16,7 +16,15 @@ from spem.models.preresnet import PreBasicBlock, PreBottleneck, PreResNet
 from spem.models.resnet import BasicBlock, Bottleneck, ResNet
 from spem.models.vgg import VGG
 
-__all__ = ["VGG", "DenseNet", "PreResNet", "ResNet", "ResidualAttentionNet", "create_model"]
+__all__ = [
+    "VGG",
+    "DenseNet",
+    "PreResNet",
+    "ResNet",
+    "ResidualAttentionNet",
+    "create_model",
+    "own_config",
+]
 
 _RESIDUAL = {
     "resnet": (ResNet, {"basic": BasicBlock, "bottleneck": Bottleneck}),
@@ -85,6 +93,16 @@ def create_model(
         "gate_options": gate_options,
     }
     return model
+
+
+def own_config(model: nn.Module) -> dict[str, Any] | None:
+    """Return the `config` that `create_model` gave a network; None for any other model.
+
+    Networks of other libraries have attributes of this name, too, with other contents.
+    """
+    config = vars(model).get("config")
+    keys = {"model", "block", "gate", "gate_options", "in_channels", "mask", "placement"}
+    return config if isinstance(config, dict) and keys <= config.keys() else None
 
 
 def _network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:
