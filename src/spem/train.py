@@ -19,7 +19,6 @@ from spem.data import Dataset, image_format, load_dataset
 from spem.devices import create_fabric, disconnect, settings, synchronise
 from spem.extras import needs_extra
 from spem.loop import Run, check_batches
-from spem.metrics import evaluate
 from spem.models import create_model, own_config
 from spem.recipes import Recipe
 
@@ -27,7 +26,7 @@ with needs_extra("train"):
     from lightning_fabric import Fabric
     from rich import get_console
 
-__all__ = ["Interrupted", "Result", "evaluate", "fit"]
+__all__ = ["Interrupted", "Result", "fit"]
 
 _UNNAMED: dict[str, Any] = {
     "model": None,
