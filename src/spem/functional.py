@@ -1,6 +1,6 @@
 """Pooling and recalibration: the two stages of channel attention that touch the whole map."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,11 @@ class Pooled(NamedTuple):
     max: Tensor | None
     min: Tensor | None
     count: int
+
+    @classmethod
+    def of(cls, values: Mapping[str, Tensor], x: Tensor) -> "Pooled":
+        """Return the statistics of x, (N, C, H, W), that were computed by name."""
+        return cls(*map(values.get, STATISTICS), count=x.shape[2] * x.shape[3])
 
     def affine(self, scale: Tensor, shift: Tensor) -> "Pooled":
         """Return the pooled values of scale·x + shift, without reading x.
@@ -69,15 +74,12 @@ def pool(x: Tensor, statistics: Iterable[str] = STATISTICS) -> Pooled:
         >>> pool(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]]), ["mean", "max"]).mean
         tensor([[4.]])
     """
-    _check_map("x", x)
+    check_map("x", x)
     wanted = set(statistics)
     for name in wanted.difference(STATISTICS):
         raise unknown("statistic", name, STATISTICS)
-    if x.shape[2] * x.shape[3] == 0:
-        raise ValueError(f"x has no positions to pool: its shape is {tuple(x.shape)}")
-    ops = kernels.chosen()
-    values = (getattr(ops, f"pool_{name}")(x) if name in wanted else None for name in STATISTICS)
-    return Pooled(*values, count=x.shape[2] * x.shape[3])
+    check_positions(x)
+    return Pooled.of(kernels.pool(x, tuple(name for name in STATISTICS if name in wanted)), x)
 
 
 def recalibrate(
@@ -102,13 +104,13 @@ def recalibrate(
     Raises:
         ValueError: a shape or dtype does not fit x.
     """
-    _check_map("x", x)
+    check_map("x", x)
     for name, value in (("scale", scale), ("shift", shift)):
         if value is not None and value.shape != x.shape[:2]:
             raise ValueError(f"{name} is {tuple(value.shape)}, must be {tuple(x.shape[:2])}")
     if residual is not None:
         check_residual(x, residual)
-    return kernels.chosen().recalibrate(x, scale, shift, residual, relu)
+    return kernels.recalibrate(x, scale, shift, residual, relu)
 
 
 def check_residual(x: Tensor, residual: Tensor) -> None:
@@ -120,7 +122,14 @@ def check_residual(x: Tensor, residual: Tensor) -> None:
         )
 
 
-def _check_map(name: str, x: Tensor) -> None:
+def check_positions(x: Tensor) -> None:
+    """Raise ValueError where a map has no positions to pool."""
+    if x.shape[2] * x.shape[3] == 0:
+        raise ValueError(f"x has no positions to pool: its shape is {tuple(x.shape)}")
+
+
+def check_map(name: str, x: Tensor) -> None:
+    """Raise ValueError unless x is a floating-point map (N, C, H, W)."""
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(
             f"{name} is {tuple(x.shape)} {x.dtype}, must be (N, C, H, W) in floating point"

@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spem import kernels
-from spem.functional import Pooled, check_residual, pool, recalibrate
+from spem.functional import STATISTICS, Pooled, check_residual, pool, recalibrate
 from spem.gates.gate import Attention, Gate, gated, present
+from spem.gates.head import compilable
+from spem.head import norm_head
+from spem.kernels import segment
 from spem.kernels.reference import widen
 
 
@@ -76,6 +79,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         if residual is not None:
             check_residual(x, residual)
         gate = self.gate
+        if self._compiles(x):
+            return self._compiled(x, residual, relu, source)
         if isinstance(gate, Gate) and self._folds(gate, x):
             return self._folded(x, gate, residual, relu)
         if gate is None and self._synchronises():
@@ -88,6 +93,28 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         # Batch normalisation keeps its input for the backward pass, not its output.
         out = out if residual is None else out.add_(residual)
         return F.relu_(out) if relu else out
+
+    def _compiled(
+        self, x: Tensor, residual: Tensor | None, relu: bool, source: Tensor | None
+    ) -> Tensor:
+        """Do all in two kernels, one each way, or only normalise where the gate does not allow."""
+        gate = self.gate
+        if isinstance(gate, Gate) and gate.foldable:
+            if not compilable(gate):
+                return self._folded(x, gate, residual, relu)
+            self._count_batch(x)
+            return segment.apply(norm_head(self, gate), x, residual, relu)
+        self._count_batch(x)
+        head = norm_head(self, None)
+        if gate is None:
+            return segment.apply(head, x, residual, relu)
+        return gated(gate, segment.apply(head, x, None, False), residual, relu, source)
+
+    def _count_batch(self, x: Tensor) -> None:
+        if self.training or self.running_mean is None:
+            _check_values(x.numel() // self.num_features)
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
 
     def __getattr__(self, name: str) -> Any:
         """Refuse what would drop the gate in silence.
@@ -109,10 +136,16 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
                 f"{tuple(input.shape)}, must be (N, {self.num_features}, H, W)"
             )
 
+    def _compiles(self, x: Tensor) -> bool:
+        if kernels.chosen(x) is not kernels.compiled or x.numel() == 0 or self._synchronises():
+            return False
+        # A cumulative average changes its factor at every batch.
+        return self.momentum is not None or not self.training
+
     def _folds(self, gate: Gate, x: Tensor) -> bool:
         if not gate.foldable:
             return False
-        return self._synchronises() or (kernels.chosen() is not kernels.eager and x.numel() > 0)
+        return self._synchronises() or (kernels.chosen(x) is not kernels.eager and x.numel() > 0)
 
     def _with_input(
         self, gate: Gate, x: Tensor, out: Tensor, residual: Tensor | None, relu: bool
@@ -131,11 +164,16 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         residual: Tensor | None = None,
         relu: bool = False,
     ) -> Tensor:
+        """Pool x, find the coefficients of everything else by autograd, and recalibrate once."""
+        # Widened once, so that the gradients of both uses of x add up before they are rounded;
+        # the passes of our own do so by themselves.
+        own = kernels.fused(x)
+        wide = x if own else widen(x)
         running = None if self.training else self._running()
-        # Widened once, so that the gradients of both uses of x add up before they are rounded.
-        wide = widen(x)
         wanted = set() if gate is None else set(gate.statistics)
-        pooled = pool(wide, wanted if running else wanted | {"mean", "var"})
+        wanted |= set() if running else {"mean", "var"}
+        passes = kernels.passes_over(wide, tuple(n for n in STATISTICS if n in wanted))
+        pooled = Pooled.of(passes.values, x)
         mean, var = running or self._batch_moments(pooled)
         scale = (var + self.eps).rsqrt()
         scale = scale * self.weight if self.affine else scale
@@ -144,11 +182,10 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         if gate is not None:
             if not gate.reads_input:
                 pooled = _at_first_position(pooled, wide, scale == 0)
-            pooled = gate.refine(pooled, wide)
-            a, b = gate.fold(pooled, a, b, bias)
-        wide_residual = None if residual is None else widen(residual)
+            a, b = gate.fold(gate.refine(pooled, wide), a, b, bias)
         a, b = a.expand(x.shape[:2]), b.expand(x.shape[:2])
-        return recalibrate(wide, a, b, wide_residual, relu).to(x.dtype)
+        added = residual if own or residual is None else widen(residual)
+        return passes.recalibrate(a, b, added, relu).to(x.dtype)
 
     def _running(self) -> tuple[Tensor, Tensor] | None:
         if self.running_mean is None or self.running_var is None:
@@ -159,8 +196,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         """Merge the centred moments of the maps, (N, C), into those of the batch, (C,)."""
         means, variances = present(pooled.mean), present(pooled.var)
         maps = self._total(means)
-        if maps * pooled.count <= 1:
-            raise ValueError("training needs more than one value a channel, got a single one")
+        _check_values(maps * pooled.count)
         mean = self._sum(means.sum(0)) / maps
         var = self._sum((variances + (means - mean).square()).sum(0)) / maps
         if self.training:
@@ -195,6 +231,11 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
             buffer.lerp_(value.to(buffer.dtype), 0.0 if momentum is None else momentum)
 
 
+def _check_values(count: int) -> None:
+    if count <= 1:
+        raise ValueError("training needs more than one value a channel, got a single one")
+
+
 class _AllReduce(torch.autograd.Function):
     """The sum over all processes, whose gradient is the sum over all processes."""
 
@@ -214,10 +255,11 @@ def _at_first_position(pooled: Pooled, x: Tensor, flat: Tensor) -> Pooled:
 
     A scale of 0, the usual start of a residual branch's last norm, ties all positions of the
     output: the first is its maximum and its minimum, and the gradient of the scale is taken there.
+    None flows on to x: it would be multiplied by the scale.
     """
     if pooled.max is None or pooled.min is None:
         return pooled
-    first = x[:, :, 0, 0]
+    first = widen(x[:, :, 0, 0].detach())
     return pooled._replace(
         max=torch.where(flat, first, pooled.max), min=torch.where(flat, first, pooled.min)
     )

@@ -94,6 +94,11 @@ class DescriptorGate(Gate):
         squares = self.pool_weight.square()
         return squares[0] / squares.sum()
 
+    @property
+    def refines(self) -> bool:
+        """Whether the mean is that of random regions now."""
+        return self.rho is not None and self.training
+
     def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
         """Replace the mean by that of random regions where pool="srp" trains."""
         if self.rho is None or not self.training:

@@ -29,6 +29,7 @@ class ECA(DescriptorGate):
     Source: Wang et al., "ECA-Net", CVPR 2020 (arXiv 1910.03151).
     """
 
+    traceable = True
     def __init__(
         self,
         channels: int,

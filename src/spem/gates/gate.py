@@ -6,8 +6,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from spem.functional import STATISTICS, Pooled, pool, recalibrate
+from spem import kernels
+from spem.functional import STATISTICS, Pooled, check_map, check_positions, check_residual
 from spem.gates.checks import check_choice, check_whole
+from spem.gates.head import compilable, gate_head
+from spem.kernels import segment
 from spem.kernels.reference import widen
 
 
@@ -83,6 +86,14 @@ class Gate(Attention):
     foldable = True
     # Whether it reads the pooled values of the input of its norm, instead of the output's.
     reads_input = False
+    # Whether the multipliers are a function of the pooled values, parameters, buffers and plain
+    # options alone, so that one kernel serves all gates of a kind. Not inherited: each class says.
+    traceable = False
+
+    @property
+    def refines(self) -> bool:
+        """Whether `refine` replaces pooled values now."""
+        return type(self).refine is not Gate.refine
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multiplier of every channel, (N, C), or (1, C) for all images alike."""
@@ -133,9 +144,16 @@ class Gate(Attention):
             ValueError: x has other channels than the gate was built for.
         """
         self.check_map(x)
-        pooled = self.refine(pool(x, self.statistics), x)
+        check_map("x", x)
+        check_positions(x)
+        if residual is not None:
+            check_residual(x, residual)
+        if kernels.chosen(x) is kernels.compiled and x.numel() > 0 and compilable(self):
+            return segment.apply(gate_head(self), x, residual, relu)
+        passes = kernels.passes_over(x, self.statistics)
+        pooled = self.refine(Pooled.of(passes.values, x), x)
         multiplier = self.multiplier(pooled).expand(x.shape[:2])
-        return recalibrate(x, multiplier, residual=residual, relu=relu)
+        return passes.recalibrate(multiplier, None, residual, relu)
 
 
 def gated(

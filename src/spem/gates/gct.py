@@ -29,6 +29,7 @@ class GCT(Gate):
         (arXiv 1909.11519). The authors train β without decay.
     """
 
+    traceable = True
     undecayed = ("beta",)
 
     def __init__(
@@ -52,6 +53,11 @@ class GCT(Gate):
         self.alpha = nn.Parameter(torch.ones(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
+
+    @property
+    def refines(self) -> bool:
+        """Whether the absolute values are pooled."""
+        return not self.statistics
 
     def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
         """Pool the absolute values where mode="l1" needs them."""

@@ -27,6 +27,7 @@ class IE(DescriptorGate):
         papers of the group suggest.
     """
 
+    traceable = True
     def __init__(self, channels: int, *, init: str = "paper", **pooling: Unpack[Pooling]):
         super().__init__(channels, init=init, **pooling)
         self.scale = nn.Parameter(torch.zeros(channels))

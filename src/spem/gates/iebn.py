@@ -26,6 +26,7 @@ class IEBN(IE):
         (arXiv 1908.04008).
     """
 
+    traceable = True
     reads_input = True
     placement = "norm"
 

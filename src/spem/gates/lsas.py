@@ -31,6 +31,7 @@ class LSAS(SE):
         Alleviating Attention Bias Problem", ICME 2023 (arXiv 2305.05200).
     """
 
+    traceable = True
     placement = "last-stage"
 
     def __init__(

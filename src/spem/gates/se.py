@@ -28,6 +28,7 @@ class SE(DescriptorGate):
     Source: Hu, Shen and Sun, "Squeeze-and-Excitation Networks", CVPR 2018 (arXiv 1709.01507).
     """
 
+    traceable = True
     def __init__(
         self,
         channels: int,

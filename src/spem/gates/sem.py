@@ -32,6 +32,7 @@ class SEM(DescriptorGate):
     Source: Zhong, Wen and Qin, "Switchable Self-attention Module", 2022 (arXiv 2209.05680).
     """
 
+    traceable = True
     def __init__(
         self,
         channels: int,

@@ -41,6 +41,7 @@ class SPEM(DescriptorGate):
         0.03205...
     """
 
+    traceable = True
     def __init__(
         self,
         channels: int,

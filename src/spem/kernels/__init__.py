@@ -5,25 +5,69 @@ from contextlib import contextmanager
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from spem.choices import unknown
-from spem.kernels import eager, reference
+from spem.kernels import compiled, eager, inductor, linked, reference
 
-_IMPLEMENTATIONS = {"eager": eager, "reference": reference}
+_IMPLEMENTATIONS = ("eager", "compiled", "triton", "reference")
 
 # A plain module variable: Dynamo cannot trace a ContextVar.
 _forced: ModuleType | None = None
 
 
-def chosen() -> ModuleType:
-    """Return the implementation that serves now.
+def chosen(x: Tensor) -> ModuleType:
+    """Return the implementation that serves a map.
 
-    The one that `use` forces; else the reference text while Dynamo or the exporter traces, which
-    fuse it themselves; else the eager one.
+    The reference text while Dynamo or the exporter traces, which fuse it themselves; else the one
+    that `use` forces; else Triton's on CUDA, where it is installed, and the eager one elsewhere.
     """
+    if torch.compiler.is_compiling():
+        return _forced if _forced is eager else reference
     if _forced is not None:
         return _forced
-    return reference if torch.compiler.is_compiling() else eager
+    return eager
+
+
+def fused(x: Tensor) -> bool:
+    """Return whether a map is served by passes of our own, gradients included."""
+    return chosen(x) not in (eager, reference) and x.numel() > 0
+
+
+class Separate:
+    """A map that is pooled and recalibrated by operations that autograd keeps apart.
+
+    The form of `Linked`, which see, for the implementations without passes of their own.
+    """
+
+    def __init__(self, ops: ModuleType, x: Tensor, wanted: tuple[str, ...]):
+        self._ops, self._x = ops, x
+        self.values = {name: getattr(ops, f"pool_{name}")(x) for name in wanted}
+
+    def recalibrate(
+        self, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+    ) -> Tensor:
+        """Return relu(scale·x + shift + residual)."""
+        return self._ops.recalibrate(self._x, scale, shift, residual, relu)
+
+
+def passes_over(x: Tensor, wanted: tuple[str, ...]) -> "linked.Linked | Separate":
+    """Pool a map that is to be recalibrated, by the chosen implementation."""
+    return (linked.Linked if fused(x) else Separate)(chosen(x), x, wanted)
+
+
+def pool(x: Tensor, wanted: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the wanted statistics of a map by name, by the chosen implementation."""
+    return passes_over(x, wanted).values
+
+
+def recalibrate(
+    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+) -> Tensor:
+    """Compute relu(scale * x + shift + residual) by the chosen implementation."""
+    if fused(x):
+        return linked.recalibrate(chosen(x), x, scale, shift, residual, relu)
+    return chosen(x).recalibrate(x, scale, shift, residual, relu)
 
 
 @contextmanager
@@ -31,16 +75,26 @@ def use(name: str) -> Iterator[None]:
     """Force one implementation inside a `with` block.
 
     Args:
-        name: "eager" or "reference".
+        name: "eager"; "compiled", kernels that Inductor makes at the first use of each; "triton",
+            for maps on CUDA; or "reference".
 
     Raises:
         ValueError: no implementation has this name.
+        RuntimeError: it does not work on this machine; the message says why.
     """
     global _forced
     if name not in _IMPLEMENTATIONS:
         raise unknown("implementation", name, _IMPLEMENTATIONS)
-    before, _forced = _forced, _IMPLEMENTATIONS[name]
+    before, _forced = _forced, _load(name)
     try:
         yield
     finally:
         _forced = before
+
+
+def _load(name: str) -> ModuleType:
+    if name == "compiled" and (reason := inductor.why_not()):
+        raise RuntimeError(f"kernels cannot be compiled here: {reason}")
+    if name == "triton":
+        raise RuntimeError("no")
+    return {"eager": eager, "compiled": compiled, "reference": reference}[name]

@@ -1,0 +1,106 @@
+"""Gates as heads of compiled segments: what they are traced from, and by what they are told apart."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from spem.functional import Pooled
+from spem.kernels.segment import Coefficients, Head, Values
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class _Structure(NamedTuple):
+    """What stays the same about a gate: its class, submodules and the shapes of its tensors."""
+
+    key: Hashable
+    places: list[tuple[dict[str, Any], str]]
+    names: list[str]
+    modules: list[nn.Module]
+
+
+_structures: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
+
+
+def compilable(gate: Any) -> bool:
+    """Return whether a gate's multipliers may be computed by a kernel that is made only once.
+
+    Its class itself must say so (`Gate.traceable`): of a derived one, nobody knows what it adds.
+    """
+    return (
+        vars(type(gate)).get("traceable", False)
+        and not gate.refines
+        and not {"excite", "multiplier", "fold"} & vars(gate).keys()
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in _structure(gate).modules)
+    )
+
+
+def identity(gate: Any) -> Hashable:
+    """Return what tells a gate from others that compute something else from the same tensors."""
+    own = tuple([v for v in vars(gate).values() if isinstance(v, _PLAIN)])
+    return _structure(gate).key, own
+
+
+def tensors_of(gate: Any) -> list[Tensor]:
+    """Return the parameters and buffers of a gate."""
+    return [place[name] for place, name in _structure(gate).places]
+
+
+def call_with(
+    gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any
+) -> Any:
+    """Call a method of a gate with other tensors in the place of its parameters and buffers."""
+    names = _structure(gate).names
+    replaced = {f"gate.{name}": t for name, t in zip(names, tensors, strict=True)}
+    return functional_call(_Call(gate, method), replaced, args)
+
+
+def pooled_from(values: Values, count: Any) -> Pooled:
+    """Return the values of a segment as `Pooled`."""
+    return Pooled(*(values.get(name) for name in ("mean", "var", "max", "min")), count)
+
+
+def gate_head(gate: Any) -> Head:
+    """Return the head of a gate that stands alone: the scale is its multiplier."""
+
+    def function(values: Values, count: Any, tensors: Sequence[Tensor]) -> Coefficients:
+        multiplier = call_with(gate, gate.multiplier, tensors, pooled_from(values, count))
+        return Coefficients(multiplier, None, {})
+
+    key = ("gate", identity(gate))
+    return Head(function, key, gate.statistics, tensors_of(gate), gate.channels)
+
+
+class _Call(nn.Module):
+    """A method of a gate as a module, which functional_call takes."""
+
+    def __init__(self, gate: nn.Module, method: Callable[..., Any]):
+        super().__init__()
+        self.gate, self.method = gate, method
+
+    def forward(self, *args: Any) -> Any:
+        return self.method(*args)
+
+
+def _structure(gate: nn.Module) -> _Structure:
+    found = _structures.get(gate)
+    if found is None:
+        found = _structures[gate] = _read_structure(gate)
+    return found
+
+
+def _read_structure(gate: nn.Module) -> _Structure:
+    places, names, key = [], [], []
+    for prefix, module in gate.named_modules(prefix="", remove_duplicate=False):
+        own = tuple(v for v in vars(module).values() if isinstance(v, _PLAIN))
+        key.append((type(module), own if prefix else ()))
+        for place in (module._parameters, module._buffers):
+            for name, tensor in place.items():
+                if tensor is not None:
+                    places.append((place, name))
+                    names.append(f"{prefix}.{name}" if prefix else name)
+                    key.append((name, tuple(tensor.shape)))
+    return _Structure(tuple(key), places, names, list(gate.modules()))

@@ -1,0 +1,87 @@
+"""Batch normalisation, with a gate behind or without, as the head of a compiled segment."""
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spem.functional import STATISTICS
+from spem.gates.gate import Gate
+from spem.gates.head import call_with, identity, pooled_from, tensors_of
+from spem.kernels.segment import Coefficients, Head, Values
+
+if TYPE_CHECKING:
+    from spem.norm import GatedBatchNorm2d
+
+
+def norm_head(norm: "GatedBatchNorm2d", gate: Gate | None) -> Head:
+    """Return the head of a norm: the coefficients of its affine map, times the gate's multipliers.
+
+    Args:
+        norm: in training mode its momentum must be a number.
+        gate: compilable; None for the normalisation alone.
+    """
+    batch = norm.training or norm.running_mean is None
+    tracked = norm.training and norm.track_running_stats and norm.running_mean is not None
+    wanted = {"mean", "var"} if batch else set()
+    options = (batch, tracked, norm.affine, norm.eps, norm.momentum)
+    tensors: list[Any] = [norm.weight, norm.bias] if norm.affine else []
+    if tracked or not batch:
+        tensors += [norm.running_mean, norm.running_var]
+    own = len(tensors)
+    key: tuple[Hashable, ...] = ("norm", options)
+    if gate is not None:
+        wanted |= set(gate.statistics)
+        tensors += tensors_of(gate)
+        key += (identity(gate),)
+
+    def function(values: Values, count: Any, given: Sequence[Tensor]) -> Coefficients:
+        scale, shift, bias, updates = _normalise(options, values, count, given[:own])
+        if gate is None:
+            return Coefficients(scale, shift, updates)
+        values = _at_first_position(values, scale)
+        pooled = pooled_from(values, count)
+        scale, shift = call_with(gate, gate.fold, given[own:], pooled, scale, shift, bias)
+        return Coefficients(scale, shift, updates)
+
+    order = tuple(name for name in STATISTICS if name in wanted)
+    return Head(function, key, order, tensors, None if gate is None else norm.num_features)
+
+
+def _normalise(
+    options: tuple[Any, ...], values: Values, count: Any, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, dict[int, Tensor]]:
+    """Return scale, shift and bias of a norm, (C,), and the updates of its running statistics."""
+    batch, tracked, affine, eps, momentum = options
+    weight, bias = tensors[:2] if affine else (None, None)
+    running = tensors[2:] if affine else tensors
+    updates: dict[int, Tensor] = {}
+    if batch:
+        means, variances = values["mean"], values["var"]
+        mean = means.mean(0)
+        var = (variances + (means - mean).square()).mean(0)
+        if tracked:
+            number = means.shape[0] * count
+            observed = (mean, var * (number / (number - 1)))
+            index = 2 if affine else 0
+            for place, (old, new) in enumerate(zip(running, observed, strict=True), start=index):
+                updates[place] = (old + momentum * (new - old)).to(old.dtype)
+    else:
+        mean, var = running
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    bias = torch.zeros_like(scale) if bias is None else bias
+    return scale, bias - mean * scale, bias, updates
+
+
+def _at_first_position(values: Values, scale: Tensor) -> Values:
+    """Take both extrema from the first position where a scale of 0 ties all of them.
+
+    Their value has no influence there, so only a backward pass, which is given "first", needs it.
+    """
+    if "first" not in values:
+        return values
+    flat = scale == 0
+    moved = {name: torch.where(flat, values["first"], values[name]) for name in ("max", "min")}
+    return values | moved
