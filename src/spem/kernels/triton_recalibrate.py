@@ -1,0 +1,283 @@
+"""Recalibration and the two passes of its backward (Triton)."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spem.kernels import triton_layout
+from spem.kernels.triton_layout import (
+    dense,
+    element_tile,
+    layout_of,
+    origin,
+    reading,
+    tile,
+    wide_dtypes,
+    writing,
+)
+
+
+def recalibrate(
+    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+) -> Tensor:
+    """Compute relu(scale·x + shift + residual) in float32 or wider, rounded once.
+
+    Args:
+        x: (N, C, H, W), any strides.
+        scale: (N, C), float32 or wider, contiguous.
+        shift: (N, C) as scale, or None.
+        residual: (N, C, H, W) in the dtype of x, or None.
+        relu: whether negative results become 0.
+
+    Returns:
+        (N, C, H, W) in the dtype and memory format of x.
+    """
+    x = dense(x)
+    layout = layout_of(x)
+    out = triton_layout.empty_map(x)
+    if not out.numel():
+        return out
+    residual = None if residual is None else dense(residual, layout)
+    plan = writing(layout)
+    _recalibrate_kernel[(plan.programs,)](
+        x,
+        scale,
+        shift,
+        residual,
+        out,
+        *layout[1:],
+        RELU=relu,
+        BLOCK_M=plan.block_m,
+        BLOCK_L=plan.block_l,
+        CHANNELS_LAST=layout.channels_last,
+        FLAT_MAPS=plan.flat_maps,
+        FLAT_POSITIONS=plan.flat_positions,
+        ACC=wide_dtypes(x)[1],
+    )
+    return out
+
+
+def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask a gradient by the output's ReLU and sum it over each map, in one pass.
+
+    Args:
+        grad: (N, C, H, W), the gradient of the output.
+        out: (N, C, H, W), the output, where it ends in a ReLU; None masks and writes nothing.
+        x: (N, C, H, W), the input.
+
+    Returns:
+        d: grad where out > 0, in the memory format of x; grad itself where out is None.
+        sum_d: Σ d over the positions, (N, C), float32 or wider.
+        sum_dx: Σ d·x.
+    """
+    x = dense(x)
+    layout = layout_of(x)
+    grad = dense(grad, layout)
+    out = None if out is None else dense(out, layout)
+    d = grad if out is None else triton_layout.empty_map(x)
+    plan = reading(layout)
+    dtype, acc = wide_dtypes(x)
+    partial = triton_layout.empty((plan.splits, 2, *x.shape[:2]), x, dtype)
+    if x.numel():
+        _sums_kernel[(plan.programs,)](
+            grad,
+            out,
+            x,
+            d,
+            partial,
+            layout.maps,
+            layout.positions,
+            layout.groups * layout.maps,
+            plan.iterations,
+            plan.splits,
+            BLOCK_M=plan.block_m,
+            BLOCK_L=plan.block_l,
+            CHANNELS_LAST=layout.channels_last,
+            ACC=acc,
+        )
+    sum_d, sum_dx = partial[0] if plan.splits == 1 else partial.sum(0)
+    return d, sum_d, sum_dx
+
+
+def input_gradient(
+    d: Tensor | None,
+    x: Tensor,
+    scale: Tensor | None = None,
+    mean: Tensor | None = None,
+    dmean: Tensor | None = None,
+    dvar: Tensor | None = None,
+    argmax: Tensor | None = None,
+    dmax: Tensor | None = None,
+    argmin: Tensor | None = None,
+    dmin: Tensor | None = None,
+) -> Tensor:
+    """Compute the gradient of a pooled and recalibrated map, in one pass.
+
+    That is scale·d + dmean/L + (2·dvar/L)·(x − mean) + dmax at argmax + dmin at argmin, without
+    the terms whose gradient is None; x is read for the variance alone.
+
+    Args:
+        d: (N, C, H, W), as `sums` returns it.
+        x: (N, C, H, W), the input.
+        scale: (N, C), the factor of d; None is 1.
+        mean: (N, C), needed with dvar.
+        dmean, dvar: (N, C), the gradients of mean and variance.
+        argmax, argmin: (N, C), int32, needed with dmax and dmin.
+        dmax, dmin: (N, C), the gradients of the extrema.
+
+    Returns:
+        (N, C, H, W) in the dtype and memory format of x.
+    """
+    x = dense(x)
+    layout = layout_of(x)
+    dx = triton_layout.empty_map(x)
+    if not dx.numel():
+        return dx
+    plan = writing(layout)
+    _input_gradient_kernel[(plan.programs,)](
+        None if d is None else dense(d, layout),
+        x,
+        dx,
+        scale,
+        mean,
+        dmean,
+        dvar,
+        argmax,
+        dmax,
+        argmin,
+        dmin,
+        *layout[1:],
+        BLOCK_M=plan.block_m,
+        BLOCK_L=plan.block_l,
+        CHANNELS_LAST=layout.channels_last,
+        FLAT_MAPS=plan.flat_maps,
+        FLAT_POSITIONS=plan.flat_positions,
+        ACC=wide_dtypes(x)[1],
+    )
+    return dx
+
+
+@triton.jit
+def _recalibrate_kernel(
+    x,
+    scale,
+    shift,
+    residual,
+    out,
+    groups,
+    maps,
+    positions,
+    RELU: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    FLAT_MAPS: tl.constexpr,
+    FLAT_POSITIONS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    base, offsets, mask, index, index_mask, _ = element_tile(
+        groups, maps, positions, BLOCK_M, BLOCK_L, CHANNELS_LAST, FLAT_MAPS, FLAT_POSITIONS
+    )
+    # (BLOCK_M, BLOCK_L); scale and shift (BLOCK_M, 1), or (1, BLOCK_L) where flat
+    value = tl.load(x + base + offsets, mask).to(ACC)
+    value *= tl.load(scale + index, index_mask)
+    if shift is not None:
+        value += tl.load(shift + index, index_mask)
+    if residual is not None:
+        value += tl.load(residual + base + offsets, mask).to(ACC)
+    if RELU:
+        # Unlike a maximum, this hands NaN on.
+        value = tl.where(value < 0, 0, value)
+    tl.store(out + base + offsets, value.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
+def _sums_kernel(
+    grad,
+    out,
+    x,
+    d,
+    partial,
+    maps,
+    positions,
+    total,
+    iterations,
+    splits,
+    BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Write d and partial (splits, 2, total): Σ d and Σ d·x."""
+    group, block, split = origin(maps, splits, BLOCK_M, CHANNELS_LAST)
+    start = split * iterations * BLOCK_L
+    base, offsets = tile(
+        group, block * BLOCK_M, start, maps, positions, BLOCK_M, BLOCK_L, CHANNELS_LAST
+    )
+    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    exists = m < maps
+    lane = start + tl.arange(0, BLOCK_L)[None, :]
+    step = tl.cast(BLOCK_L, tl.int64) * (maps if CHANNELS_LAST else 1)
+    sum_d = tl.zeros((BLOCK_M, BLOCK_L), ACC)
+    sum_dx = tl.zeros((BLOCK_M, BLOCK_L), ACC)
+    for i in range(iterations):
+        mask = exists[:, None] & (lane + i * BLOCK_L < positions)
+        gradient = tl.load(grad + base + offsets, mask, other=0)
+        value = tl.load(x + base + offsets, mask, other=0).to(ACC)
+        if out is not None:
+            result = tl.load(out + base + offsets, mask, other=0).to(ACC)
+            gradient = tl.where(result <= 0, 0, gradient)
+            tl.store(d + base + offsets, gradient, mask)
+        sum_d += gradient.to(ACC)
+        sum_dx += gradient.to(ACC) * value
+        base += step
+    into = partial + tl.cast(split, tl.int64) * 2 * total + group * maps + m
+    tl.store(into, tl.sum(sum_d, axis=1), exists)
+    tl.store(into + total, tl.sum(sum_dx, axis=1), exists)
+
+
+@triton.jit
+def _input_gradient_kernel(
+    d,
+    x,
+    dx,
+    scale,
+    mean,
+    dmean,
+    dvar,
+    argmax,
+    dmax,
+    argmin,
+    dmin,
+    groups,
+    maps,
+    positions,
+    BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    FLAT_MAPS: tl.constexpr,
+    FLAT_POSITIONS: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    base, offsets, mask, index, known, place = element_tile(
+        groups, maps, positions, BLOCK_M, BLOCK_L, CHANNELS_LAST, FLAT_MAPS, FLAT_POSITIONS
+    )
+    share = 1 / tl.cast(positions, ACC)
+    # (BLOCK_M, BLOCK_L); what belongs to a map (BLOCK_M, 1), or (1, BLOCK_L) where flat
+    value = tl.zeros((BLOCK_M, BLOCK_L), ACC)
+    if d is not None:
+        value = tl.load(d + base + offsets, mask).to(ACC)
+        if scale is not None:
+            value *= tl.load(scale + index, known)
+    if dmean is not None:
+        value += share * tl.load(dmean + index, known)
+    if dvar is not None:
+        centred = tl.load(x + base + offsets, mask).to(ACC) - tl.load(mean + index, known)
+        value += (2 * share * tl.load(dvar + index, known)) * centred
+    if dmax is not None:
+        at = tl.load(argmax + index, known)
+        value += tl.where(place == at, tl.load(dmax + index, known), 0)
+    if dmin is not None:
+        at = tl.load(argmin + index, known)
+        value += tl.where(place == at, tl.load(dmin + index, known), 0)
+    tl.store(dx + base + offsets, value.to(dx.dtype.element_ty), mask)
