@@ -90,7 +90,7 @@ class Reading(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def reading(layout: Layout) -> Reading:
+def reading(layout: Layout, itemsize: int) -> Reading:
     """Choose the tile of a reduction, and how many programs share a map.
 
     Where maps are too few to fill the device, each is split over several programs, whose partial

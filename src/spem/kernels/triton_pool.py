@@ -56,7 +56,7 @@ def pool(x: Tensor, extrema: bool) -> Moments:
 
 def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
     layout = layout_of(x)
-    plan = reading(layout)
+    plan = reading(layout, x.element_size())
     total = layout.groups * layout.maps
     split = plan.splits > 1
     into, into_places = values, places
@@ -178,21 +178,13 @@ def _pool_kernel(
     row = tl.cast(split, tl.int64) * total
     count = tl.cast(tl.minimum(positions - start, iterations * BLOCK_L), ACC)
     seen = tl.minimum(tl.maximum(tl.cdiv(positions - lane, BLOCK_L), 0), iterations).to(ACC)
-    # Sums of differences from one value of the map: exact where all are equal, and as precise
-    # under a large mean as without it.
-    pivot = tl.load(
-        x + base + m * 0 + (m - block * BLOCK_M) * (1 if CHANNELS_LAST else positions),
-        stored,
-        other=0,
-    ).to(ACC)
-    pivot = tl.where(tl.abs(pivot) < float("inf"), pivot, 0)
-    distance = tl.where(seen > 0, mean - pivot[:, None], 0)
-    shift = tl.sum(seen * distance, axis=1) / count
-    distance -= shift[:, None]
+    average = tl.sum(seen * mean, axis=1) / count
+    # A lane that saw nothing has mean 0 and weight 0.
+    distance = mean - average[:, None]
     spread = tl.sum(squares + seen * distance * distance, axis=1)
     statistics = 2 if places is None else 4
     into = values + row * statistics + index
-    tl.store(into, pivot + shift, stored)
+    tl.store(into, average, stored)
     tl.store(into + total, spread if SPLIT else spread / count, stored)
     if places is not None:
         high, high_at = _extremum(highest, at_highest, True)

@@ -1,5 +1,6 @@
 """Recalibration and the two passes of its backward (Triton)."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -75,10 +76,12 @@ def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, T
     grad = dense(grad, layout)
     out = None if out is None else dense(out, layout)
     d = grad if out is None else triton_layout.empty_map(x)
-    plan = reading(layout)
     dtype, acc = wide_dtypes(x)
+    if not x.numel():
+        return d, *torch.zeros((2, *x.shape[:2]), dtype=dtype, device=x.device)
+    plan = reading(layout, x.element_size())
     partial = triton_layout.empty((plan.splits, 2, *x.shape[:2]), x, dtype)
-    if x.numel():
+    if True:
         _sums_kernel[(plan.programs,)](
             grad,
             out,
