@@ -18,6 +18,8 @@ from torch import Tensor
 # that the running statistics of all elements stay in registers.
 READ_TILE = 1024
 WRITE_TILE = 2048
+# Maps up to this many positions are short.
+SHORT = 128
 # Programs that fill any device of today several times over. A constant, not a property of the
 # device: the same sums are formed everywhere.
 ENOUGH_PROGRAMS = 1024
@@ -79,29 +81,36 @@ def wide_dtypes(x: Tensor) -> tuple[torch.dtype, Any]:
     return torch.float32, tl.float32
 
 
-class Reading(NamedTuple):
-    """How a kernel reads maps to reduce them: tile, loop and grid."""
+class Plan(NamedTuple):
+    """How a kernel is launched on a layout."""
 
-    block_m: int
-    block_l: int
-    iterations: int
-    splits: int
     programs: int
+    splits: int
+    iterations: int
+    block_l: int
+    constants: dict[str, Any]
 
 
 @lru_cache(maxsize=1024)
-def reading(layout: Layout, itemsize: int) -> Reading:
+def reading(layout: Layout, itemsize: int) -> Plan:
     """Choose the tile of a reduction, and how many programs share a map.
 
-    Where maps are too few to fill the device, each is split over several programs, whose partial
-    results a second stage merges in order: atomics would add in another order at every run.
+    A warp reads 512 bytes of a row at once, so a tile of at least that length gives a warp maps
+    of its own, and lanes are merged without a word to other warps. Where maps are too few to fill
+    the device, each is split over several programs, whose partial results a second stage merges
+    in order: atomics would add in another order at every run.
     """
-    _, groups, maps, positions = layout
-    if layout.channels_last:
-        block_m = min(triton.next_power_of_2(maps), 64)
-        block_l = min(triton.next_power_of_2(positions), READ_TILE // block_m)
+    last, groups, maps, positions = layout
+    warps = 4
+    if last:
+        block_m = min(triton.next_power_of_2(maps), 512 // itemsize)
+        # Short maps: a warp keeps its channels to itself and has nothing to merge.
+        if positions <= SHORT and groups * maps // block_m >= ENOUGH_PROGRAMS:
+            warps = 1
+        block_l = min(triton.next_power_of_2(positions), READ_TILE // 4 * warps // block_m)
+        block_l = max(block_l, min(2, positions))
     else:
-        block_l = _least_waste(positions)
+        block_l = min(triton.next_power_of_2(positions), 256)
         block_m = min(triton.next_power_of_2(maps), READ_TILE // block_l)
     programs = groups * triton.cdiv(maps, block_m)
     tiles = triton.cdiv(positions, block_l)
@@ -109,47 +118,36 @@ def reading(layout: Layout, itemsize: int) -> Reading:
     iterations = triton.cdiv(tiles, splits)
     # Rounding up may leave the last programs without a tile: they are not started.
     splits = triton.cdiv(tiles, iterations)
-    return Reading(block_m, block_l, iterations, splits, programs * splits)
-
-
-def _least_waste(positions: int) -> int:
-    """Return the tile length that pads a row of positions least; of equal ones, the longest."""
-    if positions <= READ_TILE:
-        return triton.next_power_of_2(positions)
-    lengths = (READ_TILE, READ_TILE // 2, READ_TILE // 4)
-    return min(lengths, key=lambda length: triton.cdiv(positions, length) * length)
-
-
-class Writing(NamedTuple):
-    """How a kernel goes over maps element by element: tile, grid, and divisors where it is flat."""
-
-    block_m: int
-    block_l: int
-    programs: int
-    flat_maps: int
-    flat_positions: int
+    even = positions % (block_l * iterations) == 0
+    constants = {"BLOCK_M": block_m, "BLOCK_L": block_l, "CHANNELS_LAST": last, "EVEN": even}
+    return Plan(programs * splits, splits, iterations, block_l, constants | {"num_warps": warps})
 
 
 @lru_cache(maxsize=1024)
-def writing(layout: Layout) -> Writing:
+def writing(layout: Layout) -> Plan:
     """Choose the tile of an elementwise kernel.
 
     Rows that do not start on a vector's boundary (7 × 7 maps, 3 channels) would be loaded one
     element at a time; such a batch is walked as one line instead, and each element finds its map
     by a division, by numbers that the compiler must know to make it cheap.
     """
-    channels_last, groups, maps, positions = layout
-    if (maps if channels_last else positions) % ALIGNED:
+    last, groups, maps, positions = layout
+    flat_maps = flat_positions = 0
+    if (maps if last else positions) % ALIGNED:
+        block_m, block_l = 1, WRITE_TILE
+        flat_maps, flat_positions = maps if last else 1, positions
         programs = triton.cdiv(groups * maps * positions, WRITE_TILE)
-        return Writing(1, WRITE_TILE, programs, maps if channels_last else 1, positions)
-    if channels_last:
-        block_m = min(triton.next_power_of_2(maps), 128)
-        block_l = min(triton.next_power_of_2(positions), WRITE_TILE // block_m)
     else:
-        block_l = min(triton.next_power_of_2(positions), WRITE_TILE)
-        block_m = min(triton.next_power_of_2(maps), WRITE_TILE // block_l)
-    programs = groups * triton.cdiv(maps, block_m) * triton.cdiv(positions, block_l)
-    return Writing(block_m, block_l, programs, 0, 0)
+        if last:
+            block_m = min(triton.next_power_of_2(maps), 128)
+            block_l = min(triton.next_power_of_2(positions), WRITE_TILE // block_m)
+        else:
+            block_l = min(triton.next_power_of_2(positions), WRITE_TILE)
+            block_m = min(triton.next_power_of_2(maps), WRITE_TILE // block_l)
+        programs = groups * triton.cdiv(maps, block_m) * triton.cdiv(positions, block_l)
+    constants = {"BLOCK_M": block_m, "BLOCK_L": block_l, "CHANNELS_LAST": last}
+    constants |= {"FLAT_MAPS": flat_maps, "FLAT_POSITIONS": flat_positions}
+    return Plan(programs, 1, 1, block_l, constants)
 
 
 @triton.jit
@@ -211,24 +209,25 @@ def element_tile(
     Returns:
         base, offsets: int64 scalar and int32 (BLOCK_M, BLOCK_L), the elements in memory.
         mask: (BLOCK_M, BLOCK_L), the elements that exist.
-        index, index_mask: which of the N·C maps; (BLOCK_M, 1), or (1, BLOCK_L) where flat.
+        index, index_mask: which of the N·C maps; (BLOCK_M,), or (BLOCK_L,) where flat.
         place: position in the map; (1, BLOCK_L).
     """
     if FLAT_POSITIONS > 0:
         base = tl.cast(tl.program_id(0), tl.int64) * BLOCK_L
-        offsets = tl.arange(0, BLOCK_L)[None, :]
+        line = tl.arange(0, BLOCK_L)
         left = tl.cast(groups, tl.int64) * maps * positions - base
-        mask = offsets < left
+        index_mask = line < left
         # Only scalars are divided in 64 bits: the element's row and channel count from the
         # program's first ones, in 32.
         first_row = base // FLAT_MAPS
-        column = tl.cast(base - first_row * FLAT_MAPS, tl.int32) + offsets
+        column = tl.cast(base - first_row * FLAT_MAPS, tl.int32) + line
         first_group = first_row // FLAT_POSITIONS
         row = tl.cast(first_row - first_group * FLAT_POSITIONS, tl.int32) + column // FLAT_MAPS
-        place = row % FLAT_POSITIONS
+        place = (row % FLAT_POSITIONS)[None, :]
         group = tl.cast(first_group, tl.int32) + row // FLAT_POSITIONS
         index = group * FLAT_MAPS + column % FLAT_MAPS
-        index_mask = mask
+        offsets = line[None, :]
+        mask = index_mask[None, :]
     else:
         chunks = tl.cdiv(positions, BLOCK_L)
         group, block, chunk = origin(maps, chunks, BLOCK_M, CHANNELS_LAST)
@@ -242,9 +241,17 @@ def element_tile(
             BLOCK_L,
             CHANNELS_LAST,
         )
-        m = block * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+        m = block * BLOCK_M + tl.arange(0, BLOCK_M)
         place = chunk * BLOCK_L + tl.arange(0, BLOCK_L)[None, :]
         index_mask = m < maps
-        mask = index_mask & (place < positions)
+        mask = index_mask[:, None] & (place < positions)
         index = group * maps + m
     return base, offsets, mask, index, index_mask, place
+
+
+@triton.jit
+def per_map(values, index, index_mask, FLAT: tl.constexpr):
+    """Load what belongs to a map, to be broadcast over a tile: (BLOCK_M, 1) or (1, BLOCK_L)."""
+    # Loaded in one dimension: in two, each lane would load it again for each of its elements.
+    value = tl.load(values + index, index_mask)
+    return value[None, :] if FLAT else value[:, None]

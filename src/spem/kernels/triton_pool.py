@@ -19,7 +19,7 @@ class Moments(NamedTuple):
     """The moments of a batch of maps, each (N, C), float32 (float64 of float64 maps).
 
     `var` is biased. `argmax` and `argmin`, int32, are first positions in row-major order. Of a map
-    that holds NaN, both extrema are NaN, at its first NaN. Extrema not asked for are None.
+    that holds NaN, both extrema are NaN, and their positions are any of it. Extrema not asked for are None.
     """
 
     mean: Tensor
@@ -74,10 +74,8 @@ def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
         plan.iterations,
         plan.splits,
         SPLIT=split,
-        BLOCK_M=plan.block_m,  # pyright: ignore[reportArgumentType]
-        BLOCK_L=plan.block_l,  # pyright: ignore[reportArgumentType]
-        CHANNELS_LAST=layout.channels_last,  # pyright: ignore[reportArgumentType]
         ACC=acc,
+        **plan.constants,
     )
     if split:
         _merge_kernel[(triton.cdiv(total, _MERGE_BLOCK),)](
@@ -95,11 +93,15 @@ def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
 
 
 @triton.jit
-def _improve(best, place, value, at, mask, LARGEST: tl.constexpr):
-    """Take over values that are better, and the first NaN of all; the earlier one keeps a tie."""
-    better = value > best if LARGEST else value < best
-    better = mask & (better | ((value != value) & (best == best)))
-    return tl.where(better, value, best), tl.where(better, at, place)
+def _improve(best, turn, value, i, LARGEST: tl.constexpr):
+    """Take over values that are better, and NaN for good; the earlier one keeps a tie."""
+    if LARGEST:
+        turn = tl.where(value > best, i, turn)
+        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        turn = tl.where(value < best, i, turn)
+        best = tl.minimum(best, value, propagate_nan=tl.PropagateNan.ALL)
+    return best, turn
 
 
 @triton.jit
@@ -130,6 +132,7 @@ def _pool_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    EVEN: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Each lane follows Welford over its own positions; the lanes are merged once, at the end.
@@ -150,28 +153,37 @@ def _pool_kernel(
 
     mean = tl.zeros((BLOCK_M, BLOCK_L), ACC)
     squares = tl.zeros((BLOCK_M, BLOCK_L), ACC)
-    # A lane without a better value answers for its first position.
     highest = tl.full((BLOCK_M, BLOCK_L), -float("inf"), ACC)
     lowest = tl.full((BLOCK_M, BLOCK_L), float("inf"), ACC)
-    at_highest = lane + tl.zeros((BLOCK_M, BLOCK_L), tl.int32)
-    at_lowest = at_highest
+    # The turn of the loop in which a lane met its extremum: 0 also where nothing is better than
+    # the start, because all is infinite.
+    highest_turn = tl.zeros((BLOCK_M, BLOCK_L), tl.int32)
+    lowest_turn = tl.zeros((BLOCK_M, BLOCK_L), tl.int32)
 
-    ahead = tl.load(pointers, exists & (lane < positions), other=0)
+    first = exists if EVEN else exists & (lane < positions)
+    ahead = tl.load(pointers, first, other=0)
     for i in range(iterations):
         value = ahead.to(ACC)
-        at = lane + i * BLOCK_L
-        mask = exists & (at < positions)
         # The next tile is on its way while this one is worked on.
         pointers += step
-        more = exists & (at + BLOCK_L < positions) & (i + 1 < iterations)
+        more = exists & (i + 1 < iterations)
+        if not EVEN:
+            more &= lane + (i + 1) * BLOCK_L < positions
         ahead = tl.load(pointers, more, other=0)
-        delta = tl.where(mask, value - mean, 0)
+        delta = value - mean
+        high = value
+        low = value
+        if not EVEN:
+            mask = lane + i * BLOCK_L < positions
+            delta = tl.where(mask, delta, 0)
+            high = tl.where(mask, value, -float("inf"))
+            low = tl.where(mask, value, float("inf"))
         # Lanes that exist have all seen the same number of values.
         mean += delta * (1 / tl.cast(i + 1, ACC))
         squares += delta * (value - mean)
         if places is not None:
-            highest, at_highest = _improve(highest, at_highest, value, at, mask, True)
-            lowest, at_lowest = _improve(lowest, at_lowest, value, at, mask, False)
+            highest, highest_turn = _improve(highest, highest_turn, high, i, True)
+            lowest, lowest_turn = _improve(lowest, lowest_turn, low, i, False)
 
     index = group * maps + m
     stored = m < maps
@@ -187,8 +199,8 @@ def _pool_kernel(
     tl.store(into, average, stored)
     tl.store(into + total, spread if SPLIT else spread / count, stored)
     if places is not None:
-        high, high_at = _extremum(highest, at_highest, True)
-        low, low_at = _extremum(lowest, at_lowest, False)
+        high, high_at = _extremum(highest, lane + highest_turn * BLOCK_L, True)
+        low, low_at = _extremum(lowest, lane + lowest_turn * BLOCK_L, False)
         tl.store(into + 2 * tl.cast(total, tl.int64), high, stored)
         tl.store(into + 3 * tl.cast(total, tl.int64), low, stored)
         into_places = places + row * 2 + index
@@ -222,8 +234,8 @@ def _merge_kernel(
     spread = tl.zeros((BLOCK,), ACC)
     highest = tl.full((BLOCK,), -float("inf"), ACC)
     lowest = tl.full((BLOCK,), float("inf"), ACC)
-    at_highest = tl.zeros((BLOCK,), tl.int32)
-    at_lowest = tl.zeros((BLOCK,), tl.int32)
+    highest_split = tl.zeros((BLOCK,), tl.int32)
+    lowest_split = tl.zeros((BLOCK,), tl.int32)
     for i in range(splits):
         source = partial + i * wide * statistics + index
         seen = tl.cast(i * length, ACC)
@@ -233,17 +245,16 @@ def _merge_kernel(
         spread += tl.load(source + wide, exists, other=0)
         spread += delta * delta * (seen * count / (seen + count))
         if places is not None:
-            source_places = partial_places + i * wide * 2 + index
             high = tl.load(source + 2 * wide, exists, other=0)
-            high_at = tl.load(source_places, exists, other=0)
-            highest, at_highest = _improve(highest, at_highest, high, high_at, exists, True)
+            highest, highest_split = _improve(highest, highest_split, high, i, True)
             low = tl.load(source + 3 * wide, exists, other=0)
-            low_at = tl.load(source_places + wide, exists, other=0)
-            lowest, at_lowest = _improve(lowest, at_lowest, low, low_at, exists, False)
+            lowest, lowest_split = _improve(lowest, lowest_split, low, i, False)
     tl.store(values + index, mean, exists)
     tl.store(values + wide + index, spread / tl.cast(positions, ACC), exists)
     if places is not None:
         tl.store(values + 2 * wide + index, highest, exists)
         tl.store(values + 3 * wide + index, lowest, exists)
-        tl.store(places + index, at_highest, exists)
-        tl.store(places + wide + index, at_lowest, exists)
+        at = tl.load(partial_places + highest_split * wide * 2 + index, exists)
+        tl.store(places + index, at, exists)
+        at = tl.load(partial_places + (lowest_split * wide * 2 + wide) + index, exists)
+        tl.store(places + wide + index, at, exists)

@@ -11,6 +11,7 @@ from spem.kernels.triton_layout import (
     element_tile,
     layout_of,
     origin,
+    per_map,
     reading,
     tile,
     wide_dtypes,
@@ -48,12 +49,8 @@ def recalibrate(
         out,
         *layout[1:],
         RELU=relu,
-        BLOCK_M=plan.block_m,
-        BLOCK_L=plan.block_l,
-        CHANNELS_LAST=layout.channels_last,
-        FLAT_MAPS=plan.flat_maps,
-        FLAT_POSITIONS=plan.flat_positions,
         ACC=wide_dtypes(x)[1],
+        **plan.constants,
     )
     return out
 
@@ -81,23 +78,20 @@ def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, T
         return d, *torch.zeros((2, *x.shape[:2]), dtype=dtype, device=x.device)
     plan = reading(layout, x.element_size())
     partial = triton_layout.empty((plan.splits, 2, *x.shape[:2]), x, dtype)
-    if True:
-        _sums_kernel[(plan.programs,)](
-            grad,
-            out,
-            x,
-            d,
-            partial,
-            layout.maps,
-            layout.positions,
-            layout.groups * layout.maps,
-            plan.iterations,
-            plan.splits,
-            BLOCK_M=plan.block_m,
-            BLOCK_L=plan.block_l,
-            CHANNELS_LAST=layout.channels_last,
-            ACC=acc,
-        )
+    _sums_kernel[(plan.programs,)](
+        grad,
+        out,
+        x,
+        d,
+        partial,
+        layout.maps,
+        layout.positions,
+        layout.groups * layout.maps,
+        plan.iterations,
+        plan.splits,
+        ACC=acc,
+        **plan.constants,
+    )
     sum_d, sum_dx = partial[0] if plan.splits == 1 else partial.sum(0)
     return d, sum_d, sum_dx
 
@@ -150,12 +144,8 @@ def input_gradient(
         argmin,
         dmin,
         *layout[1:],
-        BLOCK_M=plan.block_m,
-        BLOCK_L=plan.block_l,
-        CHANNELS_LAST=layout.channels_last,
-        FLAT_MAPS=plan.flat_maps,
-        FLAT_POSITIONS=plan.flat_positions,
         ACC=wide_dtypes(x)[1],
+        **plan.constants,
     )
     return dx
 
@@ -178,14 +168,14 @@ def _recalibrate_kernel(
     FLAT_POSITIONS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    base, offsets, mask, index, index_mask, _ = element_tile(
+    base, offsets, mask, index, known, _ = element_tile(
         groups, maps, positions, BLOCK_M, BLOCK_L, CHANNELS_LAST, FLAT_MAPS, FLAT_POSITIONS
     )
     # (BLOCK_M, BLOCK_L); scale and shift (BLOCK_M, 1), or (1, BLOCK_L) where flat
     value = tl.load(x + base + offsets, mask).to(ACC)
-    value *= tl.load(scale + index, index_mask)
+    value *= per_map(scale, index, known, FLAT_POSITIONS > 0)
     if shift is not None:
-        value += tl.load(shift + index, index_mask)
+        value += per_map(shift, index, known, FLAT_POSITIONS > 0)
     if residual is not None:
         value += tl.load(residual + base + offsets, mask).to(ACC)
     if RELU:
@@ -209,6 +199,7 @@ def _sums_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    EVEN: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Write d and partial (splits, 2, total): Σ d and Σ d·x."""
@@ -224,7 +215,9 @@ def _sums_kernel(
     sum_d = tl.zeros((BLOCK_M, BLOCK_L), ACC)
     sum_dx = tl.zeros((BLOCK_M, BLOCK_L), ACC)
     for i in range(iterations):
-        mask = exists[:, None] & (lane + i * BLOCK_L < positions)
+        mask = exists[:, None]
+        if not EVEN:
+            mask &= lane + i * BLOCK_L < positions
         gradient = tl.load(grad + base + offsets, mask, other=0)
         value = tl.load(x + base + offsets, mask, other=0).to(ACC)
         if out is not None:
@@ -271,16 +264,18 @@ def _input_gradient_kernel(
     if d is not None:
         value = tl.load(d + base + offsets, mask).to(ACC)
         if scale is not None:
-            value *= tl.load(scale + index, known)
+            value *= per_map(scale, index, known, FLAT_POSITIONS > 0)
     if dmean is not None:
-        value += share * tl.load(dmean + index, known)
+        value += share * per_map(dmean, index, known, FLAT_POSITIONS > 0)
     if dvar is not None:
-        centred = tl.load(x + base + offsets, mask).to(ACC) - tl.load(mean + index, known)
-        value += (2 * share * tl.load(dvar + index, known)) * centred
+        centred = tl.load(x + base + offsets, mask).to(ACC) - per_map(
+            mean, index, known, FLAT_POSITIONS > 0
+        )
+        value += (2 * share * per_map(dvar, index, known, FLAT_POSITIONS > 0)) * centred
     if dmax is not None:
-        at = tl.load(argmax + index, known)
-        value += tl.where(place == at, tl.load(dmax + index, known), 0)
+        at = per_map(argmax, index, known, FLAT_POSITIONS > 0)
+        value += tl.where(place == at, per_map(dmax, index, known, FLAT_POSITIONS > 0), 0)
     if dmin is not None:
-        at = tl.load(argmin + index, known)
-        value += tl.where(place == at, tl.load(dmin + index, known), 0)
+        at = per_map(argmin, index, known, FLAT_POSITIONS > 0)
+        value += tl.where(place == at, per_map(dmin, index, known, FLAT_POSITIONS > 0), 0)
     tl.store(dx + base + offsets, value.to(dx.dtype.element_ty), mask)
