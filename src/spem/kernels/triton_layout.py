@@ -209,25 +209,24 @@ def element_tile(
     Returns:
         base, offsets: int64 scalar and int32 (BLOCK_M, BLOCK_L), the elements in memory.
         mask: (BLOCK_M, BLOCK_L), the elements that exist.
-        index, index_mask: which of the N·C maps; (BLOCK_M,), or (BLOCK_L,) where flat.
+        index, index_mask: which of the N·C maps; (BLOCK_M,), or (1, BLOCK_L) where flat.
         place: position in the map; (1, BLOCK_L).
     """
     if FLAT_POSITIONS > 0:
         base = tl.cast(tl.program_id(0), tl.int64) * BLOCK_L
-        line = tl.arange(0, BLOCK_L)
+        offsets = tl.arange(0, BLOCK_L)[None, :]
         left = tl.cast(groups, tl.int64) * maps * positions - base
-        index_mask = line < left
+        mask = offsets < left
         # Only scalars are divided in 64 bits: the element's row and channel count from the
         # program's first ones, in 32.
         first_row = base // FLAT_MAPS
-        column = tl.cast(base - first_row * FLAT_MAPS, tl.int32) + line
+        column = tl.cast(base - first_row * FLAT_MAPS, tl.int32) + offsets
         first_group = first_row // FLAT_POSITIONS
         row = tl.cast(first_row - first_group * FLAT_POSITIONS, tl.int32) + column // FLAT_MAPS
-        place = (row % FLAT_POSITIONS)[None, :]
+        place = row % FLAT_POSITIONS
         group = tl.cast(first_group, tl.int32) + row // FLAT_POSITIONS
         index = group * FLAT_MAPS + column % FLAT_MAPS
-        offsets = line[None, :]
-        mask = index_mask[None, :]
+        index_mask = mask
     else:
         chunks = tl.cdiv(positions, BLOCK_L)
         group, block, chunk = origin(maps, chunks, BLOCK_M, CHANNELS_LAST)
@@ -252,6 +251,8 @@ def element_tile(
 @triton.jit
 def per_map(values, index, index_mask, FLAT: tl.constexpr):
     """Load what belongs to a map, to be broadcast over a tile: (BLOCK_M, 1) or (1, BLOCK_L)."""
-    # Loaded in one dimension: in two, each lane would load it again for each of its elements.
     value = tl.load(values + index, index_mask)
-    return value[None, :] if FLAT else value[:, None]
+    if not FLAT:
+        # A load of two dimensions would be repeated for each element of a lane.
+        value = value[:, None]
+    return value
