@@ -102,6 +102,14 @@ def test_maps_are_read_in_whole_vectors(compiled, layout):
         assert "ld.global.b16" not in compiled[name], name
 
 
+@pytest.mark.parametrize("compiled", [HOPPER], indirect=True)
+def test_extrema_hand_nan_on(compiled):
+    # The interpreter does in any case, a device only when told to.
+    pool(torch.empty((64, 64, 32, 32), dtype=torch.bfloat16), True)
+    assert "max.NaN.f32" in compiled["_pool_kernel"]
+    assert "min.NaN.f32" in compiled["_pool_kernel"]
+
+
 def test_maps_beyond_32_bits_are_addressed_in_64():
     # 2³¹ elements: too many for a test to hold, so the plan is checked, not the result.
     x = torch.empty((2048, 256, 64, 64), dtype=torch.bfloat16, device="meta")

@@ -6,6 +6,9 @@ strides, one of which is 1, and the compiler orders a tile's lanes along it: the
 both formats in whole cache lines.
 """
 
+# Triton types its host-side arithmetic as that of kernels.
+# pyright: reportArgumentType=false
+
 from functools import lru_cache
 from typing import Any, NamedTuple
 

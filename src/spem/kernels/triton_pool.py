@@ -1,5 +1,8 @@
 """Mean, variance, extrema and their first positions of every map, in one read (Triton)."""
 
+# Arguments and results of kernels are the compiler's, not Python's.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +21,9 @@ _MERGE_BLOCK = 128
 class Moments(NamedTuple):
     """The moments of a batch of maps, each (N, C), float32 (float64 of float64 maps).
 
-    `var` is biased. `argmax` and `argmin`, int32, are first positions in row-major order. Of a map
-    that holds NaN, both extrema are NaN, and their positions are any of it. Extrema not asked for are None.
+    `var` is biased. `argmax` and `argmin`, int32, are first positions in row-major order. Where a
+    map holds NaN, both extrema are NaN, and their positions are any of the map's. Extrema not
+    asked for are None.
     """
 
     mean: Tensor

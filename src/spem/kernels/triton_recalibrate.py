@@ -1,5 +1,8 @@
 """Recalibration and the two passes of its backward (Triton)."""
 
+# Arguments and results of kernels are the compiler's, not Python's.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 import torch
 import triton
 import triton.language as tl
@@ -75,7 +78,8 @@ def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, T
     d = grad if out is None else triton_layout.empty_map(x)
     dtype, acc = wide_dtypes(x)
     if not x.numel():
-        return d, *torch.zeros((2, *x.shape[:2]), dtype=dtype, device=x.device)
+        nothing = torch.zeros(x.shape[:2], dtype=dtype, device=x.device)
+        return d, nothing, nothing.clone()
     plan = reading(layout, x.element_size())
     partial = triton_layout.empty((plan.splits, 2, *x.shape[:2]), x, dtype)
     _sums_kernel[(plan.programs,)](
@@ -118,9 +122,12 @@ def input_gradient(
         x: (N, C, H, W), the input.
         scale: (N, C), the factor of d; None is 1.
         mean: (N, C), needed with dvar.
-        dmean, dvar: (N, C), the gradients of mean and variance.
-        argmax, argmin: (N, C), int32, needed with dmax and dmin.
-        dmax, dmin: (N, C), the gradients of the extrema.
+        dmean: (N, C), the gradient of the mean.
+        dvar: (N, C), the gradient of the variance.
+        argmax: (N, C), int32, needed with dmax.
+        dmax: (N, C), the gradient of the maximum.
+        argmin: (N, C), int32, needed with dmin.
+        dmin: (N, C), the gradient of the minimum.
 
     Returns:
         (N, C, H, W) in the dtype and memory format of x.
