@@ -7,7 +7,7 @@ both formats in whole cache lines.
 """
 
 # Triton types its host-side arithmetic as that of kernels.
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false
 
 from functools import lru_cache
 from typing import Any, NamedTuple
