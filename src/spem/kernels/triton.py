@@ -1,0 +1,9 @@
+"""The operations on maps and their backward passes as Triton kernels, for CUDA devices.
+
+Importing this module imports triton. Everything is deterministic: no atomics, no autotuning.
+"""
+
+from spem.kernels.triton_pool import Moments, pool
+from spem.kernels.triton_recalibrate import input_gradient, recalibrate, sums
+
+__all__ = ["Moments", "input_gradient", "pool", "recalibrate", "sums"]

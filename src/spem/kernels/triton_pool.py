@@ -1,0 +1,264 @@
+"""Mean, variance, extrema and their first positions of every map, in one read (Triton)."""
+
+# Arguments and results of kernels are the compiler's, not Python's.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spem.kernels import triton_layout
+from spem.kernels.triton_layout import dense, layout_of, origin, reading, tile, wide_dtypes
+
+# Positions are below this; a position minus it says that the value there is not a number.
+_FAR = tl.constexpr(2**30)
+_MERGE_BLOCK = 128
+
+
+class Moments(NamedTuple):
+    """The moments of a batch of maps, each (N, C), float32 (float64 of float64 maps).
+
+    `var` is biased. `argmax` and `argmin`, int32, are first positions in row-major order. Where a
+    map holds NaN, both extrema are NaN, and their positions are any of the map's. Extrema not
+    asked for are None.
+    """
+
+    mean: Tensor
+    var: Tensor
+    max: Tensor | None
+    min: Tensor | None
+    argmax: Tensor | None
+    argmin: Tensor | None
+
+
+def pool(x: Tensor, extrema: bool) -> Moments:
+    """Compute the moments of every map in one read.
+
+    Args:
+        x: (N, C, H, W), any strides; H·W from 1 to 2³⁰ − 1.
+        extrema: whether to find maximum and minimum with their positions.
+
+    Returns:
+        The moments, each (N, C).
+    """
+    x = dense(x)
+    shape = x.shape[:2]
+    dtype, acc = wide_dtypes(x)
+    statistics = 4 if extrema else 2
+    values = triton_layout.empty((statistics, *shape), x, dtype)
+    places = triton_layout.empty((2, *shape), x, torch.int32) if extrema else None
+    if values.numel():
+        _launch(x, values, places, acc)
+    mean, var = values[0], values[1]
+    if places is None:
+        return Moments(mean, var, None, None, None, None)
+    return Moments(mean, var, values[2], values[3], places[0], places[1])
+
+
+def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
+    layout = layout_of(x)
+    plan = reading(layout, x.element_size())
+    total = layout.groups * layout.maps
+    split = plan.splits > 1
+    into, into_places = values, places
+    if split:
+        into = triton_layout.empty((plan.splits, *values.shape), x, values.dtype)
+        if places is not None:
+            into_places = triton_layout.empty((plan.splits, *places.shape), x, places.dtype)
+    _pool_kernel[(plan.programs,)](
+        x,
+        into,
+        into_places,
+        layout.maps,
+        layout.positions,
+        total,
+        plan.iterations,
+        plan.splits,
+        SPLIT=split,
+        ACC=acc,
+        **plan.constants,
+    )
+    if split:
+        _merge_kernel[(triton.cdiv(total, _MERGE_BLOCK),)](
+            into,
+            into_places,
+            values,
+            places,
+            layout.positions,
+            total,
+            plan.iterations * plan.block_l,
+            plan.splits,
+            BLOCK=_MERGE_BLOCK,
+            ACC=acc,
+        )
+
+
+@triton.jit
+def _improve(best, turn, value, i, LARGEST: tl.constexpr):
+    """Take over values that are better, and NaN for good; the earlier one keeps a tie."""
+    if LARGEST:
+        turn = tl.where(value > best, i, turn)
+        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        turn = tl.where(value < best, i, turn)
+        best = tl.minimum(best, value, propagate_nan=tl.PropagateNan.ALL)
+    return best, turn
+
+
+@triton.jit
+def _extremum(best, place, LARGEST: tl.constexpr):
+    """Reduce lanes (BLOCK_M, BLOCK_L) to a map's extremum and its first position, (BLOCK_M,)."""
+    nan = best != best
+    if LARGEST:
+        value = tl.max(tl.where(nan, -float("inf"), best), axis=1)
+    else:
+        value = tl.min(tl.where(nan, float("inf"), best), axis=1)
+    holds = tl.where(best == value[:, None], place, _FAR)
+    # A reduction by value and position at once would lose NaN and cost as many exchanges.
+    first = tl.min(tl.where(nan, place - _FAR, holds), axis=1)
+    return tl.where(first < 0, float("nan"), value), tl.where(first < 0, first + _FAR, first)
+
+
+@triton.jit
+def _pool_kernel(
+    x,
+    values,
+    places,
+    maps,
+    positions,
+    total,
+    iterations,
+    splits,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    EVEN: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Each lane follows Welford over its own positions; the lanes are merged once, at the end.
+
+    values: (splits, 4 or 2, total): mean, variance (sum of squares where split), max, min.
+    places: (splits, 2, total), or None: no extrema.
+    """
+    group, block, split = origin(maps, splits, BLOCK_M, CHANNELS_LAST)
+    start = split * iterations * BLOCK_L
+    base, offsets = tile(
+        group, block * BLOCK_M, start, maps, positions, BLOCK_M, BLOCK_L, CHANNELS_LAST
+    )
+    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    lane = start + tl.arange(0, BLOCK_L)[None, :]
+    exists = (m < maps)[:, None]
+    step = tl.cast(BLOCK_L, tl.int64) * (maps if CHANNELS_LAST else 1)
+    pointers = x + base + offsets
+
+    mean = tl.zeros((BLOCK_M, BLOCK_L), ACC)
+    squares = tl.zeros((BLOCK_M, BLOCK_L), ACC)
+    highest = tl.full((BLOCK_M, BLOCK_L), -float("inf"), ACC)
+    lowest = tl.full((BLOCK_M, BLOCK_L), float("inf"), ACC)
+    # The turn of the loop in which a lane met its extremum: 0 also where nothing is better than
+    # the start, because all is infinite.
+    highest_turn = tl.zeros((BLOCK_M, BLOCK_L), tl.int32)
+    lowest_turn = tl.zeros((BLOCK_M, BLOCK_L), tl.int32)
+
+    first = exists if EVEN else exists & (lane < positions)
+    ahead = tl.load(pointers, first, other=0)
+    for i in range(iterations):
+        value = ahead.to(ACC)
+        # The next tile is on its way while this one is worked on.
+        pointers += step
+        more = exists & (i + 1 < iterations)
+        if not EVEN:
+            more &= lane + (i + 1) * BLOCK_L < positions
+        ahead = tl.load(pointers, more, other=0)
+        delta = value - mean
+        high = value
+        low = value
+        if not EVEN:
+            mask = lane + i * BLOCK_L < positions
+            delta = tl.where(mask, delta, 0)
+            high = tl.where(mask, value, -float("inf"))
+            low = tl.where(mask, value, float("inf"))
+        # Lanes that exist have all seen the same number of values.
+        mean += delta * (1 / tl.cast(i + 1, ACC))
+        squares += delta * (value - mean)
+        if places is not None:
+            highest, highest_turn = _improve(highest, highest_turn, high, i, True)
+            lowest, lowest_turn = _improve(lowest, lowest_turn, low, i, False)
+
+    index = group * maps + m
+    stored = m < maps
+    row = tl.cast(split, tl.int64) * total
+    count = tl.cast(tl.minimum(positions - start, iterations * BLOCK_L), ACC)
+    seen = tl.minimum(tl.maximum(tl.cdiv(positions - lane, BLOCK_L), 0), iterations).to(ACC)
+    average = tl.sum(seen * mean, axis=1) / count
+    # A lane that saw nothing has mean 0 and weight 0.
+    distance = mean - average[:, None]
+    spread = tl.sum(squares + seen * distance * distance, axis=1)
+    statistics = 2 if places is None else 4
+    into = values + row * statistics + index
+    tl.store(into, average, stored)
+    tl.store(into + total, spread if SPLIT else spread / count, stored)
+    if places is not None:
+        high, high_at = _extremum(highest, lane + highest_turn * BLOCK_L, True)
+        low, low_at = _extremum(lowest, lane + lowest_turn * BLOCK_L, False)
+        tl.store(into + 2 * tl.cast(total, tl.int64), high, stored)
+        tl.store(into + 3 * tl.cast(total, tl.int64), low, stored)
+        into_places = places + row * 2 + index
+        tl.store(into_places, high_at, stored)
+        tl.store(into_places + total, low_at, stored)
+
+
+@triton.jit
+def _merge_kernel(
+    partial,
+    partial_places,
+    values,
+    places,
+    positions,
+    total,
+    length,
+    splits,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Merge the splits of each map in their order, by the formula of Chan, Golub and LeVeque.
+
+    partial: (splits, 4 or 2, total), partial_places: (splits, 2, total); all but the last split
+    cover `length` positions.
+    """
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    exists = index < total
+    wide = tl.cast(total, tl.int64)
+    statistics = 2 if places is None else 4
+    mean = tl.zeros((BLOCK,), ACC)
+    spread = tl.zeros((BLOCK,), ACC)
+    highest = tl.full((BLOCK,), -float("inf"), ACC)
+    lowest = tl.full((BLOCK,), float("inf"), ACC)
+    highest_split = tl.zeros((BLOCK,), tl.int32)
+    lowest_split = tl.zeros((BLOCK,), tl.int32)
+    for i in range(splits):
+        source = partial + i * wide * statistics + index
+        seen = tl.cast(i * length, ACC)
+        count = tl.cast(tl.minimum(positions - i * length, length), ACC)
+        delta = tl.load(source, exists, other=0) - mean
+        mean += delta * (count / (seen + count))
+        spread += tl.load(source + wide, exists, other=0)
+        spread += delta * delta * (seen * count / (seen + count))
+        if places is not None:
+            high = tl.load(source + 2 * wide, exists, other=0)
+            highest, highest_split = _improve(highest, highest_split, high, i, True)
+            low = tl.load(source + 3 * wide, exists, other=0)
+            lowest, lowest_split = _improve(lowest, lowest_split, low, i, False)
+    tl.store(values + index, mean, exists)
+    tl.store(values + wide + index, spread / tl.cast(positions, ACC), exists)
+    if places is not None:
+        tl.store(values + 2 * wide + index, highest, exists)
+        tl.store(values + 3 * wide + index, lowest, exists)
+        at = tl.load(partial_places + highest_split * wide * 2 + index, exists)
+        tl.store(places + index, at, exists)
+        at = tl.load(partial_places + (lowest_split * wide * 2 + wide) + index, exists)
+        tl.store(places + wide + index, at, exists)

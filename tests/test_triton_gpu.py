@@ -1,0 +1,11 @@
+"""The parity tests of the Triton kernels, compiled, on a CUDA device."""
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device", allow_module_level=True)
+
+from triton_parity import *  # noqa: F403
+
+pytestmark = pytest.mark.gpu
