@@ -229,10 +229,23 @@ def new_folder(folder: Path | None, recipe: Recipe) -> Path:
         name = f"{recipe.model}-{recipe.gate or 'plain'}-{Path(recipe.data).name}"
         folder = next(path for n in count() if _create(path := Path("runs", f"{name}-{n}")))
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
+    for old in _folders_of(folder):
+        for name in FILES:
+            (old / name).unlink(missing_ok=True)
+        if old != folder and not any(old.iterdir()):
+            old.rmdir()
     write_text(folder / "recipe.yaml", recipe.to_yaml())
     return folder
+
+
+def _folders_of(folder: Path) -> list[Path]:
+    """Return the folders of the replicas that lie in a folder, and the folder itself."""
+    try:
+        recipe = load_recipe(str(folder / "recipe.yaml"))
+    except (ValueError, OSError):
+        return [folder]
+    inner = [] if recipe.replicas == 1 else sorted(folder.glob("seed-*/"))
+    return [*inner, folder]
 
 
 def _create(path: Path) -> bool:
