@@ -138,7 +138,13 @@ def load_run(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no finished run: {path.name} is missing")
+        inner = ", ".join(
+            str(each.parent) for each in sorted(path.parent.glob("seed-*/config.json"))
+        )
+        raise FileNotFoundError(
+            f"{path.parent} holds no finished run: {path.name} is missing"
+            + (f"; those of its seeds lie in {inner}" if inner else "")
+        )
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
