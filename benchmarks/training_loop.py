@@ -20,6 +20,7 @@ from spem.data import Dataset, Split
 from spem.devices import create_fabric, keep_freed_memory
 from spem.loop import Run, hash_seed
 from spem.recipes import load_recipe
+from spem.turns import progress_bar
 
 BATCH, WARM_UP = 128, 5
 RECIPE = load_recipe("cifar_quick", gate="spem", schedule="constant", warmup_epochs=0, device="cpu")
@@ -69,7 +70,7 @@ def measure(steps: int, folder: Path) -> torch.Tensor:
     ours = Run(create_fabric(RECIPE), RECIPE, create_network(), data, folder)
     bare, seconds = BareLoop(ours), []
     our_steps = ours._train_epoch()
-    with ours._bar() as bar:
+    with progress_bar(ours) as bar:
         task = bar.add_task("", total=steps, news="")
         for step in range(steps):
             start = perf_counter()

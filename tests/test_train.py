@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from runs import SMALL, Net, check_same, net, rows
 
-from spem import create_model, devices, train
+from spem import create_model, devices, job
 from spem.batches import Split
 from spem.checkpoint import FILES, load_run
 from spem.data import Dataset
@@ -59,7 +59,7 @@ def test_without_a_validation_split_its_values_are_null():
 def test_below_six_classes_top5_is_empty(monkeypatch):
     split = Split(torch.randint(256, (60, 1, 8, 8)).to(torch.uint8), torch.arange(60) % 4)
     few = Dataset("few", split, split, split, classes=tuple("abcd"))
-    monkeypatch.setattr(train, "load_dataset", lambda *_, **__: few)
+    monkeypatch.setattr(job, "load_dataset", lambda *_, **__: few)
     table = rows(fit(SMALL, net(classes=4)).folder)
     assert {table[0][f"{part}_top5"] for part in ("train", "validation", "test")} == {""}
 

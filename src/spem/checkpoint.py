@@ -138,7 +138,13 @@ def load_run(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} holds no finished run: {path.name} is missing")
+        inner = ", ".join(
+            str(each.parent) for each in sorted(path.parent.glob("seed-*/config.json"))
+        )
+        raise FileNotFoundError(
+            f"{path.parent} holds no finished run: {path.name} is missing"
+            + (f"; those of its seeds lie in {inner}" if inner else "")
+        )
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
@@ -229,10 +235,23 @@ def new_folder(folder: Path | None, recipe: Recipe) -> Path:
         name = f"{recipe.model}-{recipe.gate or 'plain'}-{Path(recipe.data).name}"
         folder = next(path for n in count() if _create(path := Path("runs", f"{name}-{n}")))
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
+    for old in _folders_of(folder):
+        for name in FILES:
+            (old / name).unlink(missing_ok=True)
+        if old != folder and not any(old.iterdir()):
+            old.rmdir()
     write_text(folder / "recipe.yaml", recipe.to_yaml())
     return folder
+
+
+def _folders_of(folder: Path) -> list[Path]:
+    """Return the folders of the replicas that lie in a folder, and the folder itself."""
+    try:
+        recipe = load_recipe(str(folder / "recipe.yaml"))
+    except (ValueError, OSError):
+        return [folder]
+    inner = [] if recipe.replicas == 1 else sorted(folder.glob("seed-*/"))
+    return [*inner, folder]
 
 
 def _create(path: Path) -> bool:

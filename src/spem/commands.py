@@ -1,6 +1,5 @@
 """What each command does; signatures are the flags, docstrings the help."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from spem.extras import needs_extra
 from spem.recipes import Device, Recipe, load_recipe
-
-with needs_extra("train"):
-    from rich.console import Console
-    from rich.table import Table
+from spem.tables import show
 
 if TYPE_CHECKING:
     from spem.data import Batches, Dataset, Split
@@ -59,7 +54,7 @@ def train(
         config, out = _resumed(config, out, resume)
     recipe = _recipe(config, recipe_keys)
     result = fit(recipe, out=out, resume=bool(resume), overwrite=overwrite)
-    _show(["result", ""], ((_RESULTS[key], result.summary[key]) for key in _RESULTS))
+    show(["result", ""], ((_RESULTS[key], result.summary[key]) for key in _RESULTS))
     print(f"run folder: {result.folder}")
 
 
@@ -85,7 +80,7 @@ def evaluate(
     model, config, where = _load(run, device)
     dataset = _load_data(run, config, data, data_dir, download)
     measured = measure(model, _batches(dataset.test, config, where))
-    _show([f"test of {dataset.name}", ""], ((key, measured[key]) for key in _MEASURES))
+    show([f"test of {dataset.name}", ""], ((key, measured[key]) for key in _MEASURES))
 
 
 def predict(run: str, images: list[str], *, top: int = 5, device: Device = "auto") -> None:
@@ -112,7 +107,7 @@ def predict(run: str, images: list[str], *, top: int = 5, device: Device = "auto
         for image, *ranked in zip(images, best.indices.tolist(), best.values.tolist(), strict=True)
         for label, probability in zip(*ranked, strict=True)
     ]
-    _show(["picture", "class", "probability"], rows)
+    show(["picture", "class", "probability"], rows)
 
 
 def gates(*, channels: int = 64) -> None:
@@ -134,7 +129,7 @@ def gates(*, channels: int = 64) -> None:
             return name, None, f"{method} ({error})"
         return name, sum(parameter.numel() for parameter in gate.parameters()), method
 
-    _show(["gate", f"parameters at {channels} channels", "method"], map(row, GATES))
+    show(["gate", f"parameters at {channels} channels", "method"], map(row, GATES))
 
 
 def search_placement(
@@ -173,7 +168,7 @@ def search_placement(
         ("validation top-1 of the supernet with this mask", found.accuracy[0]),
         ("validation top-1 of the supernet without gates", found.accuracy[1]),
     ]
-    _show(["placement", ""], rows)
+    show(["placement", ""], rows)
     print(f"run folder: {found.folder}")
 
 
@@ -218,7 +213,7 @@ def gate_report(
     held_out = _batches(dataset.validation or dataset.train, config, where)
     report = constancy.gate_report(model, held_out.in_order())
     rows = [(n, s.mean.mean().item(), s.std.mean().item(), s.spread) for n, s in report.items()]
-    _show(["gate", "mean", "deviation over images", "spread"], rows)
+    show(["gate", "mean", "deviation over images", "spread"], rows)
     if fold is None:
         return
     folded = deploy(model, constant_gates=fold, report=report)
@@ -226,7 +221,7 @@ def gate_report(
     print(f"folded {len(report) - left} of {len(report)} gates")
     test = _batches(dataset.test, config, where)
     before, after = measure(model, test), measure(folded, test)
-    _show(["", "before", "after"], [(key, before[key], after[key]) for key in _MEASURES])
+    show(["", "before", "after"], [(key, before[key], after[key]) for key in _MEASURES])
     if out is not None:
         folder = new_folder(Path(out), load_recipe(str(Path(run, "recipe.yaml"))))
         save_run(folder, folded, {**config, **vars(folded)["config"]})
@@ -262,7 +257,7 @@ def _load_data(
     run: str, config: dict[str, Any], data: str | None, data_dir: str | None, download: bool
 ) -> "Dataset":
     """Return the data set of a run, or another one as the run would have loaded it."""
-    from spem.train import load_data
+    from spem.job import load_data
 
     recipe = load_recipe(str(Path(run, "recipe.yaml")))
     recipe = replace(
@@ -283,18 +278,3 @@ def _batches(split: "Split", config: dict[str, Any], device: torch.device) -> "B
 
     statistics = {"mean": config["mean"], "std": config["std"]}
     return Batches(split, EVALUATION_BATCH, device=device, **statistics)
-
-
-def _show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*map(_text, row))
-    Console().print(table)
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

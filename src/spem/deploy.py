@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from spem.attach import replace_gate, unguard
 from spem.constancy import GateStatistics, pooled_gates
-from spem.fold import fold_batchnorms
+from spem.fold import fold_batchnorms, fold_gates
 from spem.gates import ASR, DIANet, Gate
 from spem.models import own_config
 from spem.models.densenet import DenseLayer
@@ -37,7 +37,9 @@ def deploy(
             changes the function a little.
         report: what `gate_report` measured of this model.
         fold_batchnorm: also fold every `GatedBatchNorm2d` into the convolution that alone feeds it;
-            what is left of it is its gate, addition and ReLU. The result has no `config` any more.
+            what is left of it is its gate, addition and ReLU. The constants of the pooled gates are
+            computed beforehand (`Gate.deployed`; SPEM keeps five vectors), and no statistic is
+            pooled that they do not read. The result has no `config` any more.
         example: an input to see what feeds what; None for a 32×32 image of a network of
             `create_model`.
 
@@ -57,6 +59,7 @@ def deploy(
     unguard(deployed)
     if fold_batchnorm:
         fold_batchnorms(deployed, _example(deployed) if example is None else example)
+        fold_gates(deployed)
         if own_config(deployed) is not None:
             del vars(deployed)["config"]
     return deployed

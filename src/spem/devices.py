@@ -28,7 +28,7 @@ def create_fabric(recipe: Recipe) -> Fabric:
     """Return the Fabric of a recipe, not launched yet.
 
     Raises:
-        ValueError: this machine lacks the devices or the precision.
+        ValueError: this machine lacks the devices, the precision or what `cuda_graph` needs.
     """
     present = {
         "cuda": torch.cuda.device_count(),
@@ -40,6 +40,8 @@ def create_fabric(recipe: Recipe) -> Fabric:
         device = next(name for name, number in present.items() if number)
     if present[device] < recipe.devices:
         raise ValueError(f"{recipe.devices} x {device!r} was asked for, here is {present[device]}")
+    if recipe.cuda_graph and device != "cuda":
+        raise ValueError(f"cuda_graph needs a CUDA device, and this run would use {device!r}")
     precisions = list(_PRECISIONS[device])
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         precisions.remove("bf16-mixed")

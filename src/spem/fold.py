@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it."""
+"""What is constant in inference is folded: norms into convolutions, constants into gates."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from spem.functional import STATISTICS
 from spem.gates import Attention, Gate
 from spem.gates.gate import gated, present
 from spem.norm import GatedBatchNorm2d
@@ -69,6 +70,27 @@ def fold_batchnorms(model: nn.Module, example: Tensor) -> None:
         )
         parent, _, child = names[norm].rpartition(".")
         setattr(model.get_submodule(parent), child, FoldedNorm(norm.gate).eval())
+
+
+def fold_gates(model: nn.Module) -> None:
+    """Put in the place of every pooled gate, in place, what computes the same in fewer steps.
+
+    Args:
+        model: in evaluation mode; those of its gates that gain nothing stay.
+    """
+    lean: dict[Gate, Gate] = {}
+    for module in [m for m in model.modules() if not isinstance(m, Gate)]:
+        for name, gate in list(module.named_children()):
+            if not isinstance(gate, Gate):
+                continue
+            if gate not in lean:
+                lean[gate] = gate.deployed()
+            setattr(module, name, lean[gate])
+            extrema = {"max", "min"} & set(lean[gate].statistics)
+            # The statistics of a norm's output follow from those of its input, both extrema's.
+            if isinstance(module, GatedBatchNorm2d) and len(extrema) == 1:
+                wanted = {*lean[gate].statistics, "max", "min"}
+                lean[gate].statistics = tuple(name for name in STATISTICS if name in wanted)
 
 
 def _feeding(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Conv2d]:

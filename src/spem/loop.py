@@ -1,10 +1,7 @@
-"""The loop of a run in one process: its steps, its epochs, its state."""
+"""A run in one process: its steps, its epochs, its state."""
 
 import math
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,34 +9,26 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spem.batches import EVALUATION_BATCH, Batches
 from spem.checkpoint import load_checkpoint, save_checkpoint, write_table
 from spem.data import Dataset
 from spem.extras import needs_extra
-from spem.gates import auxiliary_loss
 from spem.metrics import create_metrics, evaluate, read
 from spem.optimizer import create_average, create_optimizer, create_schedule
 from spem.recipes import Recipe
+from spem.steps import Capture, CapturedStep, Step, capture_cuda
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
     from torchmetrics import MeanMetric
 
 _POSITION = ("epoch", "step", "seconds", "history")
 
 
 class Run:
-    """One run in one process: what it is made of, where it stands, and its loop.
+    """One run in one process: what it is made of, where it stands, and how it goes on.
 
     Args:
         fabric: launched.
@@ -47,6 +36,7 @@ class Run:
         model: the network, which is trained in place.
         dataset: its splits.
         folder: where the checkpoint and the table go; a checkpoint that lies there is continued.
+        capture: what makes a graph of a step where the recipe has `cuda_graph`.
 
     Attributes:
         stored: the network that is evaluated and stored: `model`, or its average.
@@ -56,7 +46,13 @@ class Run:
     """
 
     def __init__(
-        self, fabric: Fabric, recipe: Recipe, model: nn.Module, dataset: Dataset, folder: Path
+        self,
+        fabric: Fabric,
+        recipe: Recipe,
+        model: nn.Module,
+        dataset: Dataset,
+        folder: Path,
+        capture: Capture = capture_cuda,
     ):
         self.fabric, self.recipe, self.model, self.folder = fabric, recipe, model, folder
         if recipe.channels_last:
@@ -67,6 +63,8 @@ class Run:
         self.schedule = create_schedule(optimizer, recipe, self.steps)
         network: Any = torch.compile(model) if recipe.compile else model
         self.network, self.optimizer = fabric.setup(network, optimizer)
+        step = Step(fabric, recipe, model, self.network, self.optimizer)
+        self._take_step = CapturedStep(step, capture) if recipe.cuda_graph else step
         self.average = create_average(model, recipe)
         self.stored = self.average.module if self.average else model
         self.metrics = create_metrics(len(dataset.classes), fabric.device)
@@ -78,41 +76,20 @@ class Run:
         if self.checkpoint.exists():
             self._restore()
 
-    def train(self) -> None:
-        """Train up to the last epoch of the recipe.
+    def work(self) -> Iterator[dict[str, Any] | None]:
+        """Train up to the last epoch of the recipe, pausing after each step.
+
+        Yields:
+            The row of the epoch that the step has ended, or None.
 
         Raises:
             ValueError: the training loss of an epoch is not finite.
-            KeyboardInterrupt: Ctrl-C. A single process has saved its state after the step; each
-                of several ends at once, so that the last epoch's state is the one to continue.
         """
-        with deferred_interrupt(self.fabric.world_size == 1) as interrupted, self._bar() as bar:
-            shown = "validation" if "validation" in self.batches else "test"
-            done, total = self.epoch * self.steps + self.step, self.recipe.epochs * self.steps
-            task = bar.add_task("", completed=done, total=total, news="")
-            while self.epoch < self.recipe.epochs:
-                bar.update(task, description=f"epoch {self.epoch + 1}/{self.recipe.epochs}")
-                for _ in self._train_epoch():
-                    bar.advance(task)
-                    if interrupted.is_set() and self.step < self.steps:
-                        self._save()
-                        raise KeyboardInterrupt
-                row = self._end_epoch()
-                accuracy = f"{shown} {row[f'{shown}_top1']:.2%}"
-                bar.update(task, news=f"loss {row['train_loss']:.3f}, {accuracy}")
-                if interrupted.is_set() and self.epoch < self.recipe.epochs:
-                    raise KeyboardInterrupt
-
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[news]}"),
-            refresh_per_second=4,  # drawing takes the interpreter from the loop
-            disable=not (self.recipe.progress and self.fabric.is_global_zero),
-        )
+        while self.epoch < self.recipe.epochs:
+            for _ in self._train_epoch():
+                if self.step < self.steps:
+                    yield None
+            yield self._end_epoch()
 
     def _train_epoch(self) -> Iterator[None]:
         """Train from the next step to the end of the epoch, pausing after each step."""
@@ -132,34 +109,13 @@ class Run:
     def _train_step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step of the optimiser on this process's share of a batch."""
         batch = min(self.recipe.batch_size, self.images - self.step * self.recipe.batch_size)
-        count = min(self.recipe.accumulate, len(labels))
-        parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-        for index, (x, y) in enumerate(parts, start=1):
-            with self.fabric.no_backward_sync(self.network, enabled=index < count):
-                # Processes average their gradients, so shares are taken of the mean batch.
-                self._backward(x, y, share=len(y) * self.fabric.world_size / batch)
-        if self.recipe.clip_gradient is not None:
-            self.fabric.clip_gradients(
-                self.network,
-                self.optimizer,
-                max_norm=self.recipe.clip_gradient,
-                error_if_nonfinite=False,  # the loss scaling of 16-mixed skips such steps itself
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for part in self._take_step(images, labels, batch):
+            self.metrics.update(value=part.losses, preds=part.logits, target=part.labels)
+            self.auxiliary.update(part.auxiliary)
         self.learning_rate = self.schedule.get_last_lr()[0]
         self.schedule.step()
         if self.average:
             self.average.update_parameters(self.model)
-
-    def _backward(self, images: Tensor, labels: Tensor, share: float) -> None:
-        logits = self.network(images)
-        smoothing = self.recipe.label_smoothing
-        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
-        auxiliary = auxiliary_loss(self.model)
-        self.fabric.backward(share * (losses.mean() + auxiliary))
-        self.metrics.update(value=losses.detach(), preds=logits.detach(), target=labels)
-        self.auxiliary.update(auxiliary.detach())
 
     def _end_epoch(self) -> dict[str, Any]:
         """Measure all splits, keep the epoch's row and save the state."""
@@ -182,7 +138,7 @@ class Run:
         self.metrics.reset()
         self.auxiliary.reset()
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
-        self._save()
+        self.save()
         return row
 
     def _check_finite(self, what: str, loss: float) -> None:
@@ -217,7 +173,8 @@ class Run:
         }
         return parts | {"average": self.average} if self.average else parts
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the state of now as the checkpoint, and the table of the finished epochs."""
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self._parts().items()}
             state |= {key: getattr(self, key) for key in _POSITION}
@@ -274,26 +231,3 @@ def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str,
     if dataset.validation is not None:
         batches["validation"] = Batches(dataset.validation, EVALUATION_BATCH, **shared)
     return batches
-
-
-@contextmanager
-def deferred_interrupt(active: bool) -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C sets instead of raising; a second one raises.
-
-    Args:
-        active: whether to do so; never outside the main thread, which alone gets signals.
-    """
-    event = threading.Event()
-    if not active or threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(*_: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)

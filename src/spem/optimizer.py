@@ -29,6 +29,8 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+        # Without a graph PyTorch chooses; in one, only this form reads the rate from the device.
+        fused=recipe.cuda_graph or None,
     )
 
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from spem.batches import EVALUATION_BATCH, Batches
 from spem.checkpoint import write_text
 from spem.data import Dataset
+from spem.job import load_data
 from spem.metrics import evaluate
 from spem.models import create_model
 from spem.recipes import Recipe
 from spem.supernet import Supernet
-from spem.train import fit, load_data
+from spem.train import fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,26 +1,21 @@
 """Training: one recipe in, one run's folder out."""
 
 import json
-import platform
-import statistics
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from spem import checkpoint
-from spem.data import Dataset, image_format, load_dataset
-from spem.devices import create_fabric, disconnect, settings, synchronise
+from spem.data import image_format
+from spem.devices import create_fabric, disconnect
 from spem.extras import needs_extra
-from spem.loop import Run, check_batches
-from spem.models import create_model, own_config
+from spem.job import Job, network_config, prepare, train_jobs
 from spem.recipes import Recipe
+from spem.replicas import Replicas, replica_folder
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -28,18 +23,15 @@ with needs_extra("train"):
 
 __all__ = ["Interrupted", "Result", "fit"]
 
-_UNNAMED: dict[str, Any] = {
-    "model": None,
-    "block": None,
-    "gate": None,
-    "gate_options": {},
-    "placement": None,
-    "mask": None,
-}
+_MODEL_KEYS = ("model", "block", "gate", "gate_options", "placement", "mask")
 
 
 class Result(NamedTuple):
-    """A finished run: its folder, the content of `summary.json`, the model in eval mode."""
+    """A finished run: its folder, the content of `summary.json`, the model in eval mode.
+
+    Of several replicas the folder is the one of them all, the summary has means and deviations
+    over the seeds, and the model is that of the first seed.
+    """
 
     folder: Path
     summary: dict[str, Any]
@@ -72,6 +64,12 @@ def fit(
     Several devices are one process each. They are spawned, so a script needs its
     `if __name__ == "__main__"`; under torchrun its processes are used.
 
+    Several `replicas` are runs of successive seeds in one process, which take their steps in turn.
+    Each has a folder `seed-S` in the folder of them all, as a run of its own would write it, and
+    gives what that run would give: bit for bit on the CPU; on CUDA, where each has a stream of its
+    own, bit for bit under `torch.use_deterministic_algorithms(True)`, else up to rounding, as two
+    runs of one seed there. Their times share the device.
+
     Args:
         recipe: everything that decides the run.
         model: a classifier, images (N, C, H, W) to logits (N, classes), that is trained in place;
@@ -93,6 +91,10 @@ def fit(
     """
     if resume and out is None:
         raise ValueError("resume needs the folder of a run as out")
+    if recipe.replicas > 1 and model is not None:
+        raise ValueError(
+            f"replicas is {recipe.replicas}, must be 1 for a given model, which is one network"
+        )
     recipe = _resolve(recipe, model)
     fabric = create_fabric(recipe)
     folder = None if out is None else Path(out)
@@ -100,9 +102,11 @@ def fit(
         checkpoint.refuse_folder(folder, recipe, resume=resume, overwrite=overwrite)
     if folder and resume and (folder / "summary.json").exists():
         get_console().print(f"The run in {folder} is finished: nothing is left to train.")
+    elif recipe.replicas > 1:
+        folder = _start_replicas(recipe, folder, resume)
     else:
         folder = _start(fabric, recipe, model, folder, resume)
-    return _read_result(folder, model)
+    return _read_result(folder, recipe, model)
 
 
 def _resolve(recipe: Recipe, model: nn.Module | None) -> Recipe:
@@ -117,148 +121,50 @@ def _resolve(recipe: Recipe, model: nn.Module | None) -> Recipe:
     )
     if model is None:
         return recipe
-    config = _config(model)
+    config = network_config(model)
     name = config["model"] or type(model).__name__
-    return replace(recipe, **{key: config[key] for key in _UNNAMED} | {"model": name})
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    """Return the `config` of a model of `create_model`, or its like for one of the user's own."""
-    return own_config(model) or _UNNAMED
+    return replace(recipe, **{key: config[key] for key in _MODEL_KEYS} | {"model": name})
 
 
 def _start(
     fabric: Fabric, recipe: Recipe, model: nn.Module | None, folder: Path | None, resume: bool
 ) -> Path:
     """Check everything, then create the folder and train; return the folder."""
-    dataset = load_data(recipe)
-    check_batches(fabric.world_size, recipe, dataset)
-    network = _build(recipe, dataset) if model is None else model
-    macs = _count_macs(network, dataset)
-    continued = resume and folder is not None and (folder / "checkpoint.pt").exists()
-    if resume and not continued and fabric.is_global_zero:
-        get_console().print(f"{folder} holds no checkpoint yet: the run starts from its beginning.")
-    if recipe.weights is not None and not continued:
-        checkpoint.load_weights(network, recipe.weights)
-    if recipe.sync_batchnorm and fabric.world_size > 1:
-        network = synchronise(network, fabric.device)
+    job = prepare(fabric, recipe, model, folder, resume)
     if not resume and fabric.is_global_zero:
         folder = checkpoint.new_folder(folder, recipe)
-    run = partial(_run, recipe=recipe, model=network, dataset=dataset, folder=folder, macs=macs)
     try:
-        return Path(fabric.launch(run))
+        return Path(fabric.launch(partial(_run, job=job, folder=folder)))
     except KeyboardInterrupt:
         raise Interrupted(folder or Path()) from None
 
 
-def load_data(recipe: Recipe) -> Dataset:
-    """Return the data set of a recipe, split as it says; the errors are those of `load_dataset`."""
-    return load_dataset(
-        recipe.data,
-        data_dir=recipe.data_dir,
-        download=recipe.download,
-        validation=recipe.validation,
-        seed=recipe.seed,
-        image_size=recipe.image_size,
-    )
-
-
-def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(recipe.seed)
-        return create_model(
-            recipe.model,
-            recipe.gate,
-            num_classes=len(dataset.classes),
-            in_channels=dataset.train.images.shape[1],
-            block=recipe.block,
-            placement=recipe.placement,
-            mask=recipe.mask,
-            **recipe.gate_options,
-        )
-
-
-def _count_macs(model: nn.Module, dataset: Dataset) -> int:
-    """Return the multiply-adds of convolutions and linear layers for one image.
-
-    Raises:
-        ValueError: the model does not give one logit a class.
-    """
-    device = next(model.parameters()).device
-    image = torch.zeros(1, *dataset.train.images.shape[1:], device=device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        logits = model.eval()(image)
-    if logits.shape != (1, len(dataset.classes)):
-        raise ValueError(
-            f"the model gives {tuple(logits.shape)} for one image, {dataset.name} needs"
-            f" {(1, len(dataset.classes))}"
-        )
-    return counter.get_total_flops() // 2
-
-
-def _run(
-    fabric: Fabric,
-    recipe: Recipe,
-    model: nn.Module,
-    dataset: Dataset,
-    folder: Path | None,
-    macs: int,
-) -> str:
+def _run(fabric: Fabric, job: Job, folder: Path | None) -> str:
     """Train in one process; the first one writes the results. Return the folder."""
     folder = Path(fabric.broadcast(str(folder)))
     if fabric.world_size > 1:
-        model = deepcopy(model)  # spawned processes are given one memory for all of them
-    with settings(fabric, recipe):
-        run = Run(fabric, recipe, model, dataset, folder)
-        run.train()
-    if fabric.is_global_zero:
-        checkpoint.save_run(folder, run.stored, _run_config(recipe, model, dataset))
-        checkpoint.draw_curves(folder / "curves.png", run.history, folder.name)
-        # The summary comes last: a run that has one is finished.
-        summary = _summarise(run, macs)
-        checkpoint.write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    del run
+        # Spawned processes are given one memory for all of them.
+        job = job._replace(model=deepcopy(job.model))
+    train_jobs([fabric], [job], [folder])
     disconnect(fabric)
     return str(folder)
 
 
-def _run_config(recipe: Recipe, model: nn.Module, dataset: Dataset) -> dict[str, Any]:
-    return {
-        **_config(model),
-        "classes": list(dataset.classes),
-        "data": recipe.data,
-        "image_size": list(dataset.train.images.shape[2:]),
-        "mean": recipe.mean,
-        "std": recipe.std,
-    }
+def _start_replicas(recipe: Recipe, folder: Path | None, resume: bool) -> Path:
+    replicas = Replicas(recipe, folder if resume else None)
+    if not resume:
+        folder = checkpoint.new_folder(folder, recipe)
+    try:
+        replicas.train(folder or Path())
+    except KeyboardInterrupt:
+        raise Interrupted(folder or Path()) from None
+    return folder or Path()
 
 
-def _summarise(run: Run, macs: int) -> dict[str, Any]:
-    rows, best = run.history, None
-    if rows[0]["validation_top1"] is not None:
-        best = max(rows, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
-    device = run.fabric.device
-    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {
-        "final_test_top1": rows[-1]["test_top1"],
-        "best_validation_epoch": best and best["epoch"],
-        "test_top1_at_best_validation": best and best["test_top1"],
-        "best_test_top1": max(row["test_top1"] for row in rows),
-        "best_test_top1_is": "the paper's way of reporting, chosen on the test images: no estimate",
-        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "macs": macs,
-        "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),
-        "seed": run.recipe.seed,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "spem", "lightning-fabric")},
-        "seconds": sum(row["seconds"] for row in rows),
-    }
-
-
-def _read_result(folder: Path, model: nn.Module | None) -> Result:
+def _read_result(folder: Path, recipe: Recipe, model: nn.Module | None) -> Result:
     if model is None:
-        model, _ = checkpoint.load_run(folder)
+        own = folder if recipe.replicas == 1 else replica_folder(folder, recipe.seed)
+        model, _ = checkpoint.load_run(own)
     else:
         checkpoint.load_weights(model, folder)
     return Result(folder, json.loads((folder / "summary.json").read_text()), model.eval())

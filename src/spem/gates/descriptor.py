@@ -1,5 +1,6 @@
 """The replaceable pooling: one value a channel, mixed from the pooled statistics."""
 
+from copy import deepcopy
 from typing import TypedDict
 
 import torch
@@ -118,6 +119,30 @@ class DescriptorGate(Gate):
             return present(smallest)
         ratio = self.mixing_ratio() if self.mix is None else self.mix
         return ratio * present(largest) + (1 - ratio) * present(smallest)
+
+    def descriptor_weights(self) -> dict[str, Tensor]:
+        """Return the share of every statistic in u, by name, each of one element, in float64."""
+        if self.pool not in ("fixed", "adaptive"):
+            name = "mean" if self.pool in ("avg", "srp") else self.pool
+            return {name: torch.ones_like(self.gain, dtype=torch.float64)}
+        gate = deepcopy(self).double()
+        ratio = gate.mixing_ratio() if self.mix is None else torch.full_like(gate.gain, self.mix)
+        return {"max": ratio.detach(), "min": 1 - ratio.detach()}
+
+    def deployed(self) -> Gate:
+        """Fix the learned λ, and read no extremum beside the one that u is.
+
+        A gate that reads more than its descriptor overrides this.
+        """
+        if type(self).descriptor is DescriptorGate.descriptor:
+            weights = self.descriptor_weights()
+            if self.pool == "adaptive":
+                self.pool, self.mix, self.alpha = "fixed", float(weights["max"]), None
+                for name in {"pool_weight", "pool_logit"} & dict(self.named_parameters()).keys():
+                    delattr(self, name)
+            if self.statistics == _STATISTICS[self.pool]:
+                self.statistics = tuple(weights)
+        return super().deployed()
 
     def auxiliary_loss(self) -> Tensor | None:
         """Return α·(p₀² + p₁²), a scalar, where the mixing is learned by squares."""

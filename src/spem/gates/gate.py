@@ -89,6 +89,8 @@ class Gate(Attention):
     # Whether the multipliers are a function of the pooled values, parameters, buffers and plain
     # options alone, so that one kernel serves all gates of a kind. Not inherited: each class says.
     traceable = False
+    # Whether the gain is known to be 1, so that `multiplier` need not multiply by it.
+    unit_gain = False
 
     @property
     def refines(self) -> bool:
@@ -106,7 +108,8 @@ class Gate(Attention):
             ValueError: `excite` returned another shape.
         """
         with torch.autocast(self.gain.device.type, enabled=False):
-            multiplier = self.gain * self.excite(pooled)
+            excited = self.excite(pooled)
+            multiplier = excited if self.unit_gain else self.gain * excited
         if multiplier.dim() != 2 or multiplier.shape[1] != self.channels:
             raise ValueError(
                 f"excite of {type(self).__name__} returned {tuple(multiplier.shape)}, "
@@ -117,6 +120,15 @@ class Gate(Attention):
     def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
         """Return the pooled values to read; a gate that pools in its own way replaces some here."""
         return pooled
+
+    def deployed(self) -> "Gate":
+        """Return what serves in this gate's place in inference: the same multiplier, fewer steps.
+
+        `spem.deploy` calls it on a copy of a model: the gate may return itself, changed. A gate
+        whose constants can be computed beforehand returns another one.
+        """
+        self.unit_gain = bool((self.gain == 1).all())
+        return self
 
     def fold(
         self, pooled: Pooled, scale: Tensor, shift: Tensor, bias: Tensor

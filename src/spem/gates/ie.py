@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.descriptor import DescriptorGate, Pooling
+from spem.gates.folded import Folded
+from spem.gates.gate import Gate
 
 
 class IE(DescriptorGate):
@@ -38,3 +40,10 @@ class IE(DescriptorGate):
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""
         return (self.scale * self.descriptor(pooled) + self.shift).sigmoid()
+
+    def deployed(self) -> Gate:
+        """Return σ(Σ wₖ·pₖ + b) of the pooled values; a class of its own keeps its `excite`."""
+        if type(self) is not IE:
+            return super().deployed()
+        shares = self.descriptor_weights().items()
+        return Folded(self, {k: share * self.scale.double() for k, share in shares}, self.shift)

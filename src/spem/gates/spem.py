@@ -1,12 +1,15 @@
 """SPEM: adaptive max-min pooling, excitation and reweighting, all channel-wise."""
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_choice
 from spem.gates.descriptor import DescriptorGate
-from spem.gates.gate import present
+from spem.gates.folded import Folded, FoldedSPEM
+from spem.gates.gate import Gate, present
 
 
 class SPEM(DescriptorGate):
@@ -109,6 +112,33 @@ class SPEM(DescriptorGate):
     def _reweight(self, pooled: Pooled) -> Tensor:
         total = present(pooled.max) + present(pooled.min)
         return (self.reweight_scale * total + 2 * self.reweight_shift).sigmoid()
+
+    def deployed(self) -> Gate:
+        """Return the same with its constants folded: five vectors (A, B, D, E, F) for "code".
+
+        e = σ(A·m + B·q + D) with A = w₁w₂λ, B = w₁w₂(1 − λ), D = w₁b₂ + b₁ for form="code", and
+        w₁λ, w₁(1 − λ), b₁ where no w₂ is inside; r = σ(E·(m + q) + F) with E = w₂, F = 2·b₂.
+        """
+        if type(self) is not SPEM:
+            return Gate.deployed(self)
+        if not (self.excitation or self.reweighting):
+            return super().deployed()
+        gate = deepcopy(self).double()
+        weights, shift = gate._folded_excitation()
+        if not self.reweighting:
+            return Folded(self, weights, shift)
+        figure = self.form == "figure"
+        own = {"sum_weight": gate.reweight_scale, "sum_shift": 2 * gate.reweight_shift}
+        return FoldedSPEM(self, weights, shift, **own, inside=figure)
+
+    def _folded_excitation(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the weights of the pooled values in the excitation, and its shift."""
+        if not self.excitation:
+            return {}, self.reweight_shift
+        scale, shift = self.excitation_scale, self.excitation_shift
+        if self.form == "code" and self.reweighting:
+            scale, shift = scale * self.reweight_scale, shift + scale * self.reweight_shift
+        return {k: share * scale for k, share in self.descriptor_weights().items()}, shift
 
     def extra_repr(self) -> str:
         """Show all options."""

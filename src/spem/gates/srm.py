@@ -1,10 +1,13 @@
 """SRM: the style of a channel, its mean and deviation, weighed and normalised over the batch."""
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_finite
+from spem.gates.folded import FoldedSRM, style_deviation
 from spem.gates.gate import Gate, present
 
 
@@ -49,11 +52,19 @@ class SRM(Gate):
         mean, var = present(pooled.mean), present(pooled.var)
         if self.training and len(mean) == 1:
             raise ValueError("SRM normalises over the batch: training needs at least 2 images")
-        if pooled.count > 1:
-            var = var * (pooled.count / (pooled.count - 1))
-        elif self.parity:
-            var = torch.full_like(var, float("nan"))
-        deviation = (var + self.eps).sqrt()
+        deviation = style_deviation(var, pooled.count, self.eps, self.parity)
         return self.bn(
             self.style_weight[:, 0] * mean + self.style_weight[:, 1] * deviation
         ).sigmoid()
+
+    def deployed(self) -> Gate:
+        """Fold the running statistics of the norm into the weights."""
+        if type(self) is not SRM:
+            return super().deployed()
+        gate = deepcopy(self).double()
+        norm = gate.bn
+        scale = norm.weight * (present(norm.running_var) + norm.eps).rsqrt()
+        mean, deviation = (gate.style_weight * scale[:, None]).unbind(1)
+        shift = norm.bias - present(norm.running_mean) * scale
+        own = {"deviation_weight": deviation, "eps": self.eps, "parity": self.parity}
+        return FoldedSRM(self, {"mean": mean}, shift, **own)

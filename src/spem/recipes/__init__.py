@@ -58,11 +58,15 @@ class Recipe:
         precision: 32, bf16-mixed or 16-mixed.
         channels_last: keep maps in the NHWC memory format.
         compile: pass the network through torch.compile.
+        cuda_graph: replay the training step as one CUDA graph, so that launching its many small
+            operations costs nothing; one CUDA device, and a network without dropout.
         sync_batchnorm: share batch statistics between devices.
         device: auto, cpu, cuda or mps.
         devices: number of devices, one process each.
         threads: CPU threads, over all processes.
         seed: fixes the initial weights, the validation split, the order and the augmentation.
+        replicas: runs of the seeds `seed`, `seed` + 1 … that are trained in turn on one device,
+            each as it would be alone.
         progress: show a progress bar.
 
     Raises:
@@ -102,11 +106,13 @@ class Recipe:
     precision: Precision = "32"
     channels_last: bool = True
     compile: bool = False
+    cuda_graph: bool = False
     sync_batchnorm: bool = False
     device: Device = "auto"
     devices: int = 1
     threads: int = 2
     seed: int = 0
+    replicas: int = 1
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -122,8 +128,21 @@ class Recipe:
             raise ValueError(
                 f"accumulate must be at most batch_size ({self.batch_size}), got {self.accumulate}"
             )
+        self._check_one_device()
         if self.nesterov and self.momentum == 0:
             raise ValueError("momentum must be above 0 with nesterov, got 0")
+
+    def _check_one_device(self) -> None:
+        for name, wanted in (("cuda_graph", self.cuda_graph), ("replicas", self.replicas > 1)):
+            if wanted and self.devices > 1:
+                raise ValueError(f"devices must be 1 with {name}, got {self.devices}")
+        if self.cuda_graph and self.device not in ("auto", "cuda"):
+            raise ValueError(f"device must be auto or cuda with cuda_graph, got {self.device!r}")
+        if self.cuda_graph and self.precision == "16-mixed":
+            raise ValueError(
+                "precision must be 32 or bf16-mixed with cuda_graph, got '16-mixed', whose loss"
+                " scaling waits for the device at every step"
+            )
 
     def to_yaml(self) -> str:
         """Return the complete recipe as YAML that `load_recipe` reads back to an equal one."""
@@ -172,12 +191,12 @@ _RULES: Iterable[tuple[str, Callable[[Any], bool], str]] = [
     (
         "true or false",
         lambda v: isinstance(v, bool),
-        "download flip nesterov channels_last compile sync_batchnorm progress",
+        "download flip nesterov channels_last compile cuda_graph sync_batchnorm progress",
     ),
     (
         "a whole number of at least 1",
         lambda v: _is_int(v) and v >= 1,
-        "image_size epochs batch_size accumulate devices threads",
+        "image_size epochs batch_size accumulate devices threads replicas",
     ),
     ("a whole number of at least 0", lambda v: _is_int(v) and v >= 0, "crop seed"),
     ("a number above 0", lambda v: _is_number(v) and v > 0, "lr gamma clip_gradient"),
