@@ -5,6 +5,8 @@ parameters of a gate of the library, under the same names, so that both compute 
 the text is the common way of writing each published method in PyTorch, not any author's code.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +34,10 @@ def recalibrate(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Te
 
 class Today(Attention):
     """Scales a map by `weights` of it, (N, C, 1, 1)."""
+
+    if TYPE_CHECKING:  # the names of what it takes over
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, gate: Attention):
         super().__init__(gate.channels)
@@ -199,7 +205,7 @@ _CLASSES = {
 }
 
 
-def rewrite(name: str, given: list[Attention]) -> list[Attention]:
+def rewrite(name: str, given: list[Any]) -> list[Attention]:
     """Return the gates of one network, in order, as users write them today.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 DTYPES = {name: getattr(torch, name) for name in (*PRECISIONS, "float64")}  # the last: the truth
 FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 # Only the channel half of CBAM follows from pooled values.
-GATE_OPTIONS = {"cbam": {"spatial": False}}
+GATE_OPTIONS: dict[str, dict[str, Any]] = {"cbam": {"spatial": False}}
 
 
 @dataclass(frozen=True)

@@ -115,9 +115,15 @@ def _measure_case(case: Case, baselines: dict[str, Work], settings: Settings) ->
             used = _memory(case, works["case"], settings)
     except (RedCaseError, RuntimeError) as error:  # out of memory, or a compiler that fails
         reason = " ".join(str(error).split()) or type(error).__name__
-        return asdict(case) | {"state": f"red: {reason[:300]}"}
-    moved = None if run.passes() is None else run.passes() * run.map_bytes()
-    row = asdict(case) | {"state": "ok", "pairs": settings.pairs, "memory": used, "moved": moved}
+        return {**asdict(case), "state": f"red: {reason[:300]}"}
+    passes = run.passes()
+    moved = None if passes is None else passes * run.map_bytes()
+    row: Row = asdict(case) | {
+        "state": "ok",
+        "pairs": settings.pairs,
+        "memory": used,
+        "moved": moved,
+    }
     return row | _times(seconds) | _share(seconds, run.map_bytes(), moved)
 
 

@@ -129,12 +129,13 @@ def fresh_dynamo() -> Iterator[None]:
         RedCaseError: the limit was reached inside.
     """
     from torch import _dynamo as dynamo  # heavy, and no other command needs it
+    from torch._dynamo.exc import FailOnRecompileLimitHit
 
     dynamo.reset()
     try:
         with dynamo.config.patch(fail_on_recompile_limit_hit=True):
             yield
-    except dynamo.exc.FailOnRecompileLimitHit as error:
+    except FailOnRecompileLimitHit as error:
         raise RedCaseError("Dynamo reached its recompile limit") from error
     finally:
         dynamo.reset()

@@ -16,6 +16,7 @@ from spem.deploy import deploy
 from spem.fold import FoldedNorm
 from spem.functional import pool
 from spem.gates import Attention, Gate, create_gate
+from spem.gates.gate import present
 from spem.norm import GatedBatchNorm2d
 
 _FORMULATIONS = Path(spem.__file__).parents[2] / "benchmarks" / "formulations.py"
@@ -136,21 +137,20 @@ def _randomise(model: nn.Module) -> None:
         if isinstance(module, Attention | nn.BatchNorm2d):
             for parameter in module.parameters(recurse=isinstance(module, Attention)):
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.8, 1.25)
+        if isinstance(module, nn.BatchNorm2d):
+            present(module.running_mean).normal_(0, 0.1)
+            present(module.running_var).uniform_(0.8, 1.25)
 
 
 def _fold_only_norms(model: nn.Module) -> nn.Module:
     """Fold the norms into the convolutions, as PyTorch's users do, and leave the gates alone."""
     gates = {}
     for name, norm in model.named_modules():
-        gate = norm.gate if isinstance(norm, GatedBatchNorm2d) else None
-        if gate is not None and not getattr(gate, "reads_input", False):
-            gates[name] = gate.eval()
-            norm.gate = None
+        if isinstance(norm, GatedBatchNorm2d) and not getattr(norm.gate, "reads_input", False):
+            gates[name], norm.gate = norm.gate, None
     folded = deploy(model, fold_batchnorm=True)
     for name, gate in gates.items():
+        vars(folded.get_submodule(name)).pop("gate", None)
         folded.get_submodule(name).gate = gate
     return folded
 

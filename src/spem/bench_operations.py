@@ -47,7 +47,7 @@ class OperationRun:
         return x.requires_grad_(self.backward)
 
     def check(self) -> None:
-        """Raise RedCaseError unless the results are as exact as those of the reference."""
+        """Raise RedCaseError unless the results are as exact as those of separate operations."""
         plain = replace(self.case, form="ours", way="reference")
         naive = OperationRun(plain, self.device, self.inputs)
         if not self.pools:

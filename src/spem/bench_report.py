@@ -13,9 +13,22 @@ from spem.checkpoint import atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MARKS = {"pool": "o", "pool backward": "s", "recalibrate": "^", "recalibrate backward": "v"}
-_MARKS |= {"forward": "D", "forward and backward": "P"}
-_COLORS = {"plain": "0.45", "ours": "C0", "today": "C3", "timm": "C2", "whole": "C4", "eager": "C1"}
+_MARKS = {
+    ("operations", "pool"): "o",
+    ("operations", "pool backward"): "s",
+    ("operations", "recalibrate"): "^",
+    ("operations", "recalibrate backward"): "v",
+    ("tail", "forward"): "D",
+    ("tail", "forward and backward"): "P",
+}
+_COLORS = {
+    "plain": "0.45",
+    "ours": "C0",
+    "ours, eager": "C1",
+    "today": "C3",
+    "timm": "C2",
+    "compiled whole": "C4",
+}
 
 
 def line(case: Case, row: dict[str, object]) -> str:
@@ -120,10 +133,10 @@ def draw(path: Path) -> Path:
     for panel, place in zip(panels, axes, strict=False):
         own = [row for row in rows if (row["device"], row["dtype"], row["format"]) == panel]
         _draw_panel(place, own)
-        place.set_title(" ".join(panel), fontsize=9)
+        place.set_title(", ".join(panel), fontsize=9)
     for place in axes[len(panels) :]:
         place.set_visible(False)
-    figure.legend(*_legend(rows), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    figure.legend(*_legend(rows), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     picture = path.with_suffix(".png")
     with atomically(picture) as temporary:
         figure.savefig(temporary, format="png")
@@ -131,37 +144,41 @@ def draw(path: Path) -> Path:
 
 
 def _draw_panel(axes: "Axes", rows: list[Row]) -> None:
+    axes.set(xscale="log", xlabel="bytes that must move, MiB", ylabel="share of a copy's bandwidth")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
     axes.axhline(1, color="black", linewidth=1)
-    axes.set(
-        xscale="log", xlabel="bytes that must move, MiB", ylabel="share of the copy's bandwidth"
-    )
+    axes.text(0.01, 1.01, "copy of the map", fontsize=7, transform=axes.get_yaxis_transform())
     for row in rows:
-        column = _column(row)
+        color = _COLORS[_column(row)]
+        hollow = row["group"] == "tail" and row["gate"] == "none"
         axes.plot(
             int(row["moved"]) / 2**20,
             float(row["copy_share"]),
-            _MARKS[row["subject"]],
-            color=_COLORS[column],
+            _MARKS[row["group"], row["subject"]],
+            color=color,
+            markerfacecolor="none" if hollow else color,
             alpha=0.75,
-            markersize=6,
-            markeredgewidth=0,
         )
-    axes.grid(alpha=0.3)
 
 
 def _column(row: Row) -> str:
     if row["way"] == "whole":
-        return "whole"
+        return "compiled whole"
     if row["form"] == "ours" and row["way"] == "eager":
-        return "eager"
+        return "ours, eager"
     return "plain" if row["form"] == "torch" else row["form"]
 
 
 def _legend(rows: list[Row]) -> tuple[list, list[str]]:
     from matplotlib.lines import Line2D
 
-    subjects = [key for key in _MARKS if any(row["subject"] == key for row in rows)]
+    marks = [key for key in _MARKS if any((r["group"], r["subject"]) == key for r in rows)]
     columns = [key for key in _COLORS if any(_column(row) == key for row in rows)]
-    handles = [Line2D([], [], marker=_MARKS[key], color="black", linestyle="") for key in subjects]
+    handles = [Line2D([], [], marker=_MARKS[key], color="black", linestyle="") for key in marks]
+    names = [f"tail, {subject}" if group == "tail" else subject for group, subject in marks]
+    if any(group == "tail" for group, _ in marks):
+        handles.append(Line2D([], [], marker="D", color="black", linestyle="", fillstyle="none"))
+        names.append("tail without a gate")
     handles += [Line2D([], [], color=_COLORS[key], linewidth=6) for key in columns]
-    return handles, subjects + columns
+    return handles, names + columns

@@ -49,10 +49,13 @@ class NetworkRun:
         return x.requires_grad_(self.case.group == "tail")
 
     def check(self) -> None:
-        """Raise RedCaseError unless output and gradients are as exact as those of separate operations.
+        """Raise unless output and gradients are as exact as those of separate operations.
 
         What others write excites in half precision under autocast, which gates of ours do not: of
         theirs the float32 results are checked.
+
+        Raises:
+            RedCaseError: they are not.
         """
         if self.case.form in ("today", "timm") and self.case.dtype != "float32":
             NetworkRun(replace(self.case, dtype="float32"), self.device, self.inputs).check()
