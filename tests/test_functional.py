@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from spem import kernels
 from spem.functional import STATISTICS, Pooled, pool, recalibrate
 
-IMPLEMENTATIONS = ["reference", "eager"]
+IMPLEMENTATIONS = ["reference", "eager", "compiled"]
 SHAPES = [(2, 3, 4, 5), (1, 1, 1, 1), (2, 17, 7, 7), (3, 1, 13, 17), (0, 3, 2, 2)]
 
 
@@ -168,9 +168,16 @@ def test_bad_input_is_named(call, message):
 
 
 def test_use_refuses_unknown_implementations_and_restores_the_choice():
-    with pytest.raises(ValueError, match="unknown implementation 'triton'"), kernels.use("triton"):
+    with pytest.raises(ValueError, match="unknown implementation 'tritn'"), kernels.use("tritn"):
         pass
-    before = kernels.chosen()
+    x = torch.ones(1, 1, 1, 1)
+    before = kernels.chosen(x)
     with kernels.use("reference"):
-        assert kernels.chosen() is kernels.reference
-    assert kernels.chosen() is before
+        assert kernels.chosen(x) is kernels.reference
+    assert kernels.chosen(x) is before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_forced_implementation_says_why_it_cannot_serve():
+    with pytest.raises(RuntimeError, match="CUDA device|triton"), kernels.use("triton"):
+        pass

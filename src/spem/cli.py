@@ -6,7 +6,7 @@ from dataclasses import fields
 from shlex import quote
 
 try:
-    from spem import __version__, commands
+    from spem import __version__, bench, commands
     from spem.flags import Parser, fail
     from spem.recipes import Recipe
 except ImportError as error:  # an extra is not installed
@@ -20,13 +20,16 @@ _COMMANDS = {
     "gates": commands.gates,
     "search-placement": commands.search_placement,
     "gate-report": commands.gate_report,
+    "bench": bench.bench,
 }
 _WITH_RECIPE = ("train", "search-placement")
 _POSITIONAL = {"gate-report": "RUN ", "evaluate": "RUN ", "predict": "RUN IMAGE ... "}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 2 for wrong input, 130 for Ctrl-C.
+    """Run one command and return the exit code.
+
+    0, 1 where `bench` found wrong results, 2 for wrong input, 130 for Ctrl-C.
 
     Args:
         argv: the words after `spem`; None: those of the process.
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keys = {field.name for field in fields(Recipe)} & values.keys()
         values["recipe_keys"] = {key: values.pop(key) for key in keys}
     try:
-        _COMMANDS[given.subcommand](**values)
+        return _COMMANDS[given.subcommand](**values) or 0
     except (ValueError, OSError, ImportError) as error:
         return fail(str(error))
     except KeyboardInterrupt as interrupt:
@@ -47,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif folder := getattr(interrupt, "folder", None):
             print(f"continue with: spem train --resume {quote(str(folder))}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> Parser:

@@ -1,7 +1,9 @@
 """The implementations of the two operations on maps, and the one function that chooses."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -26,7 +28,7 @@ def chosen(x: Tensor) -> ModuleType:
         return _forced if _forced is eager else reference
     if _forced is not None:
         return _forced
-    return eager
+    return (_triton() if x.is_cuda else None) or eager
 
 
 def fused(x: Tensor) -> bool:
@@ -96,5 +98,25 @@ def _load(name: str) -> ModuleType:
     if name == "compiled" and (reason := inductor.why_not()):
         raise RuntimeError(f"kernels cannot be compiled here: {reason}")
     if name == "triton":
-        raise RuntimeError("no")
+        return _triton_or_reason()
     return {"eager": eager, "compiled": compiled, "reference": reference}[name]
+
+
+def _triton_or_reason() -> ModuleType:
+    try:
+        from spem.kernels import cuda
+    except ImportError as error:
+        raise RuntimeError(f"Triton's kernels need the package triton: {error}") from error
+    if not (torch.cuda.is_available() or cuda.INTERPRETED):
+        raise RuntimeError("Triton's kernels need a CUDA device, and this machine has none")
+    return cuda
+
+
+@cache
+def _triton() -> ModuleType | None:
+    """Return Triton's kernels, or None, with one line in the log, where they cannot be had."""
+    try:
+        return _triton_or_reason()
+    except RuntimeError as error:
+        logging.getLogger("spem").warning("%s; falling back to eager PyTorch", error)
+        return None

@@ -1,0 +1,153 @@
+"""The cases of `spem bench` made ready: checked against the truth, and to be timed."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import spem
+from spem.bench_cases import DTYPES, FORMATS, Case, implementation
+from spem.bench_measure import Work, check_parity
+from spem.bench_networks import build
+from spem.bench_operations import OperationRun
+
+
+def ready(case: Case, device: torch.device) -> "NetworkRun | OperationRun":
+    """Build a case on a device."""
+    return (OperationRun if case.group == "operations" else NetworkRun)(case, device)
+
+
+class NetworkRun:
+    """A network or a tail with its inputs.
+
+    Args:
+        case: which.
+        device: where.
+        inputs: the values to use, in another precision or memory format, too; None draws them.
+    """
+
+    def __init__(self, case: Case, device: torch.device, inputs: Sequence[Tensor] | None = None):
+        self.case, self.device = case, device
+        module = build(case).to(device)
+        module = module.double() if case.dtype == "float64" else module
+        self.module = nn.utils.convert_conv2d_weight_memory_format(module, FORMATS[case.format])
+        self.model: Callable[..., Tensor] = self.module
+        if case.way == "whole":
+            self.model = torch.compile(self.module)
+        given = _drawn(case, device) if inputs is None else inputs
+        self.inputs = [self._fitted(x) for x in given]
+
+    def _fitted(self, x: Tensor) -> Tensor:
+        # The images of a network stay float32 under autocast.
+        narrow = self.case.group == "tail" or self.case.dtype == "float64"
+        x = x.detach().to(DTYPES[self.case.dtype] if narrow else torch.float32)
+        x = x.contiguous(memory_format=FORMATS[self.case.format])
+        return x.requires_grad_(self.case.group == "tail")
+
+    def check(self) -> None:
+        """Raise unless output and gradients are as exact as those of separate operations.
+
+        What others write excites in half precision under autocast, which gates of ours do not: of
+        theirs the float32 results are checked.
+
+        Raises:
+            RedCaseError: they are not.
+        """
+        if self.case.form in ("today", "timm") and self.case.dtype != "float32":
+            NetworkRun(replace(self.case, dtype="float32"), self.device, self.inputs).check()
+            return
+        actual = self.results()
+        plain = replace(self.case, form="torch", way="reference")
+        naive = (replace(plain, format=layout) for layout in FORMATS)
+        found = [NetworkRun(case, self.device, self.inputs).results() for case in naive]
+        truth = NetworkRun(replace(plain, dtype="float64"), self.device, self.inputs).results()
+        check_parity(actual, found, truth, order=2)
+
+    def results(self) -> dict[str, Tensor]:
+        """Run once and return what is compared: the output and, but in inference, gradients."""
+        with implementation(self.case):
+            out = self._forward()
+            if self.case.group == "inference":
+                return {"output": out}
+            loss = self._loss(out) if self.case.group == "training" else None
+            out.backward(_gradient(out)) if loss is None else loss.backward()
+        named = [(f"input {i}", x) for i, x in enumerate(self.inputs)]
+        named += self.module.named_parameters()
+        found = {f"gradient of {name}": x.grad for name, x in named if x.grad is not None}
+        for _, x in named:
+            x.grad = None
+        return {"output": out.detach(), **found}
+
+    def _forward(self) -> Tensor:
+        enabled = self.case.dtype not in ("float32", "float64")
+        dtype = DTYPES[self.case.dtype] if enabled else None
+        with (
+            torch.set_grad_enabled(self.case.group != "inference"),
+            torch.autocast(self.device.type, dtype, enabled=enabled),
+        ):
+            return self.model(*self.inputs)
+
+    def _loss(self, out: Tensor) -> Tensor:
+        labels = torch.arange(len(out), device=self.device) % out.shape[1]
+        return F.cross_entropy(out, labels) + spem.auxiliary_loss(self.module)
+
+    def work(self) -> Work:
+        """Return what is timed: a step of training, a forward, or one with its backward."""
+        if self.case.group == "training":
+            run = self._training_step()
+        elif self.case.subject == "forward and backward":
+            run = self._both_ways(_gradient(self.inputs[0]))
+        else:
+            run = self._forward
+
+        def inside() -> object:
+            with implementation(self.case):
+                return run()
+
+        return lambda: inside
+
+    def _training_step(self) -> Callable[[], object]:
+        settings: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-4}
+        optimizer = torch.optim.SGD(self.module.parameters(), 1e-3, **settings)
+
+        def step() -> None:
+            self._loss(self._forward()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    def _both_ways(self, gradient: Tensor) -> Callable[[], object]:
+        wanted = [*self.inputs, *self.module.parameters()]
+        return lambda: torch.autograd.grad(self._forward(), wanted, gradient)
+
+    def passes(self) -> int | None:
+        """Return how often the map must move, of a tail (see docs/how-it-works.md)."""
+        if self.case.group != "tail":
+            return None
+        # Forward: read x twice and the residual once, write once. Backward: read dout, out and x,
+        # write d; read d and x, write dx.
+        return 4 if self.case.subject == "forward" else 11
+
+    def map_bytes(self) -> int:
+        """Return the bytes of one pass over the input."""
+        return math.prod(self.case.shape) * DTYPES[self.case.dtype].itemsize
+
+
+def _drawn(case: Case, device: torch.device) -> list[Tensor]:
+    """Return the images, or x and the residual."""
+    generator = torch.Generator().manual_seed(1)
+    number = 2 if case.group == "tail" else 1
+    drawn = [torch.randn(case.shape, generator=generator) for _ in range(number)]
+    return [x.to(device, DTYPES[case.dtype] if number == 2 else torch.float32) for x in drawn]
+
+
+def _gradient(out: Tensor) -> Tensor:
+    """Return the gradient of an output, the same values in every form."""
+    generator = torch.Generator().manual_seed(2)
+    drawn = torch.randn(out.shape, generator=generator).to(out.device)
+    return torch.empty_like(out, requires_grad=False).copy_(drawn)
