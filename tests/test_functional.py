@@ -179,5 +179,5 @@ def test_use_refuses_unknown_implementations_and_restores_the_choice():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_forced_implementation_says_why_it_cannot_serve():
-    with pytest.raises(RuntimeError, match="CUDA device|triton"), kernels.use("triton"):
+    with pytest.raises(RuntimeError, match=r"CUDA device|triton"), kernels.use("triton"):
         pass

@@ -55,6 +55,7 @@ LAYERS = (
     "models",
     "slots",
     "norm",
+    "head",
     "gates",
     "functional",
     "kernels",

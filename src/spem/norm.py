@@ -137,7 +137,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
             )
 
     def _compiles(self, x: Tensor) -> bool:
-        if kernels.chosen(x) is not kernels.compiled or x.numel() == 0 or self._synchronises():
+        if kernels.chosen(x) is not kernels.compiled or self._synchronises():
             return False
         # A cumulative average changes its factor at every batch.
         return self.momentum is not None or not self.training

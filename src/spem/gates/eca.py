@@ -30,6 +30,7 @@ class ECA(DescriptorGate):
     """
 
     traceable = True
+
     def __init__(
         self,
         channels: int,

@@ -160,7 +160,7 @@ class Gate(Attention):
         check_positions(x)
         if residual is not None:
             check_residual(x, residual)
-        if kernels.chosen(x) is kernels.compiled and x.numel() > 0 and compilable(self):
+        if kernels.chosen(x) is kernels.compiled and compilable(self):
             return segment.apply(gate_head(self), x, residual, relu)
         passes = kernels.passes_over(x, self.statistics)
         pooled = self.refine(Pooled.of(passes.values, x), x)

@@ -1,4 +1,4 @@
-"""Gates as heads of compiled segments: what they are traced from, and by what they are told apart."""
+"""Gates as heads of compiled segments: what they are traced from and told apart by."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -49,9 +49,7 @@ def tensors_of(gate: Any) -> list[Tensor]:
     return [place[name] for place, name in _structure(gate).places]
 
 
-def call_with(
-    gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any
-) -> Any:
+def call_with(gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any) -> Any:
     """Call a method of a gate with other tensors in the place of its parameters and buffers."""
     names = _structure(gate).names
     replaced = {f"gate.{name}": t for name, t in zip(names, tensors, strict=True)}

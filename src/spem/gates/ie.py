@@ -30,6 +30,7 @@ class IE(DescriptorGate):
     """
 
     traceable = True
+
     def __init__(self, channels: int, *, init: str = "paper", **pooling: Unpack[Pooling]):
         super().__init__(channels, init=init, **pooling)
         self.scale = nn.Parameter(torch.zeros(channels))

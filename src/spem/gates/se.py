@@ -29,6 +29,7 @@ class SE(DescriptorGate):
     """
 
     traceable = True
+
     def __init__(
         self,
         channels: int,

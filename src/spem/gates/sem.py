@@ -33,6 +33,7 @@ class SEM(DescriptorGate):
     """
 
     traceable = True
+
     def __init__(
         self,
         channels: int,

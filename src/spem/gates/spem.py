@@ -45,6 +45,7 @@ class SPEM(DescriptorGate):
     """
 
     traceable = True
+
     def __init__(
         self,
         channels: int,

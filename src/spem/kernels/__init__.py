@@ -23,9 +23,12 @@ def chosen(x: Tensor) -> ModuleType:
 
     The reference text while Dynamo or the exporter traces, which fuse it themselves; else the one
     that `use` forces; else Triton's on CUDA, where it is installed, and the eager one elsewhere.
+    An empty map needs no kernel.
     """
     if torch.compiler.is_compiling():
         return _forced if _forced is eager else reference
+    if x.numel() == 0:
+        return reference if _forced is reference else eager
     if _forced is not None:
         return _forced
     return (_triton() if x.is_cuda else None) or eager
@@ -33,7 +36,7 @@ def chosen(x: Tensor) -> ModuleType:
 
 def fused(x: Tensor) -> bool:
     """Return whether a map is served by passes of our own, gradients included."""
-    return chosen(x) not in (eager, reference) and x.numel() > 0
+    return chosen(x) not in (eager, reference)
 
 
 class Separate:

@@ -89,4 +89,3 @@ def _input_text(
     values = dict(zip(names, rest[: len(names)], strict=True))
     gradients = dict(zip(changed, rest[len(names) :], strict=True))
     return [passes.input_gradient(x, values, gradients, grad, scale)]
-

@@ -92,7 +92,11 @@ def _compile(
 
     mode = FakeTensorMode(shape_env=ShapeEnv())
     trace = make_fx(lambda *xs: tuple(text(*xs)), select_decomp_table(), tracing_mode="fake")
-    plain = torch.inference_mode(False), torch.no_grad(), torch.autocast(maps[0].device.type, enabled=False)
+    plain = (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(maps[0].device.type, enabled=False),
+    )
     with plain[0], plain[1], plain[2], tracing(TracingContext(mode)):
         inputs = [_fake(mode, t) for t in _examples(maps, pooled, rest, width)]
         module = trace(*inputs)

@@ -34,8 +34,8 @@ class Head(NamedTuple):
     """A head that can be compiled: a pure function of pooled values and tensors.
 
     Args:
-        function: from the pooled values of maps, the number of their positions and the tensors to coefficients. The
-            values of a backward pass also hold "first", the values at the first position.
+        function: from the pooled values of maps, the number of their positions and the tensors to
+            coefficients. The values of a backward pass also hold "first", those at position 0.
         key: equal for two heads only where their functions are.
         wanted: the statistics that it reads.
         tensors: parameters and buffers; all (C,), unless `width` is given.

@@ -1,0 +1,179 @@
+"""Compiled segments: one kernel each way, equal to eager PyTorch in values and gradients."""
+
+import copy
+
+import pytest
+import torch
+from parity import assert_parity
+from torch import nn
+
+import spem
+from spem import kernels
+from spem.gates.head import compilable
+from spem.kernels import inductor
+from spem.norm import GatedBatchNorm2d
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+POOLED = ["spem", "se", "eca", "gct", "ie", "iebn", "sem", "lsas", "srm", "dianet"]
+
+
+def drawn(module):
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
+def run(module, implementation, x, residual, relu, weight):
+    """Return the output, the gradients and the buffers of a module."""
+    x, residual = (
+        None if t is None else t.detach().clone(memory_format=torch.preserve_format)
+        for t in (x, residual)
+    )
+    for t in (x, residual):
+        if t is not None:
+            t.requires_grad_()
+    module.zero_grad()
+    with kernels.use(implementation):
+        out = module(x, residual, relu)
+        (out * weight).sum().backward()
+    grads = {f"d{name}": p.grad for name, p in module.named_parameters()}
+    grads |= {"dx": x.grad} | ({} if residual is None else {"dresidual": residual.grad})
+    return {"out": out.detach(), **grads, **dict(module.named_buffers())}
+
+
+def compare(module, x, residual=None, relu=True):
+    weight = torch.randn_like(x)
+    expected = run(copy.deepcopy(module), "eager", x, residual, relu, weight)
+    actual = run(module, "compiled", x, residual, relu, weight)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        if value is None:
+            assert actual[name] is None, name
+            continue
+        torch.testing.assert_close(
+            actual[name], value, atol=1e-9, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert actual["out"].stride() == expected["out"].stride()
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_a_gated_norm_equals_eager(name):
+    norm = GatedBatchNorm2d(16, gate=drawn(spem.create_gate(name, 16))).double()
+    norm.weight.data.copy_(torch.linspace(-2, 2, 16).round())  # negative, zero and positive
+    nn.init.normal_(norm.bias)
+    for training in (True, False):
+        norm.train(training)
+        for shape, layout in (((3, 16, 5, 7), FORMATS[1]), ((6, 16, 4, 4), FORMATS[1])):
+            x = torch.randn(shape, dtype=torch.float64).to(memory_format=layout)
+            residual = torch.randn_like(x)
+            compare(norm, x, residual)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", [(4, 5, 5, 7), (1, 5, 4, 4), (3, 1, 5, 5), (4, 5, 1, 1)])
+def test_a_norm_alone_equals_eager(shape, layout):
+    norm = drawn(GatedBatchNorm2d(shape[1])).double()
+    x = torch.randn(shape, dtype=torch.float64).to(memory_format=layout)
+    for relu in (True, False):
+        compare(norm, x, torch.randn_like(x), relu)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_ties_and_a_gate_alone(layout):
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = drawn(spem.SPEM(16))
+
+        def forward(self, x, residual, relu):
+            return self.gate(x, residual, relu)
+
+    x = torch.randn(4, 16, 5, 7, dtype=torch.float64).round().to(memory_format=layout)
+    compare(Alone().double(), x)
+    norm = GatedBatchNorm2d(16, gate=drawn(spem.SPEM(16))).double()
+    compare(norm, x, torch.randn_like(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_other_norms_equal_eager(options):
+    norm = GatedBatchNorm2d(5, **options).double()
+    compare(norm, torch.randn(4, 5, 5, 7, dtype=torch.float64))
+
+
+def test_a_cumulative_average_equals_eager():
+    norm = GatedBatchNorm2d(5, momentum=None, gate=drawn(spem.ECA(5))).double()
+    for _ in range(2):
+        compare(norm, torch.randn(4, 5, 5, 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_low_precision_by_the_tolerance_rule(dtype, layout):
+    norm = GatedBatchNorm2d(16, gate=drawn(spem.SPEM(16)))
+    draws = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x, residual, weight = (
+            torch.randn(8, 16, 13, 17).to(dtype, memory_format=layout) for _ in range(3)
+        )
+        wide = [t.double() for t in (x, residual, weight)]
+        draws.append(
+            [
+                run(copy.deepcopy(norm), "compiled", x, residual, True, weight),
+                run(copy.deepcopy(norm), "eager", x, residual, True, weight),
+                run(copy.deepcopy(norm).double(), "reference", wide[0], wide[1], True, wide[2]),
+            ]
+        )
+    for name, value in draws[0][2].items():
+        if value.is_floating_point():
+            assert_parity(*(torch.stack([d[i][name] for d in draws]) for i in range(3)), name)
+
+
+def test_the_variance_keeps_its_digits_under_a_large_mean():
+    x = 1000 + torch.randn(2, 3, 32, 32)
+    for layout in FORMATS:
+        with kernels.use("compiled"):
+            var = spem.pool(x.to(memory_format=layout), ["var"]).var
+        truth = x.double().var((2, 3), correction=0)
+        assert ((var - truth).abs() / truth).max() < 1e-5
+
+
+def test_a_network_needs_one_kernel_each_way_for_every_kind_of_segment():
+    model = spem.create_model("resnet29", "spem", block="bottleneck")
+    x = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    before = inductor.count()
+    with kernels.use("compiled"):
+        model(x).sum().backward()
+    # Norms with and without a ReLU, and gates of 64, 128 and 256 channels, forward and backward.
+    assert inductor.count() - before <= 10
+
+
+def test_only_gates_that_say_so_are_compiled():
+    class Loud(spem.SE):
+        def excite(self, pooled):
+            return super().excite(pooled)
+
+    assert compilable(spem.SE(16))
+    assert not compilable(Loud(16))
+    assert not compilable(spem.SRM(16))
+    hooked = spem.SE(16)
+    hooked.fc1.register_forward_hook(lambda *_: None)
+    assert not compilable(hooked)
+    random = spem.SE(16, pool="srp", rho=0.5)
+    assert not compilable(random)
+    assert compilable(random.eval())
+
+
+def test_an_option_that_changes_is_seen():
+    norm = GatedBatchNorm2d(16, gate=spem.ECA(16, pool="fixed", mix=0.2)).double().eval()
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    with kernels.use("compiled"):
+        before = norm(x)
+        norm.gate.mix = 0.9
+        assert not torch.equal(norm(x), before)
+        torch.testing.assert_close(norm(x), norm.gate(nn.BatchNorm2d(16).double().eval()(x)))
+
+
+def test_training_on_one_value_is_refused():
+    with kernels.use("compiled"), pytest.raises(ValueError, match="more than one value"):
+        GatedBatchNorm2d(3)(torch.randn(1, 3, 1, 1))
