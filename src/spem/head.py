@@ -1,21 +1,18 @@
 """Batch normalisation, with a gate behind or without, as the head of a compiled segment."""
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spem.functional import STATISTICS
 from spem.gates.gate import Gate
 from spem.gates.head import call_with, identity, pooled_from, tensors_of
 from spem.kernels.segment import Coefficients, Head, Values
 
-if TYPE_CHECKING:
-    from spem.norm import GatedBatchNorm2d
 
-
-def norm_head(norm: "GatedBatchNorm2d", gate: Gate | None) -> Head:
+def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head:
     """Return the head of a norm: the coefficients of its affine map, times the gate's multipliers.
 
     Args:
