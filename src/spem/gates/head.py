@@ -58,14 +58,16 @@ def call_with(gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], 
 
 def pooled_from(values: Values, count: Any) -> Pooled:
     """Return the values of a segment as `Pooled`."""
-    return Pooled(*(values.get(name) for name in ("mean", "var", "max", "min")), count)
+    mean, var, largest, smallest = map(values.get, ("mean", "var", "max", "min"))
+    return Pooled(mean, var, largest, smallest, count)
 
 
 def gate_head(gate: Any) -> Head:
     """Return the head of a gate that stands alone: the scale is its multiplier."""
 
     def function(values: Values, count: Any, tensors: Sequence[Tensor]) -> Coefficients:
-        multiplier = call_with(gate, gate.multiplier, tensors, pooled_from(values, count))
+        pooled = pooled_from(values, count)
+        multiplier = call_with(gate, gate.multiplier, tensors, pooled)
         return Coefficients(multiplier, None, {})
 
     key = ("gate", identity(gate))

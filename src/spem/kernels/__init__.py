@@ -26,7 +26,7 @@ def chosen(x: Tensor) -> ModuleType:
     An empty map needs no kernel.
     """
     if torch.compiler.is_compiling():
-        return _forced if _forced is eager else reference
+        return eager if _forced is eager else reference
     if x.numel() == 0:
         return reference if _forced is reference else eager
     if _forced is not None:
