@@ -23,6 +23,10 @@ def drawn(module):
     return module
 
 
+def draw(shape, number):
+    return [torch.randn(shape, dtype=torch.float64) for _ in range(number)]
+
+
 def run(module, implementation, x, residual, relu, weight):
     """Return the output, the gradients and the buffers of a module."""
     x, residual = (
@@ -148,6 +152,11 @@ def test_a_network_needs_one_kernel_each_way_for_every_kind_of_segment():
         model(x).sum().backward()
     # Norms with and without a ReLU, and gates of 64, 128 and 256 channels, forward and backward.
     assert inductor.count() - before <= 10
+
+
+@pytest.mark.parametrize("shape", [(5000, 3, 2, 2), (40, 120, 3, 3)])
+def test_kernels_hold_for_more_images_and_channels_than_they_were_traced_with(shape):
+    compare(GatedBatchNorm2d(shape[1], gate=drawn(spem.SPEM(shape[1]))).double(), *draw(shape, 2))
 
 
 def test_only_gates_that_say_so_are_compiled():

@@ -43,7 +43,7 @@ def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head:
         return Coefficients(scale, shift, updates)
 
     order = tuple(name for name in STATISTICS if name in wanted)
-    return Head(function, key, order, tensors, None if gate is None else norm.num_features)
+    return Head(function, key, order, tensors)
 
 
 def _normalise(

@@ -110,7 +110,9 @@ class Gate(Attention):
         with torch.autocast(self.gain.device.type, enabled=False):
             excited = self.excite(pooled)
             multiplier = excited if self.unit_gain else self.gain * excited
-        if multiplier.dim() != 2 or multiplier.shape[1] != self.channels:
+        # The channels are a symbol where a kernel for any number of them is traced.
+        found = multiplier.shape[-1]
+        if multiplier.dim() != 2 or (isinstance(found, int) and found != self.channels):
             raise ValueError(
                 f"excite of {type(self).__name__} returned {tuple(multiplier.shape)}, "
                 f"must be (N, {self.channels})"

@@ -14,7 +14,10 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 class _Structure(NamedTuple):
-    """What stays the same about a gate: its class, submodules and the shapes of its tensors."""
+    """What stays the same about a gate: its class, submodules and the shapes of its tensors.
+
+    The key has None for sizes that are the number of channels: one text serves any number.
+    """
 
     key: Hashable
     places: list[tuple[dict[str, Any], str]]
@@ -40,8 +43,8 @@ def compilable(gate: Any) -> bool:
 
 def identity(gate: Any) -> Hashable:
     """Return what tells a gate from others that compute something else from the same tensors."""
-    own = tuple([v for v in vars(gate).values() if isinstance(v, _PLAIN)])
-    return _structure(gate).key, own
+    own = [v for name, v in vars(gate).items() if isinstance(v, _PLAIN) and name != "channels"]
+    return _structure(gate).key, tuple(own)
 
 
 def tensors_of(gate: Any) -> list[Tensor]:
@@ -71,7 +74,7 @@ def gate_head(gate: Any) -> Head:
         return Coefficients(multiplier, None, {})
 
     key = ("gate", identity(gate))
-    return Head(function, key, gate.statistics, tensors_of(gate), gate.channels)
+    return Head(function, key, gate.statistics, tensors_of(gate))
 
 
 class _Call(nn.Module):
@@ -92,7 +95,7 @@ def _structure(gate: nn.Module) -> _Structure:
     return found
 
 
-def _read_structure(gate: nn.Module) -> _Structure:
+def _read_structure(gate: Any) -> _Structure:
     places, names, key = [], [], []
     for prefix, module in gate.named_modules(prefix="", remove_duplicate=False):
         own = tuple(v for v in vars(module).values() if isinstance(v, _PLAIN))
@@ -102,5 +105,6 @@ def _read_structure(gate: nn.Module) -> _Structure:
                 if tensor is not None:
                     places.append((place, name))
                     names.append(f"{prefix}.{name}" if prefix else name)
-                    key.append((name, tuple(tensor.shape)))
+                    sizes = (None if size == gate.channels else size for size in tensor.shape)
+                    key.append((name, *sizes))
     return _Structure(tuple(key), places, names, list(gate.modules()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spem.choices import unknown
-from spem.kernels import compiled, eager, inductor, linked, reference
+from spem.kernels import compiled, eager, linked, reference
 
 _IMPLEMENTATIONS = ("eager", "compiled", "triton", "reference")
 
@@ -22,14 +22,15 @@ def chosen(x: Tensor) -> ModuleType:
     """Return the implementation that serves a map.
 
     The reference text while Dynamo or the exporter traces, which fuse it themselves; else the one
-    that `use` forces; else Triton's on CUDA, where it is installed, and the eager one elsewhere.
-    An empty map needs no kernel.
+    that `use` forces, unless it is compiled and does not serve the map's device or dtype; else
+    Triton's on CUDA, where it is installed, and the eager one elsewhere. An empty map needs no
+    kernel.
     """
     if torch.compiler.is_compiling():
         return eager if _forced is eager else reference
     if x.numel() == 0:
         return reference if _forced is reference else eager
-    if _forced is not None:
+    if _forced is not None and (_forced is not compiled or compiled.serves(x)):
         return _forced
     return (_triton() if x.is_cuda else None) or eager
 
@@ -80,8 +81,8 @@ def use(name: str) -> Iterator[None]:
     """Force one implementation inside a `with` block.
 
     Args:
-        name: "eager"; "compiled", kernels that Inductor makes at the first use of each; "triton",
-            for maps on CUDA; or "reference".
+        name: "eager"; "compiled", kernels for the CPU that are built at the first use of each;
+            "triton", for maps on CUDA; or "reference".
 
     Raises:
         ValueError: no implementation has this name.
@@ -98,7 +99,7 @@ def use(name: str) -> Iterator[None]:
 
 
 def _load(name: str) -> ModuleType:
-    if name == "compiled" and (reason := inductor.why_not()):
+    if name == "compiled" and (reason := compiled.why_not()):
         raise RuntimeError(f"kernels cannot be compiled here: {reason}")
     if name == "triton":
         return _triton_or_reason()

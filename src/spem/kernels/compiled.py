@@ -1,62 +1,136 @@
-"""The passes over maps as kernels that Inductor makes: for the CPU, and devices without Triton."""
+"""The passes over maps for the CPU: `native.cpp`, which the compiler of the machine builds."""
 
-from functools import partial
+import ctypes
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
 
+import torch
 from torch import Tensor
 
-from spem.kernels import passes
-from spem.kernels.formats import canonical
-from spem.kernels.inductor import call
+from spem.kernels import inductor
 
 Values = dict[str, Tensor]
 
+# The dtypes of maps, with their names in C++ and the dtype in which they are computed.
+_TYPES = {
+    torch.float32: ("float", torch.float32),
+    torch.float64: ("double", torch.float64),
+    torch.bfloat16: ("BFloat16", torch.float32),
+}
+
+
+# Positions are counted in the dtype of the computation, which is exact up to here.
+_MOST_POSITIONS = 1 << 24
+
+
+def serves(x: Tensor) -> bool:
+    """Return whether the passes work on a map."""
+    small = x.shape[2] * x.shape[3] <= _MOST_POSITIONS
+    return x.device.type == "cpu" and x.dtype in _TYPES and small
+
+
+@cache
+def why_not() -> str | None:
+    """Return why nothing can be compiled on this machine; None where it can."""
+    try:
+        _library(torch.float32)
+        inductor.call(lambda x: [x + 1], "probe", [torch.zeros(2, 3)], [], 2, 3)
+    except Exception as error:  # whatever a compiler and its driver may raise
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return None
+
+
+@cache
+def _library(dtype: torch.dtype) -> ctypes.CDLL:
+    """Build the passes for one dtype, or find them in Inductor's cache."""
+    from torch._inductor.codecache import CppCodeCache
+
+    text = files("spem.kernels").joinpath("native.cpp").read_text()
+    library = CppCodeCache.load(f"{text}\nFUNCTIONS({_TYPES[dtype][0]})\n")
+    for name, (maps, flags) in _ARGUMENTS.items():
+        kinds = [ctypes.c_int64] * 5 + [ctypes.c_void_p] * maps + [ctypes.c_int64] * flags
+        getattr(library, name).argtypes = kinds
+    return library
+
+
+# How many addresses and flags each function takes, behind the shape.
+_ARGUMENTS = {"pool": (7, 0), "recalibrate": (5, 2), "sums": (6, 0), "input_gradient": (12, 1)}
+
+
+def _run(name: str, x: Tensor, tensors: Iterable[Tensor | None], *flags: bool) -> None:
+    """Call a function of `native.cpp`.
+
+    Args:
+        name: of the function.
+        x: gives dtype, shape and memory format; dense.
+        tensors: like x, or in the dtype of `_wide` and contiguous.
+        flags: further arguments.
+    """
+    n, c, height, width = x.shape
+    addresses = [None if t is None else t.data_ptr() for t in tensors]
+    function = getattr(_library(x.dtype), name)
+    last = not x.is_contiguous()
+    function(n, c, height * width, last, torch.get_num_threads(), *addresses, *flags)
+
+
+def _wide(x: Tensor, *values: Tensor | None) -> list[Tensor | None]:
+    """Return pooled values or coefficients as the passes over x read them."""
+    dtype = _TYPES[x.dtype][1]
+    return [None if value is None else value.to(dtype).contiguous() for value in values]
+
+
+def _new(x: Tensor, number: int) -> Sequence[Tensor]:
+    return torch.empty((number, *x.shape[:2]), dtype=_TYPES[x.dtype][1]).unbind()
+
 
 def pool(x: Tensor, wanted: tuple[str, ...]) -> Values:
-    """Return the wanted statistics of a map (N, C, H, W), each (N, C), in one read of it."""
-    text = partial(_pool_text, wanted)
-    return dict(zip(wanted, call(text, ("pool", wanted), [canonical(x)]), strict=True))
+    """Pool a map (N, C, H, W) in one read.
 
-
-def _pool_text(wanted: tuple[str, ...], x: Tensor) -> list[Tensor]:
-    values = passes.pool(x, wanted)
-    return [values[name] for name in wanted]
+    Returns:
+        At least the wanted statistics, and where gradients of extrema go: each (N, C).
+    """
+    names = ["mean", "var"] if "var" in wanted else ["mean"]
+    if "max" in wanted or "min" in wanted:
+        names += ["max", "min", "argmax", "argmin"]
+    found = dict(zip(names, _new(x, len(names)), strict=True))
+    _run("pool", x, [x, *map(found.get, ("mean", "var", "max", "min", "argmax", "argmin"))])
+    return found
 
 
 def recalibrate(
     x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
 ) -> Tensor:
-    """Compute relu(scale * x + shift + residual); x and residual are (N, C, H, W)."""
-    maps = [canonical(x)] if residual is None else [canonical(x), canonical(residual)]
-    pooled = [scale.contiguous()] if shift is None else [scale.contiguous(), shift.contiguous()]
-    flags = (residual is not None, shift is not None, relu)
-    (out,) = call(partial(_recalibrate_text, *flags), ("recalibrate", flags), maps, pooled)
-    return out.view(x.shape)
+    """Compute relu(scale·x + shift + residual).
+
+    Args:
+        x: (N, C, H, W), dense.
+        residual: in the shape, dtype and format of x, or None.
+        scale: (N, C) or (C,).
+        shift: in the shape of scale, or None.
+        relu: whether negative results become 0.
+    """
+    out = torch.empty_like(x)
+    maps = (x, residual, out)
+    _run("recalibrate", x, (*maps, *_wide(x, scale, shift)), scale.dim() == 2, relu)
+    return out
 
 
-def _recalibrate_text(added: bool, shifted: bool, relu: bool, *tensors: Tensor) -> list[Tensor]:
-    x, *rest = tensors
-    residual = rest.pop(0) if added else None
-    shift = rest.pop() if shifted else None
-    return [passes.recalibrate(x, rest[0], shift, residual, relu)]
-
-
-def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def sums(
+    grad: Tensor, out: Tensor | None, x: Tensor, write: bool = True
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return the gradient before the ReLU that gave `out`, and those of scale and shift.
 
     Args:
         grad: of the recalibrated map, (N, C, H, W), in the format of x.
         out: the recalibrated map; None where there was no ReLU.
         x: the map.
+        write: whether the first is wanted; it is None otherwise.
     """
-    maps = [canonical(m) for m in (grad, x, out) if m is not None]
-    *d, dscale, dshift = call(_sums_text, ("sums", out is None), maps)
-    return d[0].view(x.shape) if d else grad, dscale, dshift
-
-
-def _sums_text(grad: Tensor, x: Tensor, out: Tensor | None = None) -> list[Tensor]:
-    d = passes.masked(grad, out)
-    both = passes.sums(d, x)
-    return [*both] if out is None else [d, *both]
+    dscale, dshift = _new(x, 2)
+    d = torch.empty_like(x) if write and out is not None else None
+    _run("sums", x, (grad, out, x, d, dscale, dshift))
+    return grad if out is None else d, dscale, dshift
 
 
 def input_gradient(
@@ -65,27 +139,22 @@ def input_gradient(
     gradients: Values,
     grad: Tensor | None = None,
     scale: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient of a map, see `passes.input_gradient`; x and grad are (N, C, H, W)."""
-    maps = [canonical(m) for m in (x, grad) if m is not None]
-    pooled = [t.contiguous() for t in (*values.values(), *gradients.values())]
-    pooled += [] if scale is None else [scale.contiguous()]
-    key = (grad is not None, scale is not None, tuple(values), tuple(gradients))
-    (dx,) = call(partial(_input_text, *key), ("input gradient", key), maps, pooled)
-    return dx.view(x.shape)
+    """Return the gradient of a map from those of its pooled values and its recalibration.
 
-
-def _input_text(
-    graded: bool,
-    scaled: bool,
-    names: tuple[str, ...],
-    changed: tuple[str, ...],
-    x: Tensor,
-    *others: Tensor,
-) -> list[Tensor]:
-    rest = list(others)
-    grad = rest.pop(0) if graded else None
-    scale = rest.pop() if scaled else None
-    values = dict(zip(names, rest[: len(names)], strict=True))
-    gradients = dict(zip(changed, rest[len(names) :], strict=True))
-    return [passes.input_gradient(x, values, gradients, grad, scale)]
+    Args:
+        x: the map, (N, C, H, W).
+        values: what `pool` returned.
+        gradients: of its statistics, each (N, C); one that is left out is 0.
+        grad: of the recalibrated map, before the ReLU, or behind it if `out` is given.
+        scale: by which it was recalibrated, (N, C) or (C,).
+        out: the recalibrated map.
+    """
+    dx = torch.empty_like(x)
+    changed = map(gradients.get, ("mean", "var", "max", "min"))
+    coefficients = _wide(x, scale, values.get("mean"), *changed)
+    places = map(values.get, ("argmax", "argmin"))
+    per_image = scale is None or scale.dim() == 2
+    _run("input_gradient", x, (grad, out, x, dx, *coefficients, *places), per_image)
+    return dx

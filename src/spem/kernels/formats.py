@@ -18,8 +18,3 @@ def like(x: Tensor, other: Tensor) -> Tensor:
         return other
     last = not x.is_contiguous()
     return other.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def canonical(x: Tensor) -> Tensor:
-    """Return a dense map as the passes take it: (N, C, 1, H·W) in NCHW, as it is in NHWC."""
-    return x.flatten(2)[:, :, None] if x.is_contiguous() else x

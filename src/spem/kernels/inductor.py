@@ -1,8 +1,7 @@
-"""Kernels that Inductor makes of plain text on tensors, without compiling what calls them."""
+"""Kernels that Inductor makes of text on pooled values, without compiling what calls them."""
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +13,13 @@ if TYPE_CHECKING:
 Text = Callable[..., Sequence[Tensor]]
 Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
 
-# Sizes of the maps (N, C, K, T) with which kernels are traced. They hold for none, but guide the
-# loops; where a dimension is 1, or a gate fixes the channels, the kernel is made for that.
-_HINTS = (62, 47, 33, 31)
+# Numbers of images and channels with which kernels are traced. They hold for none, but guide the
+# loops; where a number is 1, the kernel is made for that.
+_HINTS = (62, 47)
 
 _kernels: dict[Hashable, Kernel] = {}
+# Texts of which a kernel holds for one number of channels only, as that of a convolution does.
+_narrow: set[Hashable] = set()
 _lock = threading.Lock()
 
 
@@ -27,104 +28,101 @@ def count() -> int:
     return len(_kernels)
 
 
-@cache
-def why_not() -> str | None:
-    """Return why nothing can be compiled on this machine; None where it can."""
-    x = torch.zeros(2, 3, 5, 7)
-    try:
-        call(lambda x: (x + 1,), "probe", [x])
-    except Exception as error:  # whatever a compiler and its driver may raise
-        return str(error).strip().partition("\n")[0]
-    return None
-
-
 def call(
     text: Text,
     key: Hashable,
-    maps: Sequence[Tensor],
-    pooled: Sequence[Tensor] = (),
-    rest: Sequence[Tensor] = (),
-    width: int | None = None,
+    pooled: Sequence[Tensor],
+    rest: Sequence[Tensor],
+    images: int,
+    channels: int,
 ) -> Sequence[Tensor]:
     """Run a text on tensors by the kernel that the first such call makes of it.
 
     Args:
-        text: a function of all tensors, in this order, to a tuple of tensors.
+        text: a function of all tensors, in this order, to a sequence of tensors.
         key: equal for two texts only where they do the same with tensors of the same kind.
-        maps: (N, C, K, T), not empty, all dense and in the format of the first.
-        pooled: (N, C), contiguous.
-        rest: contiguous; (C,), or with `width` of any shapes that follow from the key.
-        width: C where the text is for this number of channels alone; None where it is for any.
+        pooled: (images, channels), contiguous.
+        rest: contiguous, of sizes that follow from the key and the number of channels.
+        images: N.
+        channels: C.
 
     Raises:
-        RuntimeError: the compiler failed.
+        RuntimeError: the compiler failed, or the text is for one number of images only.
     """
-    x = maps[0]
-    n, c, k, t = x.shape
-    sizes = (n == 1, width or c == 1, k == 1, t == 1)
-    kinds = tuple([t.dtype for t in (*maps, *pooled, *rest)])
-    whole = (key, kinds, x.device, x.is_contiguous(), sizes, torch.get_num_threads())
-    kernel = _kernels.get(whole)
+    kinds = tuple([(t.dtype, t.device) for t in (*pooled, *rest)])
+    whole = (key, kinds, images == 1, channels == 1, torch.get_num_threads())
+    kernel = _kernels.get((whole, channels) if whole in _narrow else whole)
     if kernel is None:
         with _lock:
-            kernel = _kernels[whole] = _compile(text, maps, pooled, rest, width)
-    return kernel([*maps, *pooled, *rest])
+            kernel = _make(whole, text, pooled, rest, images, channels)
+    return kernel([*pooled, *rest])
 
 
-def _compile(
+def _make(
+    whole: Hashable,
     text: Text,
-    maps: Sequence[Tensor],
     pooled: Sequence[Tensor],
     rest: Sequence[Tensor],
-    width: int | None,
+    images: int,
+    channels: int,
 ) -> Kernel:
+    n, c = (1 if size == 1 else hint for size, hint in zip((images, channels), _HINTS, strict=True))
+    if whole not in _narrow:
+        kernel = _compile(text, [*_examples(pooled, rest, channels, n, c, c > 1)])
+        if kernel is not None:
+            return _kernels.setdefault(whole, kernel)
+        _narrow.add(whole)
+    kernel = _compile(text, [*_examples(pooled, rest, channels, n, channels, False)])
+    if kernel is None:
+        raise RuntimeError(f"no kernel for any number of images can be made of {whole}")
+    return _kernels.setdefault((whole, channels), kernel)
+
+
+def _compile(text: Text, examples: list[tuple[Tensor, list[bool]]]) -> Kernel | None:
     """Trace a text with symbolic sizes and let Inductor compile the result.
 
     `torch.compile` would do the same, but checks guards at every call, which takes several times
     as long as these calls, and counts all kernels towards one limit of recompilations.
+
+    Returns:
+        The kernel; None if it would hold for a single value of a size that may vary.
     """
     from torch._guards import TracingContext, tracing
+    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    mode = FakeTensorMode(shape_env=ShapeEnv())
+    sizes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=sizes)
     trace = make_fx(lambda *xs: tuple(text(*xs)), select_decomp_table(), tracing_mode="fake")
-    plain = (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast(maps[0].device.type, enabled=False),
-    )
+    device = examples[0][0].device.type
+    plain = (torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False))
     with plain[0], plain[1], plain[2], tracing(TracingContext(mode)):
-        inputs = [_fake(mode, t) for t in _examples(maps, pooled, rest, width)]
+        inputs = [_fake(mode, *example) for example in examples]
         module = trace(*inputs)
-        return compile_fx_inner(module, inputs)  # pyright: ignore[reportReturnType]
+        with config.patch(size_asserts=False):  # `call` says what it is given
+            kernel = None if sizes.replacements else compile_fx_inner(module, inputs)
+    return None if sizes.replacements else kernel  # pyright: ignore[reportReturnType]
 
 
 def _examples(
-    maps: Sequence[Tensor], pooled: Sequence[Tensor], rest: Sequence[Tensor], width: int | None
+    pooled: Sequence[Tensor], rest: Sequence[Tensor], channels: int, n: int, c: int, varies: bool
 ) -> Iterator[tuple[Tensor, list[bool]]]:
-    """Yield tensors like those of a call, of the sizes in `_HINTS`, and which sizes may vary."""
-    hints = zip(maps[0].shape, _HINTS, strict=True)
-    n, c, *size = (1 if size == 1 else hint for size, hint in hints)
-    c = width or c
-    vary = [n > 1, width is None and c > 1, *(side > 1 for side in size)]
-    flat = maps[0].is_contiguous()
-    last = torch.contiguous_format if flat else torch.channels_last
-    for t in maps:
-        yield t.new_empty(n, c, *size).contiguous(memory_format=last), vary
+    """Yield tensors like those of a call for n images and c channels, and which sizes may vary."""
     for t in pooled:
-        yield t.new_empty(n, c), vary[:2]
+        yield t.new_empty(n, c), [n > 1, varies]
     for t in rest:
-        yield (t.new_empty(c), vary[1:2]) if width is None else (t.detach(), [False] * t.dim())
+        vary = [varies and size == channels for size in t.shape]
+        sizes = [c if size == channels else size for size in t.shape]
+        yield t.new_empty(sizes), vary
 
 
-def _fake(mode: "FakeTensorMode", example: tuple[Tensor, list[bool]]) -> Tensor:
+def _fake(mode: "FakeTensorMode", example: Tensor, vary: list[bool]) -> Tensor:
     """Return a stand-in whose varying sizes are symbols, the same for the same size."""
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
-    tensor, vary = example
     sizes = [DimDynamic.DUCK if varies else DimDynamic.STATIC for varies in vary]
-    return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(sizes))
+    return mode.from_tensor(example, symbolic_context=StatelessSymbolicContext(sizes))

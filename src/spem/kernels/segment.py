@@ -1,19 +1,20 @@
-"""Pooling, head and recalibration as differentiable operations above the passes over maps.
+"""Pooling, head and recalibration as one differentiable operation with a compiled head.
 
-The head is what lies between the passes: it turns the pooled values of a map into the coefficients
-of its recalibration. It works on (N, C) tensors alone and is differentiated by autograd.
+The head is what lies between the passes over the map: it turns pooled values into the coefficients
+of the recalibration. It works on (N, C) tensors alone and is differentiated by autograd, once.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spem.kernels import inductor, passes
-from spem.kernels.formats import canonical, dense, like
+from spem.kernels import compiled, inductor
+from spem.kernels.formats import dense, like
+from spem.kernels.reference import widen
 
 Values = dict[str, Tensor]
 
@@ -34,29 +35,26 @@ class Head(NamedTuple):
     """A head that can be compiled: a pure function of pooled values and tensors.
 
     Args:
-        function: from the pooled values of maps, the number of their positions and the tensors to
-            coefficients. The values of a backward pass also hold "first", those at position 0.
+        function: from the pooled values of maps, the number of their positions as a tensor () and
+            the tensors to coefficients. The values of a backward pass also hold "first", those at
+            position 0, if "max" is wanted.
         key: equal for two heads only where their functions are.
         wanted: the statistics that it reads.
-        tensors: parameters and buffers; all (C,), unless `width` is given.
-        width: C where the key holds for this number of channels alone.
+        tensors: parameters and buffers; their sizes follow from the key and C.
     """
 
     function: Callable[[Values, Any, Sequence[Tensor]], Coefficients]
     key: Hashable
     wanted: tuple[str, ...]
     tensors: Sequence[Tensor]
-    width: int | None = None
 
 
-# Which tensors of a head have no influence on its coefficients, found while its text is traced.
-_idle: dict[Hashable, tuple[int, ...]] = {}
+# Which gradients a head's kernel returns, in order: names of values and indices of tensors.
+_returned: dict[Hashable, list[str | int]] = {}
 
 
 def apply(head: Head, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     """Return relu(scale·x + shift + residual) with the coefficients of a head.
-
-    Two kernels do all the work: one forward, one backward.
 
     Args:
         head: gives the coefficients.
@@ -74,110 +72,129 @@ def apply(head: Head, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
 class _Segment(torch.autograd.Function):
     @staticmethod
     def forward(ctx, head: Head, relu: bool, x: Tensor, residual: Tensor | None, *tensors: Tensor):
-        out, scale, *values = _forward(head, relu, x, residual, tensors)
-        ctx.head, ctx.added = head, residual is not None
-        ctx.save_for_backward(x, out if relu else None, scale, *values, *tensors)
+        out, scale, values = _forward(head, relu, x, residual, tensors)
+        ctx.head, ctx.names = head, tuple(values)
+        ctx.save_for_backward(x, out if relu else None, scale, *values.values(), *tensors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, out, scale, *others = ctx.saved_tensors
-        count = len(ctx.head.wanted)
-        _, _, needs_x, _, *needs = ctx.needs_input_grad
-        maps = [like(x, grad), x] if out is None else [like(x, grad), x, out]
-        wanted = tuple(i for i, needed in enumerate(needs) if needed)
-        key = ("backward", ctx.head.key, ctx.added, needs_x, wanted, out is None)
-        pooled, rest = others[:count], others[count:]
-        (pooled if scale.dim() == 2 else rest).insert(0, scale)
-        text = partial(_backward_text, ctx.head, key, out is not None, scale.dim() == 2)
-        flat = [canonical(m) for m in maps]
-        results = inductor.call(text, key, flat, pooled, rest, ctx.head.width)
-        results = iter(results)
-        dresidual = (maps[0] if out is None else next(results).view(x.shape)) if ctx.added else None
-        dx = next(results).view(x.shape) if needs_x else None
-        gradients: list[Tensor | None] = [None] * len(needs)
-        for i in wanted:
-            if i not in _idle[key]:
-                gradients[i] = next(results)
-        return None, None, dx, dresidual, *gradients
+        needs_x, needs_residual = ctx.needs_input_grad[2:4]
+        wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed)
+        values = dict(zip(ctx.names, others, strict=False))
+        tensors = others[len(values) :]
+        d, dscale, dshift = compiled.sums(like(x, grad), out, x, needs_residual)
+        found = _through_head(ctx.head, wanted, x, values, tensors, scale.dim(), dscale, dshift)
+        dx = None
+        if needs_x:
+            of_values = {name: value for name, value in found.items() if isinstance(name, str)}
+            grad, out = (like(x, grad), out) if d is None else (d, None)
+            dx = compiled.input_gradient(x, values, of_values, grad, scale, out)
+        dresidual = d if needs_residual else None
+        return None, None, dx, dresidual, *map(found.get, range(len(tensors)))
 
 
 def _forward(
-    head: Head, relu: bool, x: Tensor, residual: Tensor | None, tensors: Sequence[Tensor]
-) -> list[Tensor]:
+    head: Head,
+    relu: bool,
+    x: Tensor,
+    residual: Tensor | None,
+    tensors: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Values]:
     """Return the result, the scale and the pooled values."""
-    maps = [canonical(x)] if residual is None else [canonical(x), canonical(residual)]
-    key = ("forward", head.key, relu, residual is None)
-    text = partial(_forward_text, head, relu, residual is not None)
-    out, *rest = inductor.call(text, key, maps, (), tensors, head.width)
-    return [out.view(x.shape), *rest]
+    values = compiled.pool(x, head.wanted) if head.wanted else {}
+    pooled = [values[name] for name in head.wanted]
+    rest = [_number(x.shape[2] * x.shape[3]), *tensors]
+    key = ("forward", head.key, len(pooled))
+    n, c = x.shape[:2]
+    text = partial(_forward_text, head)
+    scale, *shift = inductor.call(text, key, pooled, rest, n, c)
+    out = compiled.recalibrate(x, scale, shift[0] if shift else None, residual, relu)
+    return out, scale, values
 
 
-def _forward_text(head: Head, relu: bool, added: bool, x: Tensor, *others: Tensor) -> list[Tensor]:
-    residual, tensors = (others[0], others[1:]) if added else (None, others)
-    values = passes.pool(x, head.wanted)
-    scale, shift, updates = head.function(values, x.shape[2] * x.shape[3], tensors)
-    out = passes.recalibrate(x, scale, shift, residual, relu)
+@cache
+def _number(count: int) -> Tensor:
+    return torch.tensor(count, dtype=torch.float64)
+
+
+def _forward_text(head: Head, *given: Tensor) -> list[Tensor]:
+    """Return scale and shift, and update the head's tensors."""
+    values = dict(zip(head.wanted, given, strict=False))
+    count, *tensors = given[len(values) :]
+    coefficients, updates = _coefficients(head, values, count, tensors)
     for index, value in updates.items():
         tensors[index].copy_(value)
-    return [out, scale, *(values[name] for name in head.wanted)]
+    return coefficients
 
 
-def _backward_text(
-    head: Head,
-    key: tuple[Any, ...],
-    rectified: bool,
-    per_image: bool,
-    grad: Tensor,
-    x: Tensor,
-    *others: Tensor,
-) -> list[Tensor]:
-    """Return the gradients of residual, x and tensors, those that the key asks for."""
-    _, _, added, needs_x, wanted, _ = key
-    out, others = (others[0], others[1:]) if rectified else (None, others)
-    count = len(head.wanted)
-    if per_image:
-        scale, others = others[0], others[1:]
-        pooled, tensors = others[:count], others[count:]
-    else:
-        pooled, scale, tensors = others[:count], others[count], others[count + 1 :]
-    values = dict(zip(head.wanted, pooled, strict=True))
-    d = passes.masked(grad, out)
-    gradients, own = _through_head(head, values, tensors, wanted, d, x)
-    results = [d] if added and rectified else []
-    if needs_x:
-        results.append(passes.input_gradient(x, values, gradients, d, scale))
-    _idle[key] = tuple(i for i in wanted if own[i] is None)
-    return results + [g for g in own.values() if g is not None]
+def _coefficients(
+    head: Head, values: Values, count: Tensor, tensors: Sequence[Tensor]
+) -> tuple[list[Tensor], dict[int, Tensor]]:
+    scale, shift, updates = head.function(values, count, tensors)
+    both = [scale] if shift is None else list(torch.broadcast_tensors(scale, shift))
+    return [t.contiguous() for t in both], updates
 
 
 def _through_head(
     head: Head,
+    wanted: tuple[int, ...],
+    x: Tensor,
     values: Values,
     tensors: Sequence[Tensor],
+    dimensions: int,
+    dscale: Tensor,
+    dshift: Tensor,
+) -> dict[str | int, Tensor]:
+    """Return the gradients of the pooled values, by name, and of the tensors, by index."""
+    if not head.wanted and not wanted:
+        return {}
+    pooled = {name: values[name] for name in head.wanted}
+    if "max" in pooled:
+        pooled["first"] = widen(x[:, :, 0, 0]).contiguous()
+    names = (*pooled, "dscale", "dshift")
+    key = ("backward", head.key, names, wanted)
+    text = partial(_backward_text, head, key, names, wanted, dimensions)
+    given = [*pooled.values(), dscale, dshift]
+    rest = [_number(x.shape[2] * x.shape[3]), *tensors]
+    n, c = x.shape[:2]
+    found = inductor.call(text, key, given, rest, n, c)
+    return dict(zip(_returned[key], found, strict=True))
+
+
+def _backward_text(
+    head: Head,
+    key: Hashable,
+    names: tuple[str, ...],
     wanted: tuple[int, ...],
-    d: Tensor,
-    x: Tensor,
-) -> tuple[Values, dict[int, Tensor | None]]:
-    """Differentiate a head: return the gradients of the pooled values and of the wanted tensors."""
+    dimensions: int,
+    *given: Tensor,
+) -> list[Tensor]:
+    values = dict(zip(names, given, strict=False))
+    gradients = [values.pop("dscale"), values.pop("dshift")]
+    if dimensions == 1:
+        gradients = [gradient.sum(0) for gradient in gradients]
+    count, *tensors = given[len(names) :]
     with torch.enable_grad():
-        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+        pooled = {name: values[name].detach().requires_grad_() for name in head.wanted}
         inputs = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
-        first = {"first": passes.widen(x[..., 0, 0])} if "max" in values else {}
-        scale, shift, _ = head.function(leaves | first, x.shape[2] * x.shape[3], inputs)
-        dscale, dshift = passes.sums(d, x)
-        if scale.dim() == 1:
-            dscale, dshift = dscale.sum(0), dshift.sum(0)
-        outputs = [(scale, dscale)] if shift is None else [(scale, dscale), (shift, dshift)]
-        outputs = [(value, grad) for value, grad in outputs if value.requires_grad]
-        asked = [*leaves.values(), *(inputs[i] for i in wanted)]
-        if not outputs or not asked:
-            return {}, dict.fromkeys(wanted)
-        ends, grads = zip(*outputs, strict=True)
-        found = torch.autograd.grad(ends, asked, grads, allow_unused=True)
-    of_values = zip(leaves, found[: len(leaves)], strict=True)
-    return (
-        {name: grad for name, grad in of_values if grad is not None},
-        dict(zip(wanted, found[len(leaves) :], strict=True)),
-    )
+        leaves = {**pooled, **{i: inputs[i] for i in wanted}}
+        coefficients, _ = _coefficients(head, values | pooled, count, inputs)
+        ends = [
+            (end, gradient)
+            for end, gradient in zip(coefficients, gradients, strict=False)
+            if end.requires_grad
+        ]
+        found = _gradients(ends, list(leaves.values()))
+    reached = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    _returned[key] = list(reached)
+    return [g.contiguous() for g in reached.values()]
+
+
+def _gradients(ends: list[tuple[Tensor, Tensor]], leaves: list[Tensor]) -> Sequence[Tensor | None]:
+    if not ends:
+        return [None] * len(leaves)
+    outputs, gradients = zip(*ends, strict=True)
+    return torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)

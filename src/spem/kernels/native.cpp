@@ -1,0 +1,600 @@
+// The passes over maps that attention and its gradient need, for processors.
+//
+// A map is (n, c, l) numbers, l positions for each of n·c channels: in NCHW the positions of a
+// channel lie together, in NHWC the channels of a position. Every pass reads its maps once, in the
+// order of memory, and shares the images among threads. `compiled.py` describes the four
+// functions at the end.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int REGISTER = 64;
+#elif defined(__AVX__)
+constexpr int REGISTER = 32;
+#else
+constexpr int REGISTER = 16;
+#endif
+constexpr int UNROLLED = 4;        // registers of channels or positions that are computed together
+constexpr int64_t TILE = 1 << 13;  // bytes of NHWC whose sums are kept in registers
+constexpr int64_t BLOCK = 64;      // positions that are summed before their sum is added
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The type in which the numbers of a map are computed; it counts their positions, too.
+template <class T> struct WideOf { using type = T; };
+template <> struct WideOf<BFloat16> { using type = float; };
+template <class T> using Wide = typename WideOf<T>::type;
+
+template <class A, int W> struct VectorOf {
+  typedef A type __attribute__((vector_size(W * sizeof(A))));
+};
+template <class A, int W> using Vector = typename VectorOf<A, W>::type;
+template <class A> constexpr int LANES = REGISTER / sizeof(A);
+
+template <int W, int B> struct Size {
+  static constexpr int lanes = W, vectors = B;
+};
+
+template <class A, int W> inline Vector<A, W> splat(A value) { return Vector<A, W>{} + value; }
+
+template <class A, int W> inline Vector<A, W> count_up() {
+  Vector<A, W> lanes;
+  for (int i = 0; i < W; i++) lanes[i] = i;
+  return lanes;
+}
+
+template <int W, class T> inline Vector<Wide<T>, W> load(const T* from) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    Vector<uint16_t, W> raw;
+    std::memcpy(&raw, from, sizeof raw);
+    Vector<uint32_t, W> bits = __builtin_convertvector(raw, Vector<uint32_t, W>) << 16;
+    return (Vector<float, W>)bits;
+  } else {
+    Vector<T, W> value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+  }
+}
+
+template <int W, class T> inline void store(T* to, Vector<Wide<T>, W> value) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    // To the nearest, ties to even; a NaN stays one.
+    Vector<uint32_t, W> bits = (Vector<uint32_t, W>)value;
+    Vector<uint32_t, W> rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16;
+    Vector<uint32_t, W> quiet = (bits >> 16) | 0x40u;
+    rounded = value == value ? rounded : quiet;
+    Vector<uint16_t, W> raw = __builtin_convertvector(rounded, Vector<uint16_t, W>);
+    std::memcpy(to, &raw, sizeof raw);
+  } else {
+    std::memcpy(to, &value, sizeof value);
+  }
+}
+
+template <class A, int W> inline A total(Vector<A, W> value) {
+  if constexpr (W == 1) {
+    return value[0];
+  } else {
+    Vector<A, W / 2> half[2];
+    std::memcpy(half, &value, sizeof half);
+    return total<A, W / 2>(half[0] + half[1]);
+  }
+}
+
+// The largest number seen and its first position, for every lane.
+template <class A, int W> struct Largest {
+  Vector<A, W> value = splat<A, W>(-std::numeric_limits<A>::infinity());
+  Vector<A, W> at = {};
+
+  inline void see(Vector<A, W> x, Vector<A, W> position) {
+    at = x > value ? position : at;
+    value = x > value ? x : value;
+  }
+
+  inline void merge(const Largest& other) {
+    at = other.value == value ? (other.at < at ? other.at : at) : at;
+    at = other.value > value ? other.at : at;
+    value = other.value > value ? other.value : value;
+  }
+
+  inline Largest<A, 1> all() const {
+    if constexpr (W == 1) {
+      return *this;
+    } else {
+      Largest<A, W / 2> half[2];
+      for (int i = 0; i < 2; i++) {
+        constexpr size_t bytes = sizeof half[i].value;
+        std::memcpy(&half[i].value, (const char*)&value + i * bytes, bytes);
+        std::memcpy(&half[i].at, (const char*)&at + i * bytes, bytes);
+      }
+      half[0].merge(half[1]);
+      return half[0].all();
+    }
+  }
+};
+
+// Calls f(size, first) for blocks that cover [first, last), wide ones as long as they fit.
+template <class A, class F> inline void over(int64_t first, int64_t last, F f) {
+  constexpr int W = LANES<A>;
+  for (; first + W * UNROLLED <= last; first += W * UNROLLED) f(Size<W, UNROLLED>{}, first);
+  for (; first + W <= last; first += W) f(Size<W, 1>{}, first);
+  if constexpr (W > 4)
+    for (; first + 4 <= last; first += 4) f(Size<4, 1>{}, first);
+  for (; first < last; first++) f(Size<1, 1>{}, first);
+}
+
+struct Shape {
+  int64_t n, c, l;
+  bool last;  // NHWC
+  int threads;
+
+  template <class T> int64_t positions_of_a_tile() const {
+    return std::clamp<int64_t>(TILE / (c * sizeof(T)), 16, 32);
+  }
+};
+
+// Calls f(image, first, last) for all images, in parallel, each cut into parts of [0, size) where
+// the images alone cannot occupy the threads.
+template <class F> void share(const Shape& s, int64_t size, int64_t smallest, F f) {
+  int64_t parts = 1;
+  if (s.n < 4 * s.threads)
+    parts = std::clamp<int64_t>(size / smallest, 1, (4 * s.threads + s.n - 1) / s.n);
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+  for (int64_t task = 0; task < s.n * parts; task++) {
+    int64_t part = task % parts;
+    f(task / parts, size * part / parts, size * (part + 1) / parts);
+  }
+}
+
+template <class A, int ROWS> struct Table {
+  std::vector<A> values;
+  int64_t width;
+  Table(int64_t width, A fill = 0) : values(ROWS * width, fill), width(width) {}
+  A* operator[](int row) { return values.data() + row * width; }
+};
+
+// ---- pooling ----
+
+template <class T> struct Pooled {
+  using A = Wide<T>;
+  A *mean, *var, *max, *min, *argmax, *argmin;
+};
+
+// Of a map with numbers that are not finite, whose sums above mean nothing.
+template <class T, bool VAR, bool EXTREMA>
+void pool_carefully(const T* x, int64_t stride, int64_t l, int64_t to, const Pooled<T>& out) {
+  using A = Wide<T>;
+  A sum = 0, squares = 0;
+  Largest<A, 1> max, min;
+  bool poisoned = false;
+  for (int64_t p = 0; p < l; p++) {
+    A v = load<1>(x + p * stride)[0];
+    sum += v;
+    if (!EXTREMA || poisoned) continue;
+    poisoned = v != v;
+    if (poisoned) {
+      max.value = min.value = splat<A, 1>(v);
+      max.at = min.at = splat<A, 1>(p);
+    } else {
+      max.see(splat<A, 1>(v), splat<A, 1>(p));
+      min.see(splat<A, 1>(-v), splat<A, 1>(p));
+    }
+  }
+  A mean = out.mean[to] = sum / l;
+  if constexpr (VAR) {
+    for (int64_t p = 0; p < l; p++) {
+      A centred = load<1>(x + p * stride)[0] - mean;
+      squares += centred * centred;
+    }
+    out.var[to] = squares / l;
+  }
+  if constexpr (EXTREMA) {
+    out.max[to] = max.value[0], out.argmax[to] = max.at[0];
+    out.min[to] = -min.value[0], out.argmin[to] = min.at[0];
+  }
+}
+
+template <bool VAR, class A>
+inline bool finish_moments(A shift, A sum, A squares, int64_t l, A* mean, A* var) {
+  A rest = sum / l;
+  *mean = rest + shift;
+  if constexpr (VAR) *var = std::max<A>(squares / l - rest * rest, 0);
+  return std::isfinite(sum) && (!VAR || std::isfinite(squares));
+}
+
+// Mean and variance are those of the deviation from the mean of the first sixteenth of the map:
+// so the squares cannot lose more than four bits, whatever the mean, since that of k of l numbers
+// is at most √(l/k) deviations away from the mean of all.
+template <class T, bool VAR, bool EXTREMA> struct Pool {
+  using A = Wide<T>;
+  const T* x;
+  Pooled<T> out;
+
+  void positions_last(const Shape& s, int64_t map) const {
+    constexpr int W = LANES<A>;
+    const T* from = x + map * s.l;
+    A shift = 0;
+    if constexpr (VAR) {
+      int64_t first = (s.l + 15) / 16;
+      over<A>(0, first, [&](auto size, int64_t p) {
+        constexpr int B = decltype(size)::vectors, V = decltype(size)::lanes;
+        for (int b = 0; b < B; b++) shift += total<A, V>(load<V>(from + p + b * V));
+      });
+      shift /= first;
+    }
+    Vector<A, W> sum[UNROLLED] = {}, squares[UNROLLED] = {};
+    Largest<A, W> max[UNROLLED], min[UNROLLED];
+    A more = 0, more_squares = 0;
+    Largest<A, 1> more_max, more_min;
+    const Vector<A, W> lanes = count_up<A, W>();
+    over<A>(0, s.l, [&](auto size, int64_t p) {
+      constexpr int B = decltype(size)::vectors, V = decltype(size)::lanes;
+      if constexpr (V == W) {
+#pragma GCC unroll 4
+        for (int b = 0; b < B; b++) {
+          Vector<A, W> v = load<W>(from + p + b * W), centred = v - shift;
+          sum[b] += centred;
+          if constexpr (VAR) squares[b] += centred * centred;
+          if constexpr (EXTREMA) {
+            max[b].see(v, lanes + A(p + b * W));
+            min[b].see(-v, lanes + A(p + b * W));
+          }
+        }
+      } else {
+        for (int i = 0; i < V; i++) {
+          Vector<A, 1> v = load<1>(from + p + i), centred = v - shift;
+          more += centred[0];
+          if constexpr (VAR) more_squares += centred[0] * centred[0];
+          if constexpr (EXTREMA) {
+            more_max.see(v, splat<A, 1>(p + i));
+            more_min.see(-v, splat<A, 1>(p + i));
+          }
+        }
+      }
+    });
+    for (int b = 1; b < UNROLLED; b++) {
+      sum[0] += sum[b], squares[0] += squares[b];
+      if constexpr (EXTREMA) max[0].merge(max[b]), min[0].merge(min[b]);
+    }
+    more += total<A, W>(sum[0]), more_squares += total<A, W>(squares[0]);
+    if (!finish_moments<VAR>(shift, more, more_squares, s.l, out.mean + map, out.var + map))
+      return pool_carefully<T, VAR, EXTREMA>(from, 1, s.l, map, out);
+    if constexpr (EXTREMA) {
+      more_max.merge(max[0].all()), more_min.merge(min[0].all());
+      out.max[map] = more_max.value[0], out.argmax[map] = more_max.at[0];
+      out.min[map] = -more_min.value[0], out.argmin[map] = more_min.at[0];
+    }
+  }
+
+  void channels_last(const Shape& s, int64_t image, int64_t c0, int64_t c1) const {
+    constexpr A least = -std::numeric_limits<A>::infinity();
+    const T* from = x + image * s.l * s.c;
+    int64_t tile = s.positions_of_a_tile<T>(), first = (s.l + 15) / 16;
+    Table<A, 7> state(s.c);
+    A *shift = state[0], *sum = state[1], *squares = state[2], *max = state[3], *min = state[4];
+    A *argmax = state[5], *argmin = state[6];
+    std::fill(max, max + 2 * s.c, least);
+    if constexpr (VAR) {
+      for (int64_t p = 0; p < first; p += tile)
+        over<A>(c0, c1, [&](auto size, int64_t c) {
+          constexpr int B = decltype(size)::vectors, W = decltype(size)::lanes;
+          Vector<A, W> part[B] = {};
+          for (int64_t q = p; q < std::min(p + tile, first); q++)
+            for (int b = 0; b < B; b++) part[b] += load<W>(from + q * s.c + c + b * W);
+          for (int b = 0; b < B; b++)
+            store<W>(shift + c + b * W, load<W>(shift + c + b * W) + part[b] / A(first));
+        });
+    }
+    for (int64_t p = 0; p < s.l; p += tile)
+      over<A>(c0, c1, [&](auto size, int64_t c) {
+        constexpr int B = decltype(size)::vectors, W = decltype(size)::lanes;
+        Vector<A, W> base[B], part[B] = {}, part_squares[B] = {};
+        Largest<A, W> largest[B], smallest[B];
+        for (int b = 0; b < B; b++) {
+          base[b] = load<W>(shift + c + b * W);
+          if constexpr (EXTREMA) {
+            largest[b] = {load<W>(max + c + b * W), load<W>(argmax + c + b * W)};
+            smallest[b] = {load<W>(min + c + b * W), load<W>(argmin + c + b * W)};
+          }
+        }
+        for (int64_t q = p; q < std::min(p + tile, s.l); q++) {
+#pragma GCC unroll 4
+          for (int b = 0; b < B; b++) {
+            Vector<A, W> v = load<W>(from + q * s.c + c + b * W), centred = v - base[b];
+            part[b] += centred;
+            if constexpr (VAR) part_squares[b] += centred * centred;
+            if constexpr (EXTREMA) {
+              largest[b].see(v, splat<A, W>(q));
+              smallest[b].see(-v, splat<A, W>(q));
+            }
+          }
+        }
+        for (int b = 0; b < B; b++) {
+          store<W>(sum + c + b * W, load<W>(sum + c + b * W) + part[b]);
+          store<W>(squares + c + b * W, load<W>(squares + c + b * W) + part_squares[b]);
+          if constexpr (EXTREMA) {
+            store<W>(max + c + b * W, largest[b].value);
+            store<W>(argmax + c + b * W, largest[b].at);
+            store<W>(min + c + b * W, smallest[b].value);
+            store<W>(argmin + c + b * W, smallest[b].at);
+          }
+        }
+      });
+    for (int64_t c = c0; c < c1; c++) {
+      int64_t to = image * s.c + c;
+      if (!finish_moments<VAR>(shift[c], sum[c], squares[c], s.l, out.mean + to, out.var + to)) {
+        pool_carefully<T, VAR, EXTREMA>(from + c, s.c, s.l, to, out);
+      } else if constexpr (EXTREMA) {
+        out.max[to] = max[c], out.argmax[to] = argmax[c];
+        out.min[to] = -min[c], out.argmin[to] = argmin[c];
+      }
+    }
+  }
+};
+
+// ---- the gradients of scale and shift ----
+
+template <class T, bool RELU, bool WRITE> struct Sums {
+  using A = Wide<T>;
+  const T *grad, *result, *x;
+  T* d;
+  A *dscale, *dshift;
+
+  template <int W> inline void add(int64_t at, Vector<A, W>& products, Vector<A, W>& sum) const {
+    Vector<A, W> g = load<W>(grad + at);
+    if constexpr (RELU) g = load<W>(result + at) > 0 ? g : splat<A, W>(0);
+    if constexpr (WRITE) store<W>(d + at, g);
+    products += g * load<W>(x + at);
+    sum += g;
+  }
+
+  void positions_last(const Shape& s, int64_t map) const {
+    constexpr int W = LANES<A>;
+    const Sums own = *this;
+    Vector<A, W> products[UNROLLED] = {}, sum[UNROLLED] = {};
+    Vector<A, 1> more_products = {}, more = {};
+    over<A>(map * s.l, (map + 1) * s.l, [&](auto size, int64_t at) {
+      constexpr int B = decltype(size)::vectors, V = decltype(size)::lanes;
+      if constexpr (V == W) {
+#pragma GCC unroll 4
+        for (int b = 0; b < B; b++) own.template add<W>(at + b * W, products[b], sum[b]);
+      } else {
+        for (int i = 0; i < V; i++) own.template add<1>(at + i, more_products, more);
+      }
+    });
+    for (int b = 1; b < UNROLLED; b++) products[0] += products[b], sum[0] += sum[b];
+    dscale[map] = more_products[0] + total<A, W>(products[0]);
+    dshift[map] = more[0] + total<A, W>(sum[0]);
+  }
+
+  void channels_last(const Shape& s, int64_t image, int64_t c0, int64_t c1) const {
+    const Sums own = *this;
+    // Several channel blocks of one position, not several positions of a block: a processor
+    // prefetches three maps at once only where they are read in order.
+    const int64_t tile = s.c > UNROLLED * LANES<A> ? 1 : s.positions_of_a_tile<T>();
+    const int64_t first = image * s.l * s.c;
+    A* const totals[2] = {dscale + image * s.c, dshift + image * s.c};
+    for (A* row : totals) std::fill(row + c0, row + c1, A(0));
+    Table<A, 2> partial(s.c);
+    A *const products = partial[0], *const sum = partial[1];
+    for (int64_t block = 0; block < s.l; block += BLOCK) {
+      const int64_t end = std::min(block + BLOCK, s.l);
+      for (int64_t p = block; p < end; p += tile)
+        over<A>(c0, c1, [&](auto size, int64_t c) {
+          constexpr int B = decltype(size)::vectors, W = decltype(size)::lanes;
+          Vector<A, W> own_products[B], own_sum[B];
+          for (int b = 0; b < B; b++) {
+            own_products[b] = load<W>(products + c + b * W);
+            own_sum[b] = load<W>(sum + c + b * W);
+          }
+          for (int64_t q = p; q < std::min(p + tile, end); q++) {
+#pragma GCC unroll 4
+            for (int b = 0; b < B; b++)
+              own.template add<W>(first + q * s.c + c + b * W, own_products[b], own_sum[b]);
+          }
+          for (int b = 0; b < B; b++) {
+            store<W>(products + c + b * W, own_products[b]);
+            store<W>(sum + c + b * W, own_sum[b]);
+          }
+        });
+      for (int64_t c = c0; c < c1; c++) {
+        totals[0][c] += products[c], totals[1][c] += sum[c];
+        products[c] = sum[c] = 0;
+      }
+    }
+  }
+};
+
+template <class Reduction> void reduce(const Shape& s, const Reduction& reduction) {
+  using A = typename Reduction::A;
+  if (s.last)
+    return share(s, s.c, LANES<A> * UNROLLED, [&](int64_t image, int64_t c0, int64_t c1) {
+      reduction.channels_last(s, image, c0, c1);
+    });
+  share(s, s.c, 1, [&](int64_t image, int64_t c0, int64_t c1) {
+    for (int64_t c = c0; c < c1; c++) reduction.positions_last(s, image * s.c + c);
+  });
+}
+
+// ---- passes that write a map of one number for every number ----
+
+template <class T, bool RESIDUAL> struct Recalibrate {
+  using A = Wide<T>;
+  static constexpr int COEFFICIENTS = 2;
+  const T *x, *residual;
+  T* out;
+  const A *scale, *shift;
+  bool per_image;
+  A floor;  // below which there is no result: 0 for a ReLU
+
+  // Writes the coefficients of a channel, `stride` apart.
+  void coefficients(const Shape& s, int64_t image, int64_t c, A* to, int64_t stride) const {
+    int64_t from = per_image ? image * s.c + c : c;
+    to[0] = scale[from];
+    to[stride] = shift ? shift[from] : A(0);
+  }
+
+  template <int W> inline void apply(int64_t at, Vector<A, W>, const Vector<A, W> k[]) const {
+    Vector<A, W> value = load<W>(x + at) * k[0] + k[1];
+    if constexpr (RESIDUAL) value += load<W>(residual + at);
+    store<W>(out + at, value < floor ? splat<A, W>(floor) : value);
+  }
+};
+
+template <class T> struct Gradients {
+  const T *grad, *result, *x;
+  T* dx;
+  const Wide<T> *scale, *mean, *dmean, *dvar, *dmax, *dmin, *argmax, *argmin;
+  bool per_image;
+};
+
+// GRAD: 0 where the map was only pooled, 1 with the gradient before the ReLU, 2 with that behind.
+template <class T, int GRAD, bool VAR, bool EXTREMA> struct InputGradient {
+  using A = Wide<T>;
+  static constexpr int COEFFICIENTS = EXTREMA ? 8 : 4;
+  Gradients<T> given;
+
+  void coefficients(const Shape& s, int64_t image, int64_t c, A* to, int64_t stride) const {
+    const Gradients<T>& g = given;
+    int64_t own = image * s.c + c;
+    to[0] = g.scale ? g.scale[g.per_image ? own : c] : A(1);
+    to[stride] = g.dmean ? g.dmean[own] / s.l : A(0);
+    to[2 * stride] = VAR ? 2 * g.dvar[own] / s.l : A(0);
+    to[3 * stride] = VAR ? g.mean[own] : A(0);
+    if constexpr (EXTREMA) {
+      to[4 * stride] = g.dmax ? g.argmax[own] : A(-1);
+      to[5 * stride] = g.dmax ? g.dmax[own] : A(0);
+      to[6 * stride] = g.dmin ? g.argmin[own] : A(-1);
+      to[7 * stride] = g.dmin ? g.dmin[own] : A(0);
+    }
+  }
+
+  template <int W>
+  inline void apply(int64_t at, Vector<A, W> position, const Vector<A, W> k[]) const {
+    constexpr Vector<A, W> zero = {};
+    Vector<A, W> sum = k[1];
+    if constexpr (GRAD > 0) {
+      Vector<A, W> d = load<W>(given.grad + at);
+      if constexpr (GRAD > 1) d = load<W>(given.result + at) > 0 ? d : zero;
+      sum += d * k[0];
+    }
+    if constexpr (VAR) sum += (load<W>(given.x + at) - k[3]) * k[2];
+    if constexpr (EXTREMA) {
+      sum += position == k[4] ? k[5] : zero;
+      sum += position == k[6] ? k[7] : zero;
+    }
+    store<W>(given.dx + at, sum);
+  }
+};
+
+template <class Pass> void write(const Shape& s, const Pass& pass) {
+  using A = typename Pass::A;
+  constexpr int K = Pass::COEFFICIENTS;
+  if (!s.last)
+    return share(s, s.c, 1, [&](int64_t image, int64_t c0, int64_t c1) {
+      const Pass own = pass;
+      for (int64_t c = c0; c < c1; c++) {
+        A k[K];
+        own.coefficients(s, image, c, k, 1);
+        int64_t first = (image * s.c + c) * s.l;
+        over<A>(0, s.l, [&](auto size, int64_t p) {
+          constexpr int B = decltype(size)::vectors, W = decltype(size)::lanes;
+          const Vector<A, W> lanes = count_up<A, W>();
+          Vector<A, W> wide[K];
+          for (int i = 0; i < K; i++) wide[i] = splat<A, W>(k[i]);
+#pragma GCC unroll 4
+          for (int b = 0; b < B; b++)
+            own.template apply<W>(first + p + b * W, lanes + A(p + b * W), wide);
+        });
+      }
+    });
+  share(s, s.l, 16, [&](int64_t image, int64_t p0, int64_t p1) {
+    const Pass own = pass;
+    const int64_t channels = s.c, first = image * s.l * s.c;
+    std::vector<A> table(K * channels);
+    A* const k = table.data();
+    for (int64_t c = 0; c < channels; c++) own.coefficients(s, image, c, k + c, channels);
+    for (int64_t p = p0; p < p1; p++)
+      over<A>(0, channels, [&](auto size, int64_t c) {
+        constexpr int B = decltype(size)::vectors, W = decltype(size)::lanes;
+#pragma GCC unroll 4
+        for (int b = 0; b < B; b++) {
+          Vector<A, W> wide[K];
+          for (int i = 0; i < K; i++) wide[i] = load<W>(k + i * channels + c + b * W);
+          own.template apply<W>(first + p * channels + c + b * W, splat<A, W>(p), wide);
+        }
+      });
+  });
+}
+
+template <class T> void pool_maps(const Shape& s, const T* x, const Pooled<T>& out) {
+  if (out.var && out.max) return reduce(s, Pool<T, true, true>{x, out});
+  if (out.var) return reduce(s, Pool<T, true, false>{x, out});
+  if (out.max) return reduce(s, Pool<T, false, true>{x, out});
+  reduce(s, Pool<T, false, false>{x, out});
+}
+
+template <class T, class... Rest>
+void recalibrate_maps(const Shape& s, const T* x, const T* residual, Rest... rest) {
+  if (residual) return write(s, Recalibrate<T, true>{x, residual, rest...});
+  write(s, Recalibrate<T, false>{x, residual, rest...});
+}
+
+template <class T, class... Rest>
+void sum_maps(const Shape& s, const T* grad, const T* result, const T* x, T* d, Rest... rest) {
+  if (!result) return reduce(s, Sums<T, false, false>{grad, result, x, d, rest...});
+  if (!d) return reduce(s, Sums<T, true, false>{grad, result, x, d, rest...});
+  reduce(s, Sums<T, true, true>{grad, result, x, d, rest...});
+}
+
+template <class T, int GRAD> void input_gradient_by(const Shape& s, const Gradients<T>& given) {
+  bool extrema = given.dmax || given.dmin;
+  if (given.dvar && extrema) return write(s, InputGradient<T, GRAD, true, true>{given});
+  if (given.dvar) return write(s, InputGradient<T, GRAD, true, false>{given});
+  if (extrema) return write(s, InputGradient<T, GRAD, false, true>{given});
+  write(s, InputGradient<T, GRAD, false, false>{given});
+}
+
+template <class T> void input_gradient_of_maps(const Shape& s, const Gradients<T>& given) {
+  if (!given.grad) return input_gradient_by<T, 0>(s, given);
+  if (!given.result) return input_gradient_by<T, 1>(s, given);
+  input_gradient_by<T, 2>(s, given);
+}
+
+}  // namespace
+
+// A function for maps of type T; compiled.py adds a line FUNCTIONS(T) for the type that it needs.
+#define SHAPE int64_t n, int64_t c, int64_t l, int64_t last, int64_t threads
+#define GIVEN Shape{n, c, l, last != 0, int(threads)}
+#define FUNCTIONS(T)                                                                              \
+  extern "C" void pool(SHAPE, const T* x, Wide<T>* mean, Wide<T>* var, Wide<T>* max,              \
+                       Wide<T>* min, Wide<T>* argmax, Wide<T>* argmin) {                          \
+    pool_maps<T>(GIVEN, x, {mean, var, max, min, argmax, argmin});                                \
+  }                                                                                               \
+  extern "C" void recalibrate(SHAPE, const T* x, const T* residual, T* out, const Wide<T>* scale, \
+                              const Wide<T>* shift, int64_t per_image, int64_t relu) {            \
+    Wide<T> floor = relu ? 0 : -std::numeric_limits<Wide<T>>::infinity();                         \
+    recalibrate_maps<T>(GIVEN, x, residual, out, scale, shift, per_image != 0, floor);            \
+  }                                                                                               \
+  extern "C" void sums(SHAPE, const T* grad, const T* result, const T* x, T* d, Wide<T>* dscale,  \
+                       Wide<T>* dshift) {                                                         \
+    sum_maps<T>(GIVEN, grad, result, x, d, dscale, dshift);                                       \
+  }                                                                                               \
+  extern "C" void input_gradient(                                                                 \
+      SHAPE, const T* grad, const T* result, const T* x, T* dx, const Wide<T>* scale,             \
+      const Wide<T>* mean, const Wide<T>* dmean, const Wide<T>* dvar, const Wide<T>* dmax,        \
+      const Wide<T>* dmin, const Wide<T>* argmax, const Wide<T>* argmin,                          \
+      int64_t per_image) {                                                                        \
+    Gradients<T> given{grad, result, x, dx, scale, mean, dmean, dvar, dmax, dmin, argmax, argmin, \
+                       per_image != 0};                                                           \
+    input_gradient_of_maps<T>(GIVEN, given);                                                      \
+  }
