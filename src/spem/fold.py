@@ -38,6 +38,8 @@ class FoldedNorm(nn.Module):
         source: Tensor | None = None,
     ) -> Tensor:
         """Return relu(gate(x) + residual); the arguments are those of `GatedBatchNorm2d`."""
+        if isinstance(self.gate, Gate):
+            return self.gate(x, residual, relu, overwrite=True)
         if self.gate is not None:
             return gated(self.gate, x, residual, relu, source)
         # A convolution keeps its input for the backward pass, not its output, and the fold was

@@ -18,6 +18,7 @@ class Folded(Gate):
         shift: b, (C,).
     """
 
+    traceable = True
     shift: Tensor
 
     def __init__(self, gate: Gate, weights: Mapping[str, Tensor], shift: Tensor):
@@ -67,6 +68,7 @@ class FoldedSPEM(Folded):
         inside: whether z multiplies the second sigmoid inside of the first.
     """
 
+    traceable = True
     sum_weight: Tensor
     sum_shift: Tensor
 
@@ -108,6 +110,7 @@ class FoldedSRM(Folded):
         parity: of the gate: NaN on maps of one position.
     """
 
+    traceable = True
     deviation_weight: Tensor
 
     def __init__(
@@ -131,16 +134,17 @@ class FoldedSRM(Folded):
         return torch.addcmul(self.logits(pooled), self.deviation_weight, deviation).sigmoid()
 
 
-def style_deviation(var: Tensor, count: int, eps: float, parity: bool) -> Tensor:
+def style_deviation(var: Tensor, count: int | Tensor, eps: float, parity: bool) -> Tensor:
     """Return SRM's deviation √(v + eps), v the unbiased variance, (N, C).
 
     Args:
         var: the biased variance, (N, C).
-        count: positions of a map; a single one has no unbiased variance, and v is 0 there.
+        count: positions of a map, a tensor () only if more than one; a single one has no unbiased
+            variance, and v is 0 there.
         eps: added under the root.
         parity: return NaN for maps of one position.
     """
-    if count > 1:
+    if isinstance(count, Tensor) or count > 1:
         var = var * (count / (count - 1))
     elif parity:
         var = torch.full_like(var, float("nan"))

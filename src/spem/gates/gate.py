@@ -146,13 +146,21 @@ class Gate(Attention):
         multiplier = self.multiplier(pooled.affine(scale, shift))
         return multiplier * scale, multiplier * shift
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        *,
+        overwrite: bool = False,
+    ) -> Tensor:
         """Return relu(multiplier · x + residual).
 
         Args:
             x: (N, C, H, W).
             residual: (N, C, H, W), added after the recalibration.
             relu: whether negative results become 0.
+            overwrite: whether the result may take the memory of x where no gradient is asked for.
 
         Raises:
             ValueError: x has other channels than the gate was built for.
@@ -163,11 +171,11 @@ class Gate(Attention):
         if residual is not None:
             check_residual(x, residual)
         if kernels.chosen(x) is kernels.compiled and compilable(self):
-            return segment.apply(gate_head(self), x, residual, relu)
+            return segment.apply(gate_head(self), x, residual, relu, overwrite)
         passes = kernels.passes_over(x, self.statistics)
         pooled = self.refine(Pooled.of(passes.values, x), x)
         multiplier = self.multiplier(pooled).expand(x.shape[:2])
-        return passes.recalibrate(multiplier, None, residual, relu)
+        return passes.recalibrate(multiplier, None, residual, relu, overwrite)
 
 
 def gated(

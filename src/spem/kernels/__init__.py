@@ -51,9 +51,16 @@ class Separate:
         self.values = {name: getattr(ops, f"pool_{name}")(x) for name in wanted}
 
     def recalibrate(
-        self, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+        self,
+        scale: Tensor,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        overwrite: bool = False,
     ) -> Tensor:
-        """Return relu(scale·x + shift + residual)."""
+        """Return relu(scale·x + shift + residual), in the memory of x if it may be overwritten."""
+        if overwrite and self._ops is eager and not torch.is_grad_enabled():
+            return eager.recalibrate_in_place(self._x, scale, shift, residual, relu)
         return self._ops.recalibrate(self._x, scale, shift, residual, relu)
 
 

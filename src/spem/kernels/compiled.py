@@ -99,7 +99,12 @@ def pool(x: Tensor, wanted: tuple[str, ...]) -> Values:
 
 
 def recalibrate(
-    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    overwrite: bool = False,
 ) -> Tensor:
     """Compute relu(scale·x + shift + residual).
 
@@ -109,8 +114,9 @@ def recalibrate(
         scale: (N, C) or (C,).
         shift: in the shape of scale, or None.
         relu: whether negative results become 0.
+        overwrite: whether the result takes the memory of x.
     """
-    out = torch.empty_like(x)
+    out = x if overwrite else torch.empty_like(x)
     maps = (x, residual, out)
     _run("recalibrate", x, (*maps, *_wide(x, scale, shift)), scale.dim() == 2, relu)
     return out

@@ -68,3 +68,15 @@ def recalibrate(
     if shift is not None and residual is not None:
         out = out.add_(residual)
     return out.relu_() if relu else out
+
+
+def recalibrate_in_place(
+    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+) -> Tensor:
+    """Do as `recalibrate` in the memory of x, without gradients."""
+    scale = scale.to(x.dtype)[:, :, None, None]
+    added = residual if shift is None else shift.to(x.dtype)[:, :, None, None]
+    out = x.mul_(scale) if added is None else torch.addcmul(added, x, scale, out=x)
+    if shift is not None and residual is not None:
+        out = out.add_(residual)
+    return out.relu_() if relu else out

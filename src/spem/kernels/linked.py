@@ -36,9 +36,14 @@ class Linked:
         self.values = dict(zip(wanted, values, strict=True))
 
     def recalibrate(
-        self, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+        self,
+        scale: Tensor,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        overwrite: bool = False,
     ) -> Tensor:
-        """Return relu(scale·x + shift + residual); to be called once."""
+        """Return relu(scale·x + shift + residual), in memory of its own; to be called once."""
         residual = None if residual is None else like(self._x, residual)
         return _Recalibrate.apply(self._link, self._ops, relu, self._x, scale, shift, residual)
 

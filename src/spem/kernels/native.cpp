@@ -430,6 +430,7 @@ template <class Reduction> void reduce(const Shape& s, const Reduction& reductio
 template <class T, bool RESIDUAL> struct Recalibrate {
   using A = Wide<T>;
   static constexpr int COEFFICIENTS = 2;
+  static constexpr bool EXTREMA = false;
   const T *x, *residual;
   T* out;
   const A *scale, *shift;
@@ -443,7 +444,7 @@ template <class T, bool RESIDUAL> struct Recalibrate {
     to[stride] = shift ? shift[from] : A(0);
   }
 
-  template <int W> inline void apply(int64_t at, Vector<A, W>, const Vector<A, W> k[]) const {
+  template <int W, bool> inline void apply(int64_t at, Vector<A, W>, const Vector<A, W> k[]) const {
     Vector<A, W> value = load<W>(x + at) * k[0] + k[1];
     if constexpr (RESIDUAL) value += load<W>(residual + at);
     store<W>(out + at, value < floor ? splat<A, W>(floor) : value);
@@ -458,10 +459,19 @@ template <class T> struct Gradients {
 };
 
 // GRAD: 0 where the map was only pooled, 1 with the gradient before the ReLU, 2 with that behind.
-template <class T, int GRAD, bool VAR, bool EXTREMA> struct InputGradient {
+template <class T, int GRAD, bool VAR, bool PEAKS> struct InputGradient {
   using A = Wide<T>;
-  static constexpr int COEFFICIENTS = EXTREMA ? 8 : 4;
+  static constexpr int COEFFICIENTS = PEAKS ? 8 : 4;
+  static constexpr bool EXTREMA = PEAKS;
   Gradients<T> given;
+
+  // Returns for every position whether an extremum of some channel of an image lies there.
+  std::vector<bool> positions_apart(const Shape& s, int64_t image) const {
+    std::vector<bool> apart(s.l, false);
+    for (const A* at : {given.argmax, given.argmin})
+      for (int64_t c = image * s.c; c < (image + 1) * s.c; c++) apart[int64_t(at[c])] = true;
+    return apart;
+  }
 
   void coefficients(const Shape& s, int64_t image, int64_t c, A* to, int64_t stride) const {
     const Gradients<T>& g = given;
@@ -478,7 +488,8 @@ template <class T, int GRAD, bool VAR, bool EXTREMA> struct InputGradient {
     }
   }
 
-  template <int W>
+  // With APART unset, no extremum lies at the position.
+  template <int W, bool APART>
   inline void apply(int64_t at, Vector<A, W> position, const Vector<A, W> k[]) const {
     constexpr Vector<A, W> zero = {};
     Vector<A, W> sum = k[1];
@@ -488,7 +499,7 @@ template <class T, int GRAD, bool VAR, bool EXTREMA> struct InputGradient {
       sum += d * k[0];
     }
     if constexpr (VAR) sum += (load<W>(given.x + at) - k[3]) * k[2];
-    if constexpr (EXTREMA) {
+    if constexpr (EXTREMA && APART) {
       sum += position == k[4] ? k[5] : zero;
       sum += position == k[6] ? k[7] : zero;
     }
@@ -513,7 +524,7 @@ template <class Pass> void write(const Shape& s, const Pass& pass) {
           for (int i = 0; i < K; i++) wide[i] = splat<A, W>(k[i]);
 #pragma GCC unroll 4
           for (int b = 0; b < B; b++)
-            own.template apply<W>(first + p + b * W, lanes + A(p + b * W), wide);
+            own.template apply<W, true>(first + p + b * W, lanes + A(p + b * W), wide);
         });
       }
     });
@@ -523,16 +534,27 @@ template <class Pass> void write(const Shape& s, const Pass& pass) {
     std::vector<A> table(K * channels);
     A* const k = table.data();
     for (int64_t c = 0; c < channels; c++) own.coefficients(s, image, c, k + c, channels);
-    for (int64_t p = p0; p < p1; p++)
-      over<A>(0, channels, [&](auto size, int64_t c) {
-        constexpr int B = decltype(size)::vectors, W = decltype(size)::lanes;
+    std::vector<bool> apart;
+    if constexpr (Pass::EXTREMA) apart = own.positions_apart(s, image);
+    for (int64_t p = p0; p < p1; p++) {
+      const auto row = [&](auto is_apart) {
+        over<A>(0, channels, [&](auto size, int64_t c) {
+          constexpr int B = decltype(size)::vectors, W = decltype(size)::lanes;
+          constexpr bool APART = decltype(is_apart)::value;
 #pragma GCC unroll 4
-        for (int b = 0; b < B; b++) {
-          Vector<A, W> wide[K];
-          for (int i = 0; i < K; i++) wide[i] = load<W>(k + i * channels + c + b * W);
-          own.template apply<W>(first + p * channels + c + b * W, splat<A, W>(p), wide);
-        }
-      });
+          for (int b = 0; b < B; b++) {
+            Vector<A, W> wide[K];
+            for (int i = 0; i < K; i++) wide[i] = load<W>(k + i * channels + c + b * W);
+            const int64_t at = first + p * channels + c + b * W;
+            own.template apply<W, APART>(at, splat<A, W>(p), wide);
+          }
+        });
+      };
+      if (Pass::EXTREMA && apart[p])
+        row(std::true_type{});
+      else
+        row(std::false_type{});
+    }
   });
 }
 

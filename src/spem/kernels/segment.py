@@ -6,6 +6,7 @@ of the recalibration. It works on (N, C) tensors alone and is differentiated by 
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -35,9 +36,9 @@ class Head(NamedTuple):
     """A head that can be compiled: a pure function of pooled values and tensors.
 
     Args:
-        function: from the pooled values of maps, the number of their positions as a tensor () and
-            the tensors to coefficients. The values of a backward pass also hold "first", those at
-            position 0, if "max" is wanted.
+        function: from the pooled values of maps, the number of their positions, 1 or a tensor (),
+            and the tensors to coefficients. The values of a backward pass also hold "first",
+            those at position 0, if "max" is wanted.
         key: equal for two heads only where their functions are.
         wanted: the statistics that it reads.
         tensors: parameters and buffers; their sizes follow from the key and C.
@@ -53,7 +54,9 @@ class Head(NamedTuple):
 _returned: dict[Hashable, list[str | int]] = {}
 
 
-def apply(head: Head, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def apply(
+    head: Head, x: Tensor, residual: Tensor | None, relu: bool, overwrite: bool = False
+) -> Tensor:
     """Return relu(scale·x + shift + residual) with the coefficients of a head.
 
     Args:
@@ -61,12 +64,13 @@ def apply(head: Head, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         x: (N, C, H, W), not empty.
         residual: in the shape and dtype of x, or None.
         relu: whether negative results become 0.
+        overwrite: whether the result may take the memory of x where no gradient is asked for.
     """
     x = dense(x)
     residual = None if residual is None else like(x, residual)
     if torch.is_grad_enabled():
         return _Segment.apply(head, relu, x, residual, *head.tensors)
-    return _forward(head, relu, x, residual, head.tensors)[0]
+    return _forward(head, relu, x, residual, head.tensors, overwrite)[0]
 
 
 class _Segment(torch.autograd.Function):
@@ -102,16 +106,18 @@ def _forward(
     x: Tensor,
     residual: Tensor | None,
     tensors: Sequence[Tensor],
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Values]:
     """Return the result, the scale and the pooled values."""
     values = compiled.pool(x, head.wanted) if head.wanted else {}
     pooled = [values[name] for name in head.wanted]
-    rest = [_number(x.shape[2] * x.shape[3]), *tensors]
-    key = ("forward", head.key, len(pooled))
-    n, c = x.shape[:2]
-    text = partial(_forward_text, head)
-    scale, *shift = inductor.call(text, key, pooled, rest, n, c)
-    out = compiled.recalibrate(x, scale, shift[0] if shift else None, residual, relu)
+    n, c, *size = x.shape
+    count = prod(size)
+    key = ("forward", head.key, head.wanted, count == 1)
+    text = partial(_forward_text, head, count == 1)
+    scale, *shift = inductor.call(text, key, pooled, [_number(count), *tensors], n, c)
+    shift = shift[0] if shift else None
+    out = compiled.recalibrate(x, scale, shift, residual, relu, overwrite)
     return out, scale, values
 
 
@@ -120,10 +126,11 @@ def _number(count: int) -> Tensor:
     return torch.tensor(count, dtype=torch.float64)
 
 
-def _forward_text(head: Head, *given: Tensor) -> list[Tensor]:
+def _forward_text(head: Head, single: bool, *given: Tensor) -> list[Tensor]:
     """Return scale and shift, and update the head's tensors."""
     values = dict(zip(head.wanted, given, strict=False))
-    count, *tensors = given[len(values) :]
+    number, *tensors = given[len(values) :]
+    count = 1 if single else number
     coefficients, updates = _coefficients(head, values, count, tensors)
     for index, value in updates.items():
         tensors[index].copy_(value)
@@ -131,7 +138,7 @@ def _forward_text(head: Head, *given: Tensor) -> list[Tensor]:
 
 
 def _coefficients(
-    head: Head, values: Values, count: Tensor, tensors: Sequence[Tensor]
+    head: Head, values: Values, count: Tensor | int, tensors: Sequence[Tensor]
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
     scale, shift, updates = head.function(values, count, tensors)
     both = [scale] if shift is None else list(torch.broadcast_tensors(scale, shift))
@@ -155,28 +162,25 @@ def _through_head(
     if "max" in pooled:
         pooled["first"] = widen(x[:, :, 0, 0]).contiguous()
     names = (*pooled, "dscale", "dshift")
-    key = ("backward", head.key, names, wanted)
-    text = partial(_backward_text, head, key, names, wanted, dimensions)
+    n, c, *size = x.shape
+    count = prod(size)
+    key = ("backward", head.key, names, wanted, count == 1)
+    text = partial(_backward_text, head, key, dimensions)
     given = [*pooled.values(), dscale, dshift]
-    rest = [_number(x.shape[2] * x.shape[3]), *tensors]
-    n, c = x.shape[:2]
-    found = inductor.call(text, key, given, rest, n, c)
+    found = inductor.call(text, key, given, [_number(count), *tensors], n, c)
     return dict(zip(_returned[key], found, strict=True))
 
 
 def _backward_text(
-    head: Head,
-    key: Hashable,
-    names: tuple[str, ...],
-    wanted: tuple[int, ...],
-    dimensions: int,
-    *given: Tensor,
+    head: Head, key: tuple[Any, ...], dimensions: int, *given: Tensor
 ) -> list[Tensor]:
+    _, _, names, wanted, single = key
     values = dict(zip(names, given, strict=False))
     gradients = [values.pop("dscale"), values.pop("dshift")]
     if dimensions == 1:
         gradients = [gradient.sum(0) for gradient in gradients]
-    count, *tensors = given[len(names) :]
+    number, *tensors = given[len(names) :]
+    count = 1 if single else number
     with torch.enable_grad():
         pooled = {name: values[name].detach().requires_grad_() for name in head.wanted}
         inputs = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
