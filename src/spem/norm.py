@@ -139,6 +139,9 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     def _compiles(self, x: Tensor) -> bool:
         if kernels.chosen(x) is not kernels.compiled or self._synchronises():
             return False
+        fused = isinstance(self.gate, Gate) and self.gate.foldable
+        if not (fused or kernels.compiled.normalises_faster(x)):
+            return False
         # A cumulative average changes its factor at every batch.
         return self.momentum is not None or not self.training
 

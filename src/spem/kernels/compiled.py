@@ -30,6 +30,14 @@ def serves(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _TYPES and small
 
 
+def normalises_faster(x: Tensor) -> bool:
+    """Return whether a norm without a gate is faster by these passes than by PyTorch's own.
+
+    Measured on two cores in float32: in NCHW it is, by far; in NHWC it is not inside of networks.
+    """
+    return x.is_contiguous()
+
+
 @cache
 def why_not() -> str | None:
     """Return why nothing can be compiled on this machine; None where it can."""

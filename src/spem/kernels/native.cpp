@@ -5,6 +5,8 @@
 // order of memory, and shares the images among threads. `compiled.py` describes the four
 // functions at the end.
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -143,15 +145,22 @@ struct Shape {
 };
 
 // Calls f(image, first, last) for all images, in parallel, each cut into parts of [0, size) where
-// the images alone cannot occupy the threads.
-template <class F> void share(const Shape& s, int64_t size, int64_t smallest, F f) {
+// the images alone cannot occupy the threads. Passes that reduce go through the images from the
+// last to the first and passes that write from the first to the last: each begins with what the
+// one before it left in the caches.
+template <class F> void share(const Shape& s, bool backwards, int64_t size, int64_t smallest, F f) {
   int64_t parts = 1;
   if (s.n < 4 * s.threads)
     parts = std::clamp<int64_t>(size / smallest, 1, (4 * s.threads + s.n - 1) / s.n);
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-  for (int64_t task = 0; task < s.n * parts; task++) {
-    int64_t part = task % parts;
-    f(task / parts, size * part / parts, size * (part + 1) / parts);
+  const int64_t tasks = s.n * parts;
+#pragma omp parallel num_threads(s.threads)
+  {
+    const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    const int64_t begin = tasks * thread / threads, end = tasks * (thread + 1) / threads;
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t task = backwards ? begin + end - 1 - i : i, part = task % parts;
+      f(task / parts, size * part / parts, size * (part + 1) / parts);
+    }
   }
 }
 
@@ -417,10 +426,10 @@ template <class T, bool RELU, bool WRITE> struct Sums {
 template <class Reduction> void reduce(const Shape& s, const Reduction& reduction) {
   using A = typename Reduction::A;
   if (s.last)
-    return share(s, s.c, LANES<A> * UNROLLED, [&](int64_t image, int64_t c0, int64_t c1) {
+    return share(s, true, s.c, LANES<A> * UNROLLED, [&](int64_t image, int64_t c0, int64_t c1) {
       reduction.channels_last(s, image, c0, c1);
     });
-  share(s, s.c, 1, [&](int64_t image, int64_t c0, int64_t c1) {
+  share(s, true, s.c, 1, [&](int64_t image, int64_t c0, int64_t c1) {
     for (int64_t c = c0; c < c1; c++) reduction.positions_last(s, image * s.c + c);
   });
 }
@@ -511,7 +520,7 @@ template <class Pass> void write(const Shape& s, const Pass& pass) {
   using A = typename Pass::A;
   constexpr int K = Pass::COEFFICIENTS;
   if (!s.last)
-    return share(s, s.c, 1, [&](int64_t image, int64_t c0, int64_t c1) {
+    return share(s, false, s.c, 1, [&](int64_t image, int64_t c0, int64_t c1) {
       const Pass own = pass;
       for (int64_t c = c0; c < c1; c++) {
         A k[K];
@@ -528,7 +537,7 @@ template <class Pass> void write(const Shape& s, const Pass& pass) {
         });
       }
     });
-  share(s, s.l, 16, [&](int64_t image, int64_t p0, int64_t p1) {
+  share(s, false, s.l, 16, [&](int64_t image, int64_t p0, int64_t p1) {
     const Pass own = pass;
     const int64_t channels = s.c, first = image * s.l * s.c;
     std::vector<A> table(K * channels);
