@@ -15,7 +15,6 @@ from spem.bench_measure import Work, check_parity
 from spem.bench_networks import build
 from spem.bench_operations import OperationRun
 
-
 # Two ways to compute a network in float64 agree to far more than float32 holds.
 _FLOAT64_ULPS = 1 << 20
 

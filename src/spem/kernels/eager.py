@@ -1,6 +1,7 @@
 """The operations for eager PyTorch: as `reference`, with fewer passes over the map."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -14,11 +15,19 @@ class _Extremum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, largest: bool) -> Tensor:
-        flat = x.flatten(2)
-        values, positions = flat.max(-1) if largest else flat.min(-1)
-        ctx.save_for_backward(positions)
         ctx.shape = x.shape
         ctx.format = channels_last_or_contiguous(x)
+        if ctx.format is torch.channels_last:
+            # It takes the first of equal values and hands NaN on, several times as fast as max.
+            whole = x.shape[2:]
+            signed = x if largest else -x
+            values, positions = F.max_pool2d(signed, whole, return_indices=True)
+            values, positions = values.flatten(1), positions.flatten(1)
+            values = values if largest else -values
+        else:
+            flat = x.flatten(2)
+            values, positions = flat.max(-1) if largest else flat.min(-1)
+        ctx.save_for_backward(positions)
         return values
 
     @staticmethod
