@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from runs import SMALL, Net, check_same, net, rows
 
-from spem import create_model, devices, job
+from spem import create_model, devices, job, kernels
 from spem.batches import Split
 from spem.checkpoint import FILES, load_run
 from spem.data import Dataset
@@ -193,3 +193,26 @@ def test_freed_memory_is_kept_where_the_library_is_glibc(monkeypatch, library, s
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: libc)
     keep_freed_memory()
     assert asked == settings
+
+
+def test_a_long_run_uses_compiled_kernels_and_converges_like_an_eager_one(monkeypatch):
+    recipe = replace(
+        SMALL, model="resnet8", gate="spem", epochs=4, batch_size=50, lr=0.1, channels_last=True
+    )
+    short = fit(recipe, out="short")
+    monkeypatch.setattr(job, "_WORTH_KERNELS", 0)
+    long = fit(recipe, out="long")
+    assert (short.summary["kernels"], long.summary["kernels"]) == ("eager", "compiled")
+    first, last = ([row["train_loss"] for row in rows(run.folder)] for run in (short, long))
+    assert float(first[0]) == pytest.approx(float(last[0]), rel=1e-4)
+    assert float(first[-1]) == pytest.approx(float(last[-1]), rel=0.03)
+    assert float(last[-1]) < 0.7 * float(last[0])
+
+
+def test_without_a_compiler_a_long_run_is_eager_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(job, "_WORTH_KERNELS", 0)
+    monkeypatch.setattr(kernels.compiled, "why_not", lambda: "no g++")
+    run = fit(replace(SMALL, model="resnet8"))
+    assert run.summary["kernels"] == "eager"
+    expected = "kernels cannot be compiled here: no g++; falling back to eager PyTorch"
+    assert [record.getMessage() for record in caplog.records] == [expected]

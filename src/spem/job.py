@@ -1,9 +1,11 @@
 """One run, from its recipe to the files of its folder."""
 
 import json
+import logging
 import platform
 import statistics
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +14,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spem import checkpoint
+from spem import checkpoint, kernels
 from spem.data import Dataset, load_dataset
 from spem.devices import settings, synchronise
 from spem.extras import needs_extra
 from spem.loop import Run, check_batches
 from spem.models import create_model, own_config
+from spem.norm import GatedBatchNorm2d
 from spem.recipes import Recipe
 from spem.steps import check_draws
 from spem.turns import Stream, on, train_in_turn
@@ -34,6 +37,11 @@ _UNNAMED: dict[str, Any] = {
     "placement": None,
     "mask": None,
 }
+
+
+# Multiply-adds, forward and backward, from which a run on the CPU earns the half minute that making
+# kernels may take: about two minutes of training on two cores.
+_WORTH_KERNELS = 1e13
 
 
 class Job(NamedTuple):
@@ -97,7 +105,7 @@ def train_jobs(fabrics: Sequence[Fabric], jobs: Sequence[Job], folders: Sequence
     Raises:
         ValueError, KeyboardInterrupt: see `train_in_turn`.
     """
-    with settings(fabrics[0], jobs[0].recipe):
+    with settings(fabrics[0], jobs[0].recipe), _kernels(fabrics[0], jobs):
         streams = [_own_stream(fabrics[0], job.recipe, len(jobs) > 1) for job in jobs]
         runs = []
         for fabric, job, folder, stream in zip(fabrics, jobs, folders, streams, strict=True):
@@ -112,6 +120,24 @@ def train_jobs(fabrics: Sequence[Fabric], jobs: Sequence[Job], folders: Sequence
                         _write_results(run, job)
                 if stream is not None:
                     torch.cuda.current_stream(run.fabric.device).wait_stream(stream)
+
+
+def _kernels(fabric: Fabric, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+    """Return the context in which a long run on the CPU uses compiled kernels, if they can be made.
+
+    What decides is the same at every start of a run on one machine.
+    """
+    norms = any(isinstance(m, GatedBatchNorm2d) for job in jobs for m in job.model.modules())
+    if kernels.is_forced() or fabric.device.type != "cpu" or not norms or jobs[0].recipe.compile:
+        return nullcontext()
+    images = [len(job.dataset.train.images) * job.recipe.epochs for job in jobs]
+    if sum(3 * job.macs * n for job, n in zip(jobs, images, strict=True)) < _WORTH_KERNELS:
+        return nullcontext()
+    if reason := kernels.compiled.why_not():
+        text = "kernels cannot be compiled here: %s; falling back to eager PyTorch"
+        logging.getLogger("spem").warning(text, reason)
+        return nullcontext()
+    return kernels.use("compiled")
 
 
 def _own_stream(fabric: Fabric, recipe: Recipe, several: bool) -> Stream:
@@ -214,6 +240,8 @@ def _summarise(run: Run, macs: int) -> dict[str, Any]:
         "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),
         "seed": run.recipe.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        # Which kernels served the maps: results of one implementation repeat bit for bit.
+        "kernels": kernels.chosen(torch.empty(1, 1, 1, 1, device=device)).__name__.split(".")[-1],
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "spem", "lightning-fabric")},
         "seconds": sum(row["seconds"] for row in rows),

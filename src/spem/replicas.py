@@ -17,7 +17,7 @@ _OVER_SEEDS = (
     "test_top1_at_best_validation",
     "best_test_top1",
 )
-_OF_ALL = ("best_test_top1_is", "parameters", "macs", "device", "versions")
+_OF_ALL = ("kernels", "best_test_top1_is", "parameters", "macs", "device", "versions")
 
 
 class Replicas:

@@ -83,6 +83,11 @@ def recalibrate(
     return chosen(x).recalibrate(x, scale, shift, residual, relu)
 
 
+def is_forced() -> bool:
+    """Return whether `use` forces an implementation now."""
+    return _forced is not None
+
+
 @contextmanager
 def use(name: str) -> Iterator[None]:
     """Force one implementation inside a `with` block.
