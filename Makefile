@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 INTEROP := .venv-interop
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-unit test-interop lint format types bench-loop clean
+.PHONY: help train test test-unit test-interop lint format types bench bench-loop clean
 
 # pyright's wrapper otherwise warns of every newer release than the tested one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -41,6 +41,10 @@ format: $(INSTALLED)  ## repair what can be repaired of style and formatting
 
 types: $(INSTALLED)  ## check types
 	$(BIN)/pyright
+
+bench: $(INSTALLED)  ## measure what attention costs on this machine (an hour or two)
+	$(BIN)/spem bench
+	$(BIN)/spem bench --report
 
 bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
 	$(BIN)/python benchmarks/training_loop.py

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spem.functional import STATISTICS
 from spem.gates.gate import Gate
 from spem.gates.head import call_with, identity, pooled_from, tensors_of
-from spem.kernels.segment import Coefficients, Head, Values
+from spem.kernels.segment import Coefficients, Head, Values, number
 
 
 def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head:
@@ -23,9 +23,10 @@ def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head:
     tracked = norm.training and norm.track_running_stats and norm.running_mean is not None
     wanted = {"mean", "var"} if batch else set()
     options = (batch, tracked, norm.affine, norm.eps, norm.momentum)
-    tensors: list[Any] = [norm.weight, norm.bias] if norm.affine else []
+    # Read from the dictionaries of the module: its attributes are slow.
+    tensors: list[Any] = [norm._parameters[name] for name in ("weight", "bias") if norm.affine]
     if tracked or not batch:
-        tensors += [norm.running_mean, norm.running_var]
+        tensors += [norm._buffers[name] for name in ("running_mean", "running_var")]
     own = len(tensors)
     key: tuple[Hashable, ...] = ("norm", options)
     if gate is not None:
@@ -43,7 +44,7 @@ def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head:
         return Coefficients(scale, shift, updates)
 
     order = tuple(name for name in STATISTICS if name in wanted)
-    return Head(function, key, order, tensors)
+    return Head(function, number(key), order, tensors)
 
 
 def _normalise(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spem.functional import Pooled
-from spem.kernels.segment import Coefficients, Head, Values
+from spem.kernels.segment import Coefficients, Head, Values, number
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -74,7 +74,7 @@ def gate_head(gate: Any) -> Head:
         return Coefficients(multiplier, None, {})
 
     key = ("gate", identity(gate))
-    return Head(function, key, gate.statistics, tensors_of(gate))
+    return Head(function, number(key), gate.statistics, tensors_of(gate))
 
 
 class _Call(nn.Module):

@@ -63,7 +63,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 # How many addresses and flags each function takes, behind the shape.
-_ARGUMENTS = {"pool": (7, 0), "recalibrate": (5, 2), "sums": (6, 0), "input_gradient": (12, 1)}
+_ARGUMENTS = {"pool": (8, 0), "recalibrate": (5, 2), "sums": (6, 0), "input_gradient": (12, 1)}
 
 
 def _run(name: str, x: Tensor, tensors: Iterable[Tensor | None], *flags: bool) -> None:
@@ -92,17 +92,21 @@ def _new(x: Tensor, number: int) -> Sequence[Tensor]:
     return torch.empty((number, *x.shape[:2]), dtype=_TYPES[x.dtype][1]).unbind()
 
 
+_EXTREMA = ("max", "min", "argmax", "argmin", "first")
+
+
 def pool(x: Tensor, wanted: tuple[str, ...]) -> Values:
     """Pool a map (N, C, H, W) in one read.
 
     Returns:
-        At least the wanted statistics, and where gradients of extrema go: each (N, C).
+        At least the wanted statistics; with extrema also where their gradients go, and the values
+        at position 0: each (N, C).
     """
     names = ["mean", "var"] if "var" in wanted else ["mean"]
     if "max" in wanted or "min" in wanted:
-        names += ["max", "min", "argmax", "argmin"]
+        names += _EXTREMA
     found = dict(zip(names, _new(x, len(names)), strict=True))
-    _run("pool", x, [x, *map(found.get, ("mean", "var", "max", "min", "argmax", "argmin"))])
+    _run("pool", x, [x, *map(found.get, ("mean", "var", *_EXTREMA))])
     return found
 
 

@@ -175,7 +175,7 @@ template <class A, int ROWS> struct Table {
 
 template <class T> struct Pooled {
   using A = Wide<T>;
-  A *mean, *var, *max, *min, *argmax, *argmin;
+  A *mean, *var, *max, *min, *argmax, *argmin, *first;
 };
 
 // Of a map with numbers that are not finite, whose sums above mean nothing.
@@ -198,6 +198,7 @@ void pool_carefully(const T* x, int64_t stride, int64_t l, int64_t to, const Poo
       min.see(splat<A, 1>(-v), splat<A, 1>(p));
     }
   }
+  if constexpr (EXTREMA) out.first[to] = load<1>(x)[0];
   A mean = out.mean[to] = sum / l;
   if constexpr (VAR) {
     for (int64_t p = 0; p < l; p++) {
@@ -281,6 +282,7 @@ template <class T, bool VAR, bool EXTREMA> struct Pool {
       more_max.merge(max[0].all()), more_min.merge(min[0].all());
       out.max[map] = more_max.value[0], out.argmax[map] = more_max.at[0];
       out.min[map] = -more_min.value[0], out.argmin[map] = more_min.at[0];
+      out.first[map] = load<1>(from)[0];
     }
   }
 
@@ -345,6 +347,7 @@ template <class T, bool VAR, bool EXTREMA> struct Pool {
       } else if constexpr (EXTREMA) {
         out.max[to] = max[c], out.argmax[to] = argmax[c];
         out.min[to] = -min[c], out.argmin[to] = argmin[c];
+        out.first[to] = load<1>(from + c)[0];
       }
     }
   }
@@ -608,8 +611,8 @@ template <class T> void input_gradient_of_maps(const Shape& s, const Gradients<T
 #define GIVEN Shape{n, c, l, last != 0, int(threads)}
 #define FUNCTIONS(T)                                                                              \
   extern "C" void pool(SHAPE, const T* x, Wide<T>* mean, Wide<T>* var, Wide<T>* max,              \
-                       Wide<T>* min, Wide<T>* argmax, Wide<T>* argmin) {                          \
-    pool_maps<T>(GIVEN, x, {mean, var, max, min, argmax, argmin});                                \
+                       Wide<T>* min, Wide<T>* argmax, Wide<T>* argmin, Wide<T>* first) {          \
+    pool_maps<T>(GIVEN, x, {mean, var, max, min, argmax, argmin, first});                         \
   }                                                                                               \
   extern "C" void recalibrate(SHAPE, const T* x, const T* residual, T* out, const Wide<T>* scale, \
                               const Wide<T>* shift, int64_t per_image, int64_t relu) {            \

@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 
 from spem.kernels import compiled, inductor
 from spem.kernels.formats import dense, like
-from spem.kernels.reference import widen
 
 Values = dict[str, Tensor]
 
@@ -50,8 +49,15 @@ class Head(NamedTuple):
     tensors: Sequence[Tensor]
 
 
+# The keys of all heads, by which they are numbered: nested tuples are slow to look up.
+_numbers: dict[Hashable, int] = {}
 # Which gradients a head's kernel returns, in order: names of values and indices of tensors.
 _returned: dict[Hashable, list[str | int]] = {}
+
+
+def number(key: Hashable) -> int:
+    """Return a key that is as unique as the given one, and hashed at once."""
+    return _numbers.setdefault(key, len(_numbers))
 
 
 def apply(
@@ -158,9 +164,7 @@ def _through_head(
     """Return the gradients of the pooled values, by name, and of the tensors, by index."""
     if not head.wanted and not wanted:
         return {}
-    pooled = {name: values[name] for name in head.wanted}
-    if "max" in pooled:
-        pooled["first"] = widen(x[:, :, 0, 0]).contiguous()
+    pooled = {name: values[name] for name in (*head.wanted, "first") if name in values}
     names = (*pooled, "dscale", "dshift")
     n, c, *size = x.shape
     count = prod(size)
