@@ -1,11 +1,14 @@
 """Compiled segments: one kernel each way, equal to eager PyTorch in values and gradients."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from parity import assert_parity
 from torch import nn
+from torch.nn.utils import parametrize
 
 import spem
 from spem import gates, kernels
@@ -183,6 +186,37 @@ def test_an_option_that_changes_is_seen():
         norm.gate.mix = 0.9
         assert not torch.equal(norm(x), before)
         torch.testing.assert_close(norm(x), norm.gate(nn.BatchNorm2d(16).double().eval()(x)))
+
+
+def test_what_is_known_of_a_gate_follows_its_parts_and_is_freed_with_it():
+    gate = gates.SE(16).double()
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    with kernels.use("compiled"):
+        gate(x)
+        gate.fc1 = nn.Linear(16, 3).double()
+        gate.fc2 = nn.Linear(3, 16).double()
+        result = gate(x)
+        parametrize.register_parametrization(gate.fc2, "weight", nn.Tanh())
+        bounded = gate(x)
+    torch.testing.assert_close(bounded, gate(x))
+    parametrize.remove_parametrizations(gate.fc2, "weight", leave_parametrized=False)
+    torch.testing.assert_close(result, gate(x))
+    last = weakref.ref(gate)
+    del gate, result, bounded
+    gc.collect()
+    assert last() is None
+
+
+def test_a_norm_used_twice_equals_eager():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = GatedBatchNorm2d(16, gate=drawn(spem.SPEM(16)))
+
+        def forward(self, x, residual, relu):
+            return self.norm(self.norm(x), residual, relu)
+
+    compare(Twice().double(), *draw((4, 16, 5, 5), 2))
 
 
 def test_training_on_one_value_is_refused():

@@ -15,6 +15,8 @@ from spem.bench_measure import Work, check_parity
 from spem.bench_networks import build
 from spem.bench_operations import OperationRun
 
+# Inputs are multiplied by 1 + k·eps, which moves each number by about k roundings.
+_ROUNDINGS = (0, 1, -1, 2)
 # Two ways to compute a network in float64 agree to far more than float32 holds.
 _FLOAT64_ULPS = 1 << 20
 
@@ -69,11 +71,11 @@ class NetworkRun:
             found = NetworkRun(wide, self.device, self.inputs).results()
             check_parity(found, [truth], truth, order=2, ulps=_FLOAT64_ULPS)
             return
-        other = [x * (1 + torch.finfo(x.dtype).eps) for x in self.inputs]
+        factors = [1 + k * torch.finfo(self.inputs[0].dtype).eps for k in _ROUNDINGS]
         naive = [
             NetworkRun(replace(plain, format=layout), self.device, inputs).results()
             for layout in FORMATS
-            for inputs in (self.inputs, other)
+            for inputs in ([x * factor for x in self.inputs] for factor in factors)
         ]
         check_parity(self.results(), naive, truth, order=2)
 

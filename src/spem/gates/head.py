@@ -16,13 +16,20 @@ _PLAIN = (bool, int, float, str, type(None))
 class _Structure(NamedTuple):
     """What stays the same about a gate: its class, submodules and the shapes of its tensors.
 
-    The key has None for sizes that are the number of channels: one text serves any number.
+    The key has None for sizes that are the number of channels: one text serves any number. The gate
+    itself is not in it, for it would never be freed.
     """
 
     key: Hashable
     places: list[tuple[dict[str, Any], str]]
     names: list[str]
-    modules: list[nn.Module]
+    hooks: list[dict[int, Any]]
+    children: tuple[nn.Module | None, ...]
+
+    def describes(self, gate: nn.Module) -> bool:
+        """Return whether no submodule and no tensor of the gate was replaced."""
+        same = self.children == tuple(gate._modules.values())
+        return same and all(name in place for place, name in self.places)
 
 
 _structures: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
@@ -37,7 +44,7 @@ def compilable(gate: Any) -> bool:
         vars(type(gate)).get("traceable", False)
         and not gate.refines
         and not {"excite", "multiplier", "fold"} & vars(gate).keys()
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in _structure(gate).modules)
+        and not any(_structure(gate).hooks)
     )
 
 
@@ -90,7 +97,7 @@ class _Call(nn.Module):
 
 def _structure(gate: nn.Module) -> _Structure:
     found = _structures.get(gate)
-    if found is None:
+    if found is None or not found.describes(gate):
         found = _structures[gate] = _read_structure(gate)
     return found
 
@@ -107,4 +114,7 @@ def _read_structure(gate: Any) -> _Structure:
                     names.append(f"{prefix}.{name}" if prefix else name)
                     sizes = (None if size == gate.channels else size for size in tensor.shape)
                     key.append((name, *sizes))
-    return _Structure(tuple(key), places, names, list(gate.modules()))
+    hooks: list[Any] = []
+    for module in gate.modules():
+        hooks += [module._forward_hooks, module._forward_pre_hooks]
+    return _Structure(tuple(key), places, names, hooks, tuple(gate._modules.values()))
