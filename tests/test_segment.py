@@ -8,7 +8,7 @@ import pytest
 import torch
 from parity import assert_parity
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 import spem
 from spem import gates, kernels
@@ -203,6 +203,66 @@ def test_what_is_known_of_a_gate_follows_its_parts_and_is_freed_with_it():
     torch.testing.assert_close(result, gate(x))
     last = weakref.ref(gate)
     del gate, result, bounded
+    gc.collect()
+    assert last() is None
+
+
+def test_replaced_weights_and_options_are_seen():
+    gate = drawn(gates.SE(16, reduction=4)).double()
+    eca = drawn(gates.ECA(16)).double()
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    with kernels.use("compiled"):
+        gate(x), eca(x)
+        gate.fc1.weight = nn.Parameter(gate.fc1.weight[:2].clone())
+        gate.fc1.bias = None
+        gate.fc2.weight = nn.Parameter(torch.randn(2, 16, dtype=torch.float64).t())
+        eca.conv = nn.Conv1d(1, 1, 3, padding=2, dilation=2, bias=False).double()
+        changed, wide = gate(x), eca(x)
+    torch.testing.assert_close(changed, gate(x))
+    torch.testing.assert_close(wide, eca(x))
+
+
+@pytest.mark.parametrize(("name", "channels"), [("sem", 3), ("eca", 3), ("spem", 2)])
+def test_sizes_that_equal_the_channels_by_chance(name, channels):
+    norm = GatedBatchNorm2d(channels, gate=drawn(spem.create_gate(name, channels))).double()
+    compare(norm, *draw((3, channels, 4, 4), 2))
+
+
+@pytest.mark.parametrize("pool", ["max", "adaptive"])
+def test_iebn_of_extrema_where_the_weight_is_zero(pool):
+    norm = GatedBatchNorm2d(8, gate=drawn(gates.IEBN(8, pool=pool))).double()
+    norm.weight.data[:4] = 0
+    compare(norm, *draw((4, 8, 4, 4), 2))
+
+
+def test_a_multiplier_for_all_images_alike():
+    class Constant(gates.SE):
+        traceable = True
+
+        def excite(self, pooled):
+            return self.fc2.bias.sigmoid()[None]
+
+    norm = GatedBatchNorm2d(16, gate=drawn(Constant(16))).double()
+    compare(norm, *draw((4, 16, 4, 4), 2))
+
+
+def test_a_pruned_norm_equals_eager():
+    norm = drawn(GatedBatchNorm2d(8, gate=gates.ECA(8))).double()
+    prune.l1_unstructured(norm, "weight", 3)
+    x = torch.randn(4, 8, 4, 4, dtype=torch.float64)
+    with kernels.use("compiled"):
+        compiled = norm(x)
+    torch.testing.assert_close(compiled, norm(x))
+
+
+def test_a_graph_that_was_used_is_freed():
+    norm = GatedBatchNorm2d(8, gate=gates.SRM(8))
+    x = torch.randn(4, 8, 4, 4, requires_grad=True)
+    with kernels.use("compiled"):
+        scaled = x * 2
+        last = weakref.ref(scaled)
+        norm(scaled).sum().backward()
+    del scaled
     gc.collect()
     assert last() is None
 

@@ -99,7 +99,7 @@ def _feeding(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Con
     """Return the convolution that alone feeds each norm, found by running the model once."""
     watch = _Watch()
     with torch.no_grad(), watch.hooks(model), watch:
-        model(example)
+        watch._read(model(example))  # what the model returns is read by its caller
     uses = watch.uses
     return {
         norm: conv

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spem.functional import STATISTICS
 from spem.gates.gate import Gate
 from spem.gates.head import call_with, identity, pooled_from, tensors_of
+from spem.kernels.reference import widen
 from spem.kernels.segment import Coefficients, Head, Values, number
 
 
@@ -24,7 +25,11 @@ def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head:
     wanted = {"mean", "var"} if batch else set()
     options = (batch, tracked, norm.affine, norm.eps, norm.momentum)
     # Read from the dictionaries of the module: its attributes are slow.
-    tensors: list[Any] = [norm._parameters[name] for name in ("weight", "bias") if norm.affine]
+    tensors: list[Any] = []
+    if norm.affine:  # a pruned norm has its weight elsewhere
+        given = (norm._parameters.get(name) for name in ("weight", "bias"))
+        names = ("weight", "bias")
+        tensors += [getattr(norm, n) if t is None else t for n, t in zip(names, given, strict=True)]
     if tracked or not batch:
         tensors += [norm._buffers[name] for name in ("running_mean", "running_var")]
     own = len(tensors)
@@ -38,7 +43,8 @@ def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head:
         scale, shift, bias, updates = _normalise(options, values, count, given[:own])
         if gate is None:
             return Coefficients(scale, shift, updates)
-        values = _at_first_position(values, scale)
+        if not gate.reads_input:
+            values = _at_first_position(values, scale)
         pooled = pooled_from(values, count)
         scale, shift = call_with(gate, gate.fold, given[own:], pooled, scale, shift, bias)
         return Coefficients(scale, shift, updates)
@@ -66,7 +72,8 @@ def _normalise(
             for place, (old, new) in enumerate(zip(running, observed, strict=True), start=index):
                 updates[place] = (old + momentum * (new - old)).to(old.dtype)
     else:
-        mean, var = running
+        mean, var = map(widen, running)
+    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
     scale = (var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     bias = torch.zeros_like(scale) if bias is None else bias
@@ -78,7 +85,7 @@ def _at_first_position(values: Values, scale: Tensor) -> Values:
 
     Their value has no influence there, so only a backward pass, which is given "first", needs it.
     """
-    if "first" not in values:
+    if not {"first", "max", "min"} <= values.keys():
         return values
     flat = scale == 0
     moved = {name: torch.where(flat, values["first"], values[name]) for name in ("max", "min")}

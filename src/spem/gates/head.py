@@ -13,6 +13,12 @@ from spem.kernels.segment import Coefficients, Head, Values, number
 _PLAIN = (bool, int, float, str, type(None))
 
 
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(isinstance(part, _PLAIN) for part in value)
+    return isinstance(value, _PLAIN)
+
+
 class _Structure(NamedTuple):
     """What stays the same about a gate: its class, submodules and the shapes of its tensors.
 
@@ -22,14 +28,18 @@ class _Structure(NamedTuple):
 
     key: Hashable
     places: list[tuple[dict[str, Any], str]]
+    shapes: list[tuple[dict[str, Any], str, tuple[int, ...] | None]]
     names: list[str]
     hooks: list[dict[int, Any]]
-    children: tuple[nn.Module | None, ...]
+    parts: list[nn.Module]
 
     def describes(self, gate: nn.Module) -> bool:
         """Return whether no submodule and no tensor of the gate was replaced."""
-        same = self.children == tuple(gate._modules.values())
-        return same and all(name in place for place, name in self.places)
+        if self.parts != [*gate.modules()][1:]:
+            return False
+        return all(
+            name in place and _shape(place[name]) == shape for place, name, shape in self.shapes
+        )
 
 
 _structures: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
@@ -50,13 +60,13 @@ def compilable(gate: Any) -> bool:
 
 def identity(gate: Any) -> Hashable:
     """Return what tells a gate from others that compute something else from the same tensors."""
-    own = [v for name, v in vars(gate).items() if isinstance(v, _PLAIN) and name != "channels"]
+    own = [v for name, v in vars(gate).items() if _is_plain(v) and name != "channels"]
     return _structure(gate).key, tuple(own)
 
 
 def tensors_of(gate: Any) -> list[Tensor]:
     """Return the parameters and buffers of a gate."""
-    return [place[name] for place, name in _structure(gate).places]
+    return [place[name].contiguous() for place, name in _structure(gate).places]
 
 
 def call_with(gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any) -> Any:
@@ -103,12 +113,13 @@ def _structure(gate: nn.Module) -> _Structure:
 
 
 def _read_structure(gate: Any) -> _Structure:
-    places, names, key = [], [], []
+    places, shapes, names, key = [], [], [], []
     for prefix, module in gate.named_modules(prefix="", remove_duplicate=False):
-        own = tuple(v for v in vars(module).values() if isinstance(v, _PLAIN))
+        own = tuple(v for v in vars(module).values() if _is_plain(v))
         key.append((type(module), own if prefix else ()))
         for place in (module._parameters, module._buffers):
             for name, tensor in place.items():
+                shapes.append((place, name, _shape(tensor)))
                 if tensor is not None:
                     places.append((place, name))
                     names.append(f"{prefix}.{name}" if prefix else name)
@@ -117,4 +128,8 @@ def _read_structure(gate: Any) -> _Structure:
     hooks: list[Any] = []
     for module in gate.modules():
         hooks += [module._forward_hooks, module._forward_pre_hooks]
-    return _Structure(tuple(key), places, names, hooks, tuple(gate._modules.values()))
+    return _Structure(tuple(key), places, shapes, names, hooks, [*gate.modules()][1:])
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)

@@ -45,7 +45,9 @@ def why_not() -> str | None:
         _library(torch.float32)
         inductor.call(lambda x: [x + 1], "probe", [torch.zeros(2, 3)], [], 2, 3)
     except Exception as error:  # whatever a compiler and its driver may raise
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        telling = [line for line in lines if "error:" in line]
+        return (telling or lines or [type(error).__name__])[0]
     return None
 
 
@@ -76,6 +78,12 @@ def _run(name: str, x: Tensor, tensors: Iterable[Tensor | None], *flags: bool) -
         flags: further arguments.
     """
     n, c, height, width = x.shape
+    tensors = list(tensors)
+    for t in tensors:
+        if t is not None and not t.is_cpu:
+            raise ValueError(
+                f"a tensor is on {t.device}, must be on the device of the map, {x.device}"
+            )
     addresses = [None if t is None else t.data_ptr() for t in tensors]
     function = getattr(_library(x.dtype), name)
     last = not x.is_contiguous()
@@ -89,7 +97,8 @@ def _wide(x: Tensor, *values: Tensor | None) -> list[Tensor | None]:
 
 
 def _new(x: Tensor, number: int) -> Sequence[Tensor]:
-    return torch.empty((number, *x.shape[:2]), dtype=_TYPES[x.dtype][1]).unbind()
+    shape = (number, *x.shape[:2])
+    return torch.empty(shape, dtype=_TYPES[x.dtype][1], device=x.device).unbind()
 
 
 _EXTREMA = ("max", "min", "argmax", "argmin", "first")
@@ -129,6 +138,8 @@ def recalibrate(
         overwrite: whether the result takes the memory of x.
     """
     out = x if overwrite else torch.empty_like(x)
+    if overwrite:
+        torch.autograd.graph.increment_version(x)
     maps = (x, residual, out)
     _run("recalibrate", x, (*maps, *_wide(x, scale, shift)), scale.dim() == 2, relu)
     return out

@@ -53,7 +53,7 @@ def call(
     whole = (key, kinds, images == 1, channels == 1, torch.get_num_threads())
     kernel = _kernels.get((whole, channels) if whole in _narrow else whole)
     if kernel is None:
-        with _lock:
+        with _lock, torch.inference_mode(False):
             kernel = _make(whole, text, pooled, rest, images, channels)
     return kernel([*pooled, *rest])
 
@@ -68,7 +68,10 @@ def _make(
 ) -> Kernel:
     n, c = (1 if size == 1 else hint for size, hint in zip((images, channels), _HINTS, strict=True))
     if whole not in _narrow:
-        kernel = _compile(text, [*_examples(pooled, rest, channels, n, c, c > 1)])
+        try:
+            kernel = _compile(text, [*_examples(pooled, rest, channels, n, c, c > 1)])
+        except Exception:  # a size that equals the number of channels by chance
+            kernel = None
         if kernel is not None:
             return _kernels.setdefault(whole, kernel)
         _narrow.add(whole)
@@ -113,7 +116,7 @@ def _compile(text: Text, examples: list[tuple[Tensor, list[bool]]]) -> Kernel | 
         with config.patch(size_asserts=False):  # `call` says what it is given
             compiled: Any = compile_fx_inner(module, inputs)
     # What is around it serves debugging, and takes longer than a small kernel.
-    return compiled.current_callable
+    return None if sizes.replacements else compiled.current_callable
 
 
 def _addcmul(x: Tensor, y: Tensor, z: Tensor, *, value: float = 1) -> Tensor:

@@ -363,7 +363,7 @@ template <class T, bool RELU, bool WRITE> struct Sums {
 
   template <int W> inline void add(int64_t at, Vector<A, W>& products, Vector<A, W>& sum) const {
     Vector<A, W> g = load<W>(grad + at);
-    if constexpr (RELU) g = load<W>(result + at) > 0 ? g : splat<A, W>(0);
+    if constexpr (RELU) g = load<W>(result + at) <= 0 ? splat<A, W>(0) : g;
     if constexpr (WRITE) store<W>(d + at, g);
     products += g * load<W>(x + at);
     sum += g;
@@ -507,7 +507,7 @@ template <class T, int GRAD, bool VAR, bool PEAKS> struct InputGradient {
     Vector<A, W> sum = k[1];
     if constexpr (GRAD > 0) {
       Vector<A, W> d = load<W>(given.grad + at);
-      if constexpr (GRAD > 1) d = load<W>(given.result + at) > 0 ? d : zero;
+      if constexpr (GRAD > 1) d = load<W>(given.result + at) <= 0 ? zero : d;
       sum += d * k[0];
     }
     if constexpr (VAR) sum += (load<W>(given.x + at) - k[3]) * k[2];

@@ -6,6 +6,7 @@ of the recalibration. It works on (N, C) tensors alone and is differentiated by 
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
+from itertools import count as count_from_zero
 from math import prod
 from typing import Any, NamedTuple
 
@@ -51,13 +52,15 @@ class Head(NamedTuple):
 
 # The keys of all heads, by which they are numbered: nested tuples are slow to look up.
 _numbers: dict[Hashable, int] = {}
+_next = count_from_zero()
 # Which gradients a head's kernel returns, in order: names of values and indices of tensors.
 _returned: dict[Hashable, list[str | int]] = {}
 
 
 def number(key: Hashable) -> int:
     """Return a key that is as unique as the given one, and hashed at once."""
-    return _numbers.setdefault(key, len(_numbers))
+    # Nothing of this can be interrupted by another thread.
+    return _numbers.setdefault(key, next(_next))
 
 
 def apply(
@@ -129,7 +132,7 @@ def _forward(
 
 @cache
 def _number(count: int) -> Tensor:
-    return torch.tensor(count, dtype=torch.float64)
+    return torch.tensor(count, dtype=torch.float64, device="cpu")
 
 
 def _forward_text(head: Head, single: bool, *given: Tensor) -> list[Tensor]:
@@ -147,8 +150,11 @@ def _coefficients(
     head: Head, values: Values, count: Tensor | int, tensors: Sequence[Tensor]
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
     scale, shift, updates = head.function(values, count, tensors)
-    both = [scale] if shift is None else list(torch.broadcast_tensors(scale, shift))
-    return [t.contiguous() for t in both], updates
+    both = [scale] if shift is None else [scale, shift]
+    # A multiplier may be (1, C) for all images alike.
+    images = [next(iter(values.values()))] if values and scale.dim() == 2 else []
+    found = torch.broadcast_tensors(*both, *images)[: len(both)]
+    return [t.contiguous() for t in found], updates
 
 
 def _through_head(
