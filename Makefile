@@ -42,9 +42,8 @@ format: $(INSTALLED)  ## repair what can be repaired of style and formatting
 types: $(INSTALLED)  ## check types
 	$(BIN)/pyright
 
-bench: $(INSTALLED)  ## measure what attention costs on this machine (an hour or two)
-	$(BIN)/spem bench
-	$(BIN)/spem bench --report
+bench: $(INSTALLED)  ## measure what attention costs on this machine (hours)
+	$(BIN)/spem bench; red=$$?; $(BIN)/spem bench --report; exit $$red
 
 bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
 	$(BIN)/python benchmarks/training_loop.py

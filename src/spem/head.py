@@ -26,10 +26,9 @@ def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head:
     options = (batch, tracked, norm.affine, norm.eps, norm.momentum)
     # Read from the dictionaries of the module: its attributes are slow.
     tensors: list[Any] = []
-    if norm.affine:  # a pruned norm has its weight elsewhere
-        given = (norm._parameters.get(name) for name in ("weight", "bias"))
-        names = ("weight", "bias")
-        tensors += [getattr(norm, n) if t is None else t for n, t in zip(names, given, strict=True)]
+    for name in ("weight", "bias") if norm.affine else ():
+        parameter = norm._parameters.get(name)  # None in a pruned norm
+        tensors.append(getattr(norm, name) if parameter is None else parameter)
     if tracked or not batch:
         tensors += [norm._buffers[name] for name in ("running_mean", "running_var")]
     own = len(tensors)
@@ -66,8 +65,8 @@ def _normalise(
         mean = means.mean(0)
         var = (variances + (means - mean).square()).mean(0)
         if tracked:
-            number = means.shape[0] * count
-            observed = (mean, var * (number / (number - 1)))
+            seen = means.shape[0] * count
+            observed = (mean, var * (seen / (seen - 1)))
             index = 2 if affine else 0
             for place, (old, new) in enumerate(zip(running, observed, strict=True), start=index):
                 updates[place] = (old + momentum * (new - old)).to(old.dtype)

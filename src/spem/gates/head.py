@@ -27,8 +27,7 @@ class _Structure(NamedTuple):
     """
 
     key: Hashable
-    places: list[tuple[dict[str, Any], str]]
-    shapes: list[tuple[dict[str, Any], str, tuple[int, ...] | None]]
+    places: list[tuple[dict[str, Any], str, tuple[int, ...] | None]]  # with the shape, if any
     names: list[str]
     hooks: list[dict[int, Any]]
     parts: list[nn.Module]
@@ -38,7 +37,7 @@ class _Structure(NamedTuple):
         if self.parts != [*gate.modules()][1:]:
             return False
         return all(
-            name in place and _shape(place[name]) == shape for place, name, shape in self.shapes
+            name in place and _shape(place[name]) == shape for place, name, shape in self.places
         )
 
 
@@ -66,7 +65,8 @@ def identity(gate: Any) -> Hashable:
 
 def tensors_of(gate: Any) -> list[Tensor]:
     """Return the parameters and buffers of a gate."""
-    return [place[name].contiguous() for place, name in _structure(gate).places]
+    places = _structure(gate).places
+    return [place[name].contiguous() for place, name, shape in places if shape is not None]
 
 
 def call_with(gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any) -> Any:
@@ -113,22 +113,21 @@ def _structure(gate: nn.Module) -> _Structure:
 
 
 def _read_structure(gate: Any) -> _Structure:
-    places, shapes, names, key = [], [], [], []
+    places, names, key = [], [], []
     for prefix, module in gate.named_modules(prefix="", remove_duplicate=False):
         own = tuple(v for v in vars(module).values() if _is_plain(v))
         key.append((type(module), own if prefix else ()))
         for place in (module._parameters, module._buffers):
             for name, tensor in place.items():
-                shapes.append((place, name, _shape(tensor)))
+                places.append((place, name, _shape(tensor)))
                 if tensor is not None:
-                    places.append((place, name))
                     names.append(f"{prefix}.{name}" if prefix else name)
                     sizes = (None if size == gate.channels else size for size in tensor.shape)
                     key.append((name, *sizes))
     hooks: list[Any] = []
     for module in gate.modules():
         hooks += [module._forward_hooks, module._forward_pre_hooks]
-    return _Structure(tuple(key), places, shapes, names, hooks, [*gate.modules()][1:])
+    return _Structure(tuple(key), places, names, hooks, [*gate.modules()][1:])
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -60,7 +60,7 @@ class Separate:
     ) -> Tensor:
         """Return relu(scale·x + shift + residual), in the memory of x if it may be overwritten."""
         if overwrite and self._ops is eager and not torch.is_grad_enabled():
-            return eager.recalibrate_in_place(self._x, scale, shift, residual, relu)
+            return eager.recalibrate(self._x, scale, shift, residual, relu, overwrite)
         return self._ops.recalibrate(self._x, scale, shift, residual, relu)
 
 

@@ -62,30 +62,26 @@ def pool_min(x: Tensor) -> Tensor:
 
 
 def recalibrate(
-    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    overwrite: bool = False,
 ) -> Tensor:
-    """Compute relu(scale * x + shift + residual) in the dtype of x, the addition fused."""
+    """Compute relu(scale * x + shift + residual) in the dtype of x, the addition fused.
+
+    With `overwrite`, allowed only where no gradient is asked for, the result is in the memory of x.
+    """
     scale = scale.to(x.dtype)[:, :, None, None]
     added = residual if shift is None else shift.to(x.dtype)[:, :, None, None]
     if added is None:
-        out = x * scale
+        out = x.mul_(scale) if overwrite else x * scale
     elif torch.is_grad_enabled():
         # The backward pass of addcmul makes one more copy of the map than that of a product.
         out = (x * scale).add_(added)
     else:
-        out = torch.addcmul(added, x, scale)
-    if shift is not None and residual is not None:
-        out = out.add_(residual)
-    return out.relu_() if relu else out
-
-
-def recalibrate_in_place(
-    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
-) -> Tensor:
-    """Do as `recalibrate` in the memory of x, without gradients."""
-    scale = scale.to(x.dtype)[:, :, None, None]
-    added = residual if shift is None else shift.to(x.dtype)[:, :, None, None]
-    out = x.mul_(scale) if added is None else torch.addcmul(added, x, scale, out=x)
+        out = torch.addcmul(added, x, scale, out=x if overwrite else None)
     if shift is not None and residual is not None:
         out = out.add_(residual)
     return out.relu_() if relu else out

@@ -109,8 +109,8 @@ class _Recalibrate(torch.autograd.Function):
         if needs_x and ctx.link is None:
             dx = ctx.ops.input_gradient(x, {}, {}, d, scale)
         elif needs_x:
-            # Detached: the link must not hold the graph that holds the link.
-            # Not the gradient of x yet: `_Pool` multiplies by the scale.
+            # Not the gradient of x yet: `_Pool` multiplies by the scale, which is detached since
+            # the link must not hold the graph that holds the link.
             ctx.link["scale"], dx = scale.detach(), d
         dscale = dscale.to(scale.dtype) if needs_scale else None
         dshift = dshift if needs_shift else None

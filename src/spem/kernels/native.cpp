@@ -167,7 +167,7 @@ template <class F> void share(const Shape& s, bool backwards, int64_t size, int6
 template <class A, int ROWS> struct Table {
   std::vector<A> values;
   int64_t width;
-  Table(int64_t width, A fill = 0) : values(ROWS * width, fill), width(width) {}
+  Table(int64_t width) : values(ROWS * width), width(width) {}
   A* operator[](int row) { return values.data() + row * width; }
 };
 
@@ -178,7 +178,7 @@ template <class T> struct Pooled {
   A *mean, *var, *max, *min, *argmax, *argmin, *first;
 };
 
-// Of a map with numbers that are not finite, whose sums above mean nothing.
+// Of a map with numbers that are not finite, whose shifted sums mean nothing.
 template <class T, bool VAR, bool EXTREMA>
 void pool_carefully(const T* x, int64_t stride, int64_t l, int64_t to, const Pooled<T>& out) {
   using A = Wide<T>;
