@@ -33,7 +33,8 @@ FILES = (
     "summary.json",
     "placement.json",
 )
-_FREE_KEYS = ("data_dir", "download", "device", "progress")  # what a resumed run may change
+# What a resumed run may change: where and how it computes, not what.
+FREE_KEYS = ("data_dir", "download", "device", "threads", "progress")
 
 
 @contextmanager
@@ -213,7 +214,7 @@ def refuse_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         if not (folder / "recipe.yaml").is_file():
             raise FileNotFoundError(f"there is no run to resume in {folder}")
         stored, given = asdict(load_recipe(str(folder / "recipe.yaml"))), asdict(recipe)
-        differ = [k for k in stored if stored[k] != given[k] and k not in _FREE_KEYS]
+        differ = [k for k in stored if stored[k] != given[k] and k not in FREE_KEYS]
         if differ:
             changes = ", ".join(f"{k} ({stored[k]!r} there, {given[k]!r} now)" for k in differ)
             raise ValueError(f"the run in {folder} has another recipe: {changes}")

@@ -15,6 +15,7 @@ from spem.batches import EVALUATION_BATCH, Batches
 from spem.checkpoint import load_checkpoint, save_checkpoint, write_table
 from spem.data import Dataset
 from spem.extras import needs_extra
+from spem.gates import mixing_ratios
 from spem.metrics import create_metrics, evaluate, read
 from spem.optimizer import create_average, create_optimizer, create_schedule
 from spem.recipes import Recipe
@@ -134,6 +135,7 @@ class Run:
         row["learning_rate"] = self.learning_rate
         row["images_per_second"] = self.images / self.seconds
         row["seconds"] = self.seconds + perf_counter() - started
+        row |= {f"mixing.{name}": ratio for name, ratio in mixing_ratios(self.stored).items()}
         self.history.append(row)
         self.metrics.reset()
         self.auxiliary.reset()

@@ -7,7 +7,7 @@ from spem.gates.asr import ASR
 from spem.gates.cbam import CBAM
 from spem.gates.checks import check_choice
 from spem.gates.danet import DANet
-from spem.gates.descriptor import DescriptorGate
+from spem.gates.descriptor import DescriptorGate, mixing_ratios
 from spem.gates.dianet import DIANet
 from spem.gates.eca import ECA
 from spem.gates.fcanet import FcaNet
@@ -52,6 +52,7 @@ __all__ = [
     "auxiliary_loss",
     "create_gate",
     "gate_options",
+    "mixing_ratios",
     "register",
 ]
 

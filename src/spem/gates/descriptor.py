@@ -157,6 +157,15 @@ class DescriptorGate(Gate):
         return ", ".join([str(self.channels), *options])
 
 
+def mixing_ratios(model: nn.Module) -> dict[str, float]:
+    """Return the learned λ of every gate of a model that has one, by the gate's name, in order."""
+    return {
+        name: module.mixing_ratio().item()
+        for name, module in model.named_modules()
+        if isinstance(module, DescriptorGate) and module.pool == "adaptive"
+    }
+
+
 def _check_mix(pool: str, mix: float | None, mixing: str, alpha: float | None) -> None:
     check_choice("pool", pool, _STATISTICS)
     check_choice("mixing", mixing, ("squared", "sigmoid"))
