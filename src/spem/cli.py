@@ -1,14 +1,15 @@
 """The command `spem`: one function of `spem.commands` a command."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from shlex import quote
 
 try:
-    from spem import __version__, bench, commands
+    from spem import __version__, bench, commands, compare
     from spem.flags import Parser, fail
     from spem.recipes import Recipe
+    from spem.study import AXES
 except ImportError as error:  # an extra is not installed
     print("spem: error:", error, file=sys.stderr)
     sys.exit(2)
@@ -20,9 +21,11 @@ _COMMANDS = {
     "gates": commands.gates,
     "search-placement": commands.search_placement,
     "gate-report": commands.gate_report,
+    "compare": compare.compare,
     "bench": bench.bench,
 }
-_WITH_RECIPE = ("train", "search-placement")
+# The commands that take recipe keys, and those keys that each has no flag for.
+_WITH_RECIPE: dict[str, Collection[str]] = {"train": (), "search-placement": (), "compare": AXES}
 _POSITIONAL = {"gate-report": "RUN ", "evaluate": "RUN ", "predict": "RUN IMAGE ... "}
 
 
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv, defaults=False)
     values = given[given.subcommand].as_dict()
     if given.subcommand in _WITH_RECIPE:
-        keys = {field.name for field in fields(Recipe)} & values.keys()
+        keys = _recipe_keys(given.subcommand) & values.keys()
         values["recipe_keys"] = {key: values.pop(key) for key in keys}
     try:
         return _COMMANDS[given.subcommand](**values) or 0
@@ -47,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nspem: interrupted", file=sys.stderr)
         if given.subcommand == "search-placement":
             print("search again, with --overwrite or another --out", file=sys.stderr)
+        elif given.subcommand == "compare":
+            print("the same command continues", file=sys.stderr)
         elif folder := getattr(interrupt, "folder", None):
             print(f"continue with: spem train --resume {quote(str(folder))}", file=sys.stderr)
         return 130
@@ -71,6 +76,10 @@ def _parser() -> Parser:
         )
         if name in _WITH_RECIPE:
             keys = parser.add_argument_group("recipe keys: each replaces that of the recipe")
-            keys.add_class_arguments(Recipe, as_group=False)
+            keys.add_class_arguments(Recipe, as_group=False, skip=set(_WITH_RECIPE[name]))
         subcommands.add_subcommand(name, parser, help=summary)
     return top
+
+
+def _recipe_keys(command: str) -> set[str]:
+    return {field.name for field in fields(Recipe)} - set(_WITH_RECIPE[command])

@@ -3,6 +3,7 @@
 import re
 import sys
 from argparse import BooleanOptionalAction
+from collections.abc import Sequence
 from typing import Any, NoReturn, get_args, get_origin
 
 from spem.choices import unknown
@@ -46,7 +47,8 @@ class Parser(ArgumentParser):
     def add_argument(self, *names: str, **options: Any) -> Any:
         """Add what jsonargparse has made of a parameter; see argparse.
 
-        A parameter of the type `str | bool` becomes a flag whose word may be left out.
+        A parameter of the type `str | bool` becomes a flag whose word may be left out, one of the
+        type `Sequence[str]` a flag of several words.
         """
         hint = options.get("type") or getattr(options.get("action"), "_typehint", None)
         if hint is bool:
@@ -54,9 +56,9 @@ class Parser(ArgumentParser):
             del options["type"]
         elif hint == str | bool:
             options |= {"nargs": "?", "const": True}
-        elif hint == list[str] and not names[0].startswith("-"):
+        elif hint == Sequence[str] or (hint == list[str] and not names[0].startswith("-")):
             options |= {"nargs": "+", "type": str}
-            del options["action"]
+            options.pop("action", None)
         flags = [name.replace("_", "-") for name in names if not name.endswith("+")]
         return super().add_argument(*flags, **options)
 

@@ -78,7 +78,7 @@ def prepare(
     """
     dataset = load_data(recipe)
     check_batches(fabric.world_size, recipe, dataset)
-    network = _build(recipe, dataset) if model is None else model
+    network = build(recipe, dataset) if model is None else model
     macs = _count_macs(network, dataset)
     if recipe.cuda_graph:
         check_draws(network, torch.zeros(2, *dataset.train.images.shape[1:]))
@@ -160,7 +160,8 @@ def load_data(recipe: Recipe) -> Dataset:
     )
 
 
-def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
+def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """Return the network of a recipe for a data set, with the initial weights of its seed."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(recipe.seed)
         return create_model(

@@ -95,7 +95,7 @@ def fit(
         raise ValueError(
             f"replicas is {recipe.replicas}, must be 1 for a given model, which is one network"
         )
-    recipe = _resolve(recipe, model)
+    recipe = resolve(recipe, model)
     fabric = create_fabric(recipe)
     folder = None if out is None else Path(out)
     if folder and fabric.is_global_zero:
@@ -109,7 +109,7 @@ def fit(
     return _read_result(folder, recipe, model)
 
 
-def _resolve(recipe: Recipe, model: nn.Module | None) -> Recipe:
+def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
     """Return the recipe with what follows from its data and from the given model written out."""
     channels, side = image_format(recipe.data)
     neutral = [0.5] * channels

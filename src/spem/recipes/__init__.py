@@ -1,15 +1,14 @@
 """Recipes: everything that decides a training run, as one checked record and as YAML."""
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from spem.choices import unknown
 from spem.extras import needs_extra
+from spem.recipes.reading import read_yaml
 
 with needs_extra("train"):
     import yaml
@@ -238,7 +237,7 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
         FileNotFoundError: there is no such file.
         ValueError: an unknown recipe or key, a value that is not allowed, or no valid YAML.
     """
-    settings = _read(name_or_path)
+    settings = read_yaml(name_or_path, "recipe", resources.files(__name__))
     if overrides.get("gate", settings.get("gate")) != settings.get("gate"):
         settings |= {"gate_options": {}, "placement": None, "mask": None}
     settings |= overrides
@@ -248,34 +247,3 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
             raise unknown("recipe key", key, known)
     values: dict[str, Any] = {k: None if v == "none" else v for k, v in settings.items()}
     return Recipe(**values)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML takes `1e-4`, which has no point, for a text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _read(name_or_path: str) -> dict[str, Any]:
-    if name_or_path in recipe_names():
-        source = resources.files(__name__) / f"{name_or_path}.yaml"
-    elif Path(name_or_path).is_file():
-        source = Path(name_or_path)
-    elif Path(name_or_path).suffix in (".yaml", ".yml"):
-        raise FileNotFoundError(f"there is no recipe file {name_or_path}")
-    else:
-        raise unknown("recipe", name_or_path, recipe_names())
-    try:
-        settings = yaml.load(source.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{name_or_path} is no valid YAML: {' '.join(str(error).split())}"
-        ) from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{name_or_path} must hold one `key: value` a line")
-    return settings

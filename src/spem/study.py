@@ -1,0 +1,263 @@
+"""Studies: which networks are compared, on which data, with which seeds, as YAML."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spem.checkpoint import FREE_KEYS
+from spem.choices import unknown
+from spem.recipes import Recipe, load_recipe
+from spem.recipes.reading import read_yaml
+from spem.train import resolve
+
+# Fields of a recipe that the axes of a grid decide, or that make several runs of one.
+AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
+_OF_GATES = ("placement", "mask")
+
+
+class Cell(NamedTuple):
+    """One run of a comparison.
+
+    Attributes:
+        key: hash of the recipe, without where and how it computes.
+        gate, model, data, overrides: labels; overrides is "" where there are none.
+        against: name of the row that it is compared with; None for a baseline.
+        recipe: everything that decides the run.
+    """
+
+    key: str
+    gate: str
+    model: str
+    data: str
+    overrides: str
+    against: str | None
+    recipe: Recipe
+
+    @property
+    def row(self) -> str:
+        """Name of the row that the cell's seeds share: the gate, and the overrides if any."""
+        return ", ".join(filter(None, (self.gate, self.overrides)))
+
+
+class Entry(NamedTuple):
+    """One value of an axis: its label, its name, recipe keys, gate options, its baseline."""
+
+    label: str
+    name: str | None
+    recipe: dict[str, Any]
+    options: dict[str, Any]
+    against: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A grid of gates × models × data sets × overrides × seeds.
+
+    An axis is one value or a list. A value is a name, or a mapping of the name, for example
+    `{gate: se, pool: fixed, mix: 0.3}` or `{model: vgg16, weight_decay: 5e-4}`, in which `label`
+    renames its rows, `against` names the row that its differences are taken to, and
+    `cross: {mix: [0, 0.5, 1]}` stands for one value each.
+
+    Args:
+        title: a few words.
+        question: what the comparison is to answer.
+        config: a shipped recipe or a YAML file; None: digits for the digits, else cifar_quick.
+        gates: names or mappings with options of the gate, `placement` and `mask`; none: no gate.
+        models: names or mappings with recipe keys.
+        data: names or mappings with recipe keys.
+        overrides: mappings of recipe keys.
+        seeds: a number N for 0 … N−1, or a list of different seeds.
+        baseline: the row that differences are taken to; None: the first gate's.
+        small: keys of a study that replace those above in its small form.
+
+    Raises:
+        ValueError: a value is not allowed, the grid is empty, or two of its cells are the same run.
+    """
+
+    title: str | None = None
+    question: str | None = None
+    config: str | None = None
+    gates: Any = field(default_factory=lambda: ["none", "spem"])
+    models: Any = "resnet20"
+    data: Any = "digits"
+    overrides: Any = None
+    seeds: Any = 3
+    baseline: str | None = None
+    small: dict[str, Any] | None = None
+
+    def cells(self, **recipe_keys: Any) -> list[Cell]:
+        """Return the cells, those of a seed together.
+
+        Args:
+            recipe_keys: replace those of all cells.
+
+        Raises:
+            ValueError: see the class; or a recipe key or its value is not allowed.
+        """
+        axes = [
+            _entries("data", self.data),
+            _entries("model", self.models),
+            _entries("overrides", self.overrides or [{}]),
+            _entries("gate", self.gates),
+        ]
+        cells = [
+            self._cell(seed, entries, recipe_keys)
+            for seed in self._seeds()
+            for entries in product(*axes)
+        ]
+        _refuse_collisions(cells)
+        rows = {cell.row: None for cell in cells}
+        for cell in cells:
+            if cell.against is not None and cell.against not in rows:
+                raise unknown("row to compare with", cell.against, rows)
+        return cells
+
+    def _seeds(self) -> list[int]:
+        if isinstance(self.seeds, int) and not isinstance(self.seeds, bool) and self.seeds >= 1:
+            return list(range(self.seeds))
+        if isinstance(self.seeds, list) and self.seeds:
+            repeated = sorted({s for s in self.seeds if self.seeds.count(s) > 1}, key=str)
+            if repeated:
+                raise ValueError(f"seeds are repeated: {', '.join(map(str, repeated))}")
+            return self.seeds
+        raise ValueError(
+            f"seeds must be a number of at least 1 or a list of seeds, got {self.seeds!r}"
+        )
+
+    def _cell(self, seed: int, entries: Sequence[Entry], recipe_keys: dict[str, Any]) -> Cell:
+        data, model, overrides, gate = entries
+        config = self.config or ("digits" if data.name == "digits" else "cifar_quick")
+        settings = data.recipe | model.recipe | overrides.recipe | gate.recipe | recipe_keys
+        names = {"data": data.name, "model": model.name, "gate": gate.name}
+        recipe = load_recipe(
+            config, **settings, **names, gate_options=gate.options, seed=seed, replicas=1
+        )
+        recipe = resolve(recipe)
+        cell = Cell(
+            key_of(recipe), gate.label, model.label, data.label, overrides.label, None, recipe
+        )
+        against = gate.against or overrides.against or self._baseline()
+        return cell._replace(against=None if against == cell.row else against)
+
+    def _baseline(self) -> str:
+        if self.baseline is not None:
+            return self.baseline
+        first = _entries("gate", self.gates)[0].label
+        overrides = _entries("overrides", self.overrides or [{}])[0].label
+        return ", ".join(filter(None, (first, overrides)))
+
+
+def key_of(recipe: Recipe) -> str:
+    """Return the name of a run's folder: 16 hexadecimal digits of the hash of what decides it."""
+    deciding = {k: v for k, v in asdict(recipe).items() if k not in FREE_KEYS}
+    text = json.dumps(deciding, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def study_names() -> list[str]:
+    """Return the names of the studies that come with the package."""
+    folder = resources.files("spem") / "studies"
+    return sorted(file.name[:-5] for file in folder.iterdir() if file.name[-5:] == ".yaml")
+
+
+def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -> Study:
+    """Return a shipped study, one from a YAML file, or one of its keys alone.
+
+    Args:
+        name_or_path: one of `study_names()`, or a file whose keys are those of `Study`; None: none.
+        small: take its small form.
+        **replaced: keys that replace those of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown study or key, no valid YAML, or no small form.
+    """
+    settings: dict[str, Any] = {}
+    if name_or_path is not None:
+        settings = read_yaml(name_or_path, "study", resources.files("spem") / "studies")
+    known = [f.name for f in fields(Study)]
+    for key in [*settings, *(settings.get("small") or {})]:
+        if key not in known:
+            raise unknown("study key", key, known)
+    if small:
+        if not settings.get("small"):
+            raise ValueError(f"{name_or_path or 'this comparison'} has no small form")
+        settings = settings | settings["small"]
+    return Study(**settings | replaced)
+
+
+def _entries(axis: str, values: Any) -> list[Entry]:
+    values = values if isinstance(values, list) else [values]
+    if not values:
+        raise ValueError(f"the grid is empty: it has no {axis}")
+    return [_entry(axis, value) for given in values for value in _crossed(axis, given)]
+
+
+def _crossed(axis: str, value: Any) -> Iterator[Any]:
+    """Yield a value of an axis once for each combination of the lists of its `cross`."""
+    if not isinstance(value, dict) or "cross" not in value:
+        yield value
+        return
+    lists = value["cross"]
+    if not isinstance(lists, dict) or not all(isinstance(v, list) and v for v in lists.values()):
+        raise ValueError(f"cross must map keys to lists of values, got {lists!r} ({axis})")
+    for chosen in product(*lists.values()):
+        own = {key: each for key, each in value.items() if key != "cross"}
+        pairs = dict(zip(lists, chosen, strict=True))
+        if "label" in own:
+            own["label"] = " ".join([str(own["label"]), *(_say(k, v) for k, v in pairs.items())])
+        yield own | pairs
+
+
+def _entry(axis: str, value: Any) -> Entry:
+    if not isinstance(value, dict):
+        value = {axis: value}
+    keys = dict(value)
+    label, against = keys.pop("label", None), keys.pop("against", None)
+    name = keys.pop(axis, None) if axis != "overrides" else None
+    name = None if name == "none" else name
+    if not (isinstance(name, str) or (name is None and axis in ("gate", "overrides"))):
+        raise ValueError(f"{axis} must be a name or a mapping that holds one, got {value!r}")
+    options: dict[str, Any] = {}
+    if axis == "gate":
+        options = {key: keys.pop(key) for key in list(keys) if key not in _OF_GATES}
+    for key in keys:
+        if key in AXES:
+            raise ValueError(f"{key} has an axis of its own in a study, it cannot stand in {value}")
+    said = [_say(key, each) for key, each in (options | keys).items()]
+    given = [] if axis == "overrides" else [name or "none"]
+    shown = label if label is not None else " ".join([*given, *said])
+    return Entry(str(shown), name, keys, options, against)
+
+
+def _say(key: str, value: Any) -> str:
+    return f"{key}={value}"
+
+
+def _refuse_collisions(cells: Sequence[Cell]) -> None:
+    runs: dict[str, Cell] = {}
+    places: dict[tuple[str, str, str, int], Cell] = {}
+    for cell in cells:
+        place = (cell.row, cell.model, cell.data, cell.recipe.seed)
+        if cell.key in runs:
+            other = runs[cell.key]
+            raise ValueError(
+                f"two cells are the same run: {_place(other)} and {_place(cell)} have one recipe"
+            )
+        if place in places:
+            raise ValueError(f"two cells have one name, {_place(cell)}: give them labels")
+        runs[cell.key] = places[place] = cell
+
+
+def _place(cell: Cell) -> str:
+    return f"{cell.row!r} of {cell.model} on {cell.data} with seed {cell.recipe.seed}"
+
+
+def folder_of(folder: Path, cell: Cell) -> Path:
+    """Return the folder of a cell's run below that of its comparison."""
+    return folder / "cells" / cell.key
