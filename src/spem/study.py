@@ -67,6 +67,7 @@ class Study:
         title: a few words.
         question: what the comparison is to answer.
         config: a shipped recipe or a YAML file; None: digits for the digits, else cifar_quick.
+        recipe: recipe keys of all cells.
         gates: names or mappings with options of the gate, `placement` and `mask`; none: no gate.
         models: names or mappings with recipe keys.
         data: names or mappings with recipe keys.
@@ -82,6 +83,7 @@ class Study:
     title: str | None = None
     question: str | None = None
     config: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
     gates: Any = field(default_factory=lambda: ["none", "spem"])
     models: Any = "resnet20"
     data: Any = "digits"
@@ -99,6 +101,7 @@ class Study:
         Raises:
             ValueError: see the class; or a recipe key or its value is not allowed.
         """
+        _refuse_axes(self.recipe)
         axes = [
             _entries("data", self.data),
             _entries("model", self.models),
@@ -132,7 +135,8 @@ class Study:
     def _cell(self, seed: int, entries: Sequence[Entry], recipe_keys: dict[str, Any]) -> Cell:
         data, model, overrides, gate = entries
         config = self.config or ("digits" if data.name == "digits" else "cifar_quick")
-        settings = data.recipe | model.recipe | overrides.recipe | gate.recipe | recipe_keys
+        settings = self.recipe | data.recipe | model.recipe | overrides.recipe | gate.recipe
+        settings |= recipe_keys
         names = {"data": data.name, "model": model.name, "gate": gate.name}
         recipe = load_recipe(
             config, **settings, **names, gate_options=gate.options, seed=seed, replicas=1
@@ -226,13 +230,19 @@ def _entry(axis: str, value: Any) -> Entry:
     options: dict[str, Any] = {}
     if axis == "gate":
         options = {key: keys.pop(key) for key in list(keys) if key not in _OF_GATES}
-    for key in keys:
-        if key in AXES:
-            raise ValueError(f"{key} has an axis of its own in a study, it cannot stand in {value}")
+    _refuse_axes(keys)
     said = [_say(key, each) for key, each in (options | keys).items()]
     given = [] if axis == "overrides" else [name or "none"]
     shown = label if label is not None else " ".join([*given, *said])
     return Entry(str(shown), name, keys, options, against)
+
+
+def _refuse_axes(keys: Any) -> None:
+    if not isinstance(keys, dict):
+        raise ValueError(f"recipe must map recipe keys to values, got {keys!r}")
+    for key in keys:
+        if key in AXES:
+            raise ValueError(f"{key} has an axis of its own in a study, it cannot stand in {keys}")
 
 
 def _say(key: str, value: Any) -> str:
