@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from spem.pretrained import find_run
 from spem.recipes import Device, Recipe, load_recipe
 from spem.tables import show
 
@@ -69,7 +70,8 @@ def evaluate(
     """Measure a trained network on the test images of a data set.
 
     Args:
-        run: folder of the run that trained it.
+        run: folder of the run that trained it, or the name of a trained network that comes along:
+            resnet20-spem-cifar10 or resnet20-spem-cifar100.
         data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
         data_dir: folder below which the data sets lie; if not given: the run's.
         download: fetch the data set when it is absent.
@@ -87,7 +89,8 @@ def predict(run: str, images: list[str], *, top: int = 5, device: Device = "auto
     """Say what is in pictures: class names and probabilities.
 
     Args:
-        run: folder of the run that trained the network.
+        run: folder of the run that trained the network, or the name of a trained network that
+            comes along: resnet20-spem-cifar10 or resnet20-spem-cifar100.
         images: picture files.
         top: number of classes shown for each picture; 5 if not given.
         device: auto, cpu, cuda or mps.
@@ -223,7 +226,7 @@ def gate_report(
     before, after = measure(model, test), measure(folded, test)
     show(["", "before", "after"], [(key, before[key], after[key]) for key in _MEASURES])
     if out is not None:
-        folder = new_folder(Path(out), load_recipe(str(Path(run, "recipe.yaml"))))
+        folder = new_folder(Path(out), load_recipe(str(find_run(run) / "recipe.yaml")))
         save_run(folder, folded, {**config, **vars(folded)["config"]})
         print(f"run folder: {folder}")
 
@@ -248,7 +251,7 @@ def _load(run: str, device: Device) -> tuple[nn.Module, dict[str, Any], torch.de
     from spem.devices import create_fabric, keep_freed_memory
 
     keep_freed_memory()
-    model, config = load_run(run)
+    model, config = load_run(find_run(run))
     where = create_fabric(Recipe(device=device)).device
     return model.to(where), config, where
 
@@ -259,7 +262,7 @@ def _load_data(
     """Return the data set of a run, or another one as the run would have loaded it."""
     from spem.job import load_data
 
-    recipe = load_recipe(str(Path(run, "recipe.yaml")))
+    recipe = load_recipe(str(find_run(run) / "recipe.yaml"))
     recipe = replace(
         recipe,
         data=data or recipe.data,

@@ -175,7 +175,7 @@ def run_cells(
         own = [ledger.records[cell.key] for cell in cells]
         header = ["model", "data", "gate", "n", "test top-1, %", "deviation"]
         show(header, results(own))
-        if costs:
+        if costs and not launch.under_torchrun():
             _measure(cells, folder, ledger)
     get_console().print(f"make the page with: spem report {folder}", soft_wrap=True, markup=False)
     return int(any(record["error"] for record in own))

@@ -52,7 +52,8 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
 
     A training step is that of the run: forward, loss, backward, optimiser. Inference is that of
     `spem.deploy(model, fold_batchnorm=True)`, in batches of the same size. Both run on the kernels
-    that served the runs, with the threads of the recipes; nothing else should compute meanwhile.
+    that served the runs, with the threads of the recipes, on one device; nothing else should
+    compute meanwhile.
 
     Args:
         records: of a finished run of each row; the first is the one that ratios refer to.
@@ -64,6 +65,7 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
         each median, low and high quartile; `memory`: bytes of a training step, or None.
     """
     compiled = records[0]["summary"]["kernels"] == "compiled"
+    recipes = [replace(recipe, devices=1, sync_batchnorm=False) for recipe in recipes]
     fabrics = [create_fabric(recipe) for recipe in recipes]
     device = fabrics[0].device
     works: dict[str, dict[str, Work]] = {"train": {}, "inference": {}}

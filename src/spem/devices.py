@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,11 +28,20 @@ _PRECISIONS = {
 def create_fabric(recipe: Recipe) -> Fabric:
     """Return the Fabric of a recipe, not launched yet.
 
+    Under torchrun `devices` counts the processes on all machines.
+
     Raises:
         ValueError: this machine lacks the devices, the precision or what `cuda_graph` needs.
     """
+    elastic = torch.distributed.is_torchelastic_launched()
+    machines = int(os.environ["GROUP_WORLD_SIZE"]) if elastic else 1
+    if elastic and int(os.environ["WORLD_SIZE"]) != recipe.devices:
+        raise ValueError(
+            f"devices is {recipe.devices}, must be {os.environ['WORLD_SIZE']}, the processes that"
+            " torchrun has started"
+        )
     present = {
-        "cuda": torch.cuda.device_count(),
+        "cuda": torch.cuda.device_count() * machines,
         "mps": int(torch.backends.mps.is_available()),
         "cpu": recipe.devices,
     }
@@ -52,9 +62,13 @@ def create_fabric(recipe: Recipe) -> Fabric:
         )
     strategy = "auto"
     if recipe.devices > 1:
-        strategy = "ddp" if torch.distributed.is_torchelastic_launched() else "ddp_spawn"
+        strategy = "ddp" if elastic else "ddp_spawn"
     return Fabric(
-        accelerator=device, devices=recipe.devices, strategy=strategy, precision=recipe.precision
+        accelerator=device,
+        devices=recipe.devices // machines,
+        num_nodes=machines,
+        strategy=strategy,
+        precision=recipe.precision,
     )
 
 

@@ -219,14 +219,14 @@ def _crossed(axis: str, value: Any) -> Iterator[Any]:
 
 
 def _entry(axis: str, value: Any) -> Entry:
-    if not isinstance(value, dict):
-        value = {axis: value}
-    keys = dict(value)
+    keys = dict(value) if isinstance(value, dict) else {axis: value}
     label, against = keys.pop("label", None), keys.pop("against", None)
-    name = keys.pop(axis, None) if axis != "overrides" else None
-    name = None if name == "none" else name
-    if not (isinstance(name, str) or (name is None and axis in ("gate", "overrides"))):
-        raise ValueError(f"{axis} must be a name or a mapping that holds one, got {value!r}")
+    name = None
+    if axis != "overrides":
+        name = keys.pop(axis, "")
+        if not ((isinstance(name, str) and name) or (name is None and axis == "gate")):
+            raise ValueError(f"{axis} must be a name or a mapping that holds one, got {value!r}")
+        name = None if name == "none" else name
     options: dict[str, Any] = {}
     if axis == "gate":
         options = {key: keys.pop(key) for key in list(keys) if key not in _OF_GATES}

@@ -15,6 +15,7 @@ from spem.models.placement import Placement
 from spem.models.preresnet import PreBasicBlock, PreBottleneck, PreResNet
 from spem.models.resnet import BasicBlock, Bottleneck, ResNet
 from spem.models.vgg import VGG
+from spem.pretrained import load_pretrained, shipped_config, shipped_name
 
 __all__ = [
     "VGG",
@@ -38,12 +39,13 @@ _KNOWN += [f"vgg{depth}" for depth in vgg.PLANS] + [f"attention{d}" for d in att
 def create_model(
     name: str,
     gate: str | None = None,
-    num_classes: int = 10,
+    num_classes: int | None = None,
     in_channels: int = 3,
     *,
     block: str | None = None,
     placement: str | None = None,
     mask: Sequence[int] | None = None,
+    pretrained: str | None = None,
     **gate_options: Any,
 ) -> nn.Module:
     """Build a network by its name.
@@ -52,7 +54,7 @@ def create_model(
         name: "resnet20", "resnet164" …, "preresnet110" …, "vgg11", "vgg13", "vgg16", "vgg19",
             "densenet100" (BC, growth 12), "attention56", "attention92".
         gate: a key of `GATES`, or None.
-        num_classes: width of the classifier.
+        num_classes: width of the classifier; None for that of the pretrained network, else 10.
         in_channels: channels of the images.
         block: of (pre-activation) ResNets: "basic" (depth 6n+2) or "bottleneck" (9n+2). By default
             basic where 6n+2 fits and the depth is at most 110, else bottleneck where 9n+2 fits,
@@ -61,6 +63,8 @@ def create_model(
             every norm; DenseNet: on the new maps), "conv" (before every convolution), "norm" (on
             every norm but those of shortcuts) or "last-stage"; None for what its authors do.
         mask: 0 or 1 for every place, in order, to gate only some.
+        pretrained: "cifar10" or "cifar100", for the weights of this very network that come with
+            the package (extra `train`); None for fresh ones.
         gate_options: keyword arguments of the gate.
 
     Returns:
@@ -68,21 +72,17 @@ def create_model(
         (N, num_classes). Its attribute `config` holds these arguments.
 
     Raises:
-        ValueError: a name is unknown, or a value is not allowed.
+        ValueError: a name is unknown, a value is not allowed, or no such weights are shipped.
+        ImportError: `pretrained` is given without the extra `train`.
 
     Example:
         >>> model = create_model("resnet164", gate="spem", num_classes=100)
         >>> sum(p.numel() for p in model.parameters())
         1759648
     """
-    for argument, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{argument} is {value!r}, must be a whole number of at least 1")
     build, block = _network(name, block)
     gates = Placement(gate, gate_options, placement, mask)
-    model = build(gates=gates, num_classes=num_classes, in_channels=in_channels)
-    gates.finish()
-    vars(model)["config"] = {
+    config = {
         "model": name,
         "gate": gate,
         "num_classes": num_classes,
@@ -92,6 +92,17 @@ def create_model(
         "mask": None if mask is None else [int(bool(bit)) for bit in mask],
         "gate_options": gate_options,
     }
+    if num_classes is None:
+        config["num_classes"] = _default_classes(config, pretrained)
+    widths = {key: config[key] for key in ("num_classes", "in_channels")}
+    for argument, value in widths.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{argument} is {value!r}, must be a whole number of at least 1")
+    model = build(gates=gates, **widths)
+    gates.finish()
+    if pretrained is not None:
+        load_pretrained(model, config, pretrained)
+    vars(model)["config"] = config
     return model
 
 
@@ -103,6 +114,12 @@ def own_config(model: nn.Module) -> dict[str, Any] | None:
     config = vars(model).get("config")
     keys = {"model", "block", "gate", "gate_options", "in_channels", "mask", "placement"}
     return config if isinstance(config, dict) and keys <= config.keys() else None
+
+
+def _default_classes(config: dict[str, Any], pretrained: str | None) -> int:
+    if pretrained is None:
+        return 10
+    return shipped_config(shipped_name(config, pretrained))["num_classes"]
 
 
 def _network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:
