@@ -56,7 +56,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "spem needs Python 3.11 or newer, found $$($(or $(PYTHON),python3) --version 2>&1);" \
 		"name one with: make PYTHON=/path/to/python"; exit 1; }
 	"$(PYTHON)" -m venv .venv
-	$(BIN)/pip install --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[train,report,cluster,dev]'
 	@touch $@
 
 $(INTEROP)/.installed: $(INSTALLED)

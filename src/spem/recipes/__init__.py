@@ -176,6 +176,7 @@ _ARGUMENTS = [
     "block",
     "placement",
     "mask",
+    "pretrained",
 ]
 _RULES: Iterable[tuple[str, Callable[[Any], bool], str]] = [
     ("a text", lambda v: isinstance(v, str), "model block gate placement weights data data_dir"),
