@@ -22,11 +22,13 @@ _COMMANDS = {
     "search-placement": commands.search_placement,
     "gate-report": commands.gate_report,
     "compare": compare.compare,
+    "report": commands.report,
     "bench": bench.bench,
 }
 # The commands that take recipe keys, and those keys that each has no flag for.
 _WITH_RECIPE: dict[str, Collection[str]] = {"train": (), "search-placement": (), "compare": AXES}
-_POSITIONAL = {"gate-report": "RUN ", "evaluate": "RUN ", "predict": "RUN IMAGE ... "}
+_POSITIONAL = {"predict": "RUN IMAGE ... ", "report": "FOLDER "}
+_POSITIONAL |= dict.fromkeys(("gate-report", "evaluate"), "RUN ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

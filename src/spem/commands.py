@@ -231,6 +231,19 @@ def gate_report(
         print(f"run folder: {folder}")
 
 
+def report(folder: str) -> None:
+    """Make the page of a comparison: report.html, report.md and figures/ in its folder.
+
+    The page needs no network. A comparison that is not finished has a page of what there is.
+
+    Args:
+        folder: of a comparison, with records.jsonl.
+    """
+    from spem.report import report as write_report
+
+    write_report(folder)
+
+
 def _recipe(config: str | None, recipe_keys: dict[str, Any]) -> Recipe:
     if config is None:
         config = "digits" if recipe_keys.get("data", "digits") == "digits" else "cifar_quick"
