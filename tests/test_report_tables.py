@@ -72,12 +72,17 @@ def test_equal_differences_have_no_p_though_rounding_would_give_one(tmp_path):
 
 
 def test_equal_counts_of_images_are_equal_whatever_digits_a_record_keeps(tmp_path):
-    counts = {"none": [460, 371, 583], "spem": [461, 372, 584]}
+    counts = {"none": [460, 462, 583, 100, 101, 102], "spem": [462, 464, 585, 102, 103, 104]}
     records = [
         reports.record(gate, seed, round(count / 900, 7))
         for gate, own in counts.items()
         for seed, count in enumerate(own)
     ]
+    steps = {
+        round(b["summary"]["final_test_top1"] - a["summary"]["final_test_top1"], 9)
+        for a, b in zip(records[:6], records[6:], strict=True)
+    }
+    assert steps == {0.0022222, 0.0022223}
     spem = columns(only_group(reports.write(tmp_path, records)).table, "spem")
     assert spem["p (paired t, Holm)"] == "- (zero variance)"
 

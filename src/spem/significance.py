@@ -15,8 +15,9 @@ LEVEL = 0.05
 WILCOXON_FROM = 6  # with fewer pairs no exact two-sided p is below 0.05
 # Points of accuracy: the size of the gains that papers of this field claim.
 RELEVANT = 1.0
-# Differences of equal accuracies differ by the rounding of a subtraction, which is no spread.
-_DIGITS = 9
+# Points. The rounding of records and of subtractions moves a difference by less than this, one
+# image moves it by more unless there are a million.
+_SAME = 1e-4
 
 RULE = (
     "Verdicts: “higher” and “lower” where p of the paired t-test is below"
@@ -94,21 +95,30 @@ def compare_paired(values: Mapping[int, float], baseline: Mapping[int, float]) -
         values: by seed.
         baseline: by seed.
     """
-    seeds = [seed for seed in values if seed in baseline]
-    differences = [round(values[seed] - baseline[seed], _DIGITS) for seed in seeds]
+    differences = [values[seed] - baseline[seed] for seed in values if seed in baseline]
     n = len(differences)
     if n == 0:
         return Difference(0, None, None, None, None, None, "no seed in common")
     found = summary(differences)
     if n == 1:
         return Difference(1, found.mean, None, None, None, None, "n = 1")
-    if len(set(differences)) == 1:
-        same = differences[0]
-        return Difference(n, same, same, same, None, None, "zero variance")
+    tied = _tied(differences)
+    if len(set(tied)) == 1:
+        return Difference(n, tied[0], tied[0], tied[0], None, None, "zero variance")
     paired: Any = stats.ttest_1samp(differences, 0)
-    ranked: Any = stats.wilcoxon(differences) if n >= WILCOXON_FROM else None
+    ranked: Any = stats.wilcoxon(tied) if n >= WILCOXON_FROM else None
     wilcoxon = ranked and float(ranked.pvalue)
     return Difference(n, found.mean, found.low, found.high, float(paired.pvalue), wilcoxon, None)
+
+
+def _tied(differences: Sequence[float]) -> list[float]:
+    """Return the differences, those whose sizes differ by rounding alone with one size."""
+    last, shared = 0.0, {}
+    for size in sorted(map(abs, differences)):
+        last = last if size - last < _SAME else size
+        shared[size] = last
+    # Adding zero turns -0.0, which would be written as -0.00, into 0.0.
+    return [shared[abs(each)] * (1 if each > 0 else -1) + 0.0 for each in differences]
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

@@ -141,12 +141,9 @@ def _compare(rows: Mapping[str, list[Record]]) -> dict[str, _Comparison]:
 
 
 def percents(records: Sequence[Record], key: str) -> dict[int, float]:
-    """Return an accuracy of a summary in percent, by seed; runs without it are left out.
-
-    The rounding, to one image of a million, makes equal counts of right images equal numbers.
-    """
+    """Return an accuracy of a summary in percent, by seed; runs without it are left out."""
     found = {record["seed"]: record["summary"][key] for record in records}
-    return {seed: round(100 * value, 4) for seed, value in found.items() if value is not None}
+    return {seed: 100 * value for seed, value in found.items() if value is not None}
 
 
 def spread(found: Summary) -> str:
