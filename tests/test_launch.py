@@ -147,7 +147,7 @@ def test_processes_share_the_threads(tmp_path, monkeypatch):
             asked.append(recipe.threads)
             return launch.Future()
 
-    def collect(running, ended, stopped):
+    def collect(running, ended):
         running.clear()
 
     monkeypatch.setattr(launch, "ProcessPoolExecutor", Pool)
@@ -166,6 +166,15 @@ def test_a_process_that_dies_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "_run_in_worker", die)
     with pytest.raises(ChildProcessError, match="died, perhaps for want of memory"):
         launch.run_local(runs, 1, lambda *_: None, lambda _: None)
+
+
+def test_a_run_that_somebody_else_interrupts_is_told_as_failed(tmp_path):
+    told, future = [], launch.Future()
+    future.set_exception(launch._StoppedError())
+    launch._collect({future: tmp_path}, lambda *each: told.append(each), stopping=True)
+    assert not told
+    launch._collect({future: tmp_path}, lambda *each: told.append(each))
+    assert told == [(tmp_path, "somebody interrupted its process; its state is saved")]
 
 
 def die(*_):

@@ -85,8 +85,8 @@ def compare(
     chosen = load_study(study, small, **given)
     cells = chosen.cells(**recipe_keys)
     flags = {"study": study, "small": small or None, **axes, "seeds": seeds, "config": config}
-    said = {"title": chosen.title, "question": chosen.question}
-    said |= {"planned": len(cells), "commands": [_command(flags | recipe_keys, out)]}
+    said: dict[str, Any] = {"title": chosen.title, "question": chosen.question}
+    said["commands"] = [_command(flags | recipe_keys, out)]
     return run_cells(cells, Path(out), run, jobs=jobs, costs=costs, said=said)
 
 
@@ -158,7 +158,8 @@ def run_cells(
         ledger = Ledger(folder)
         _take_up(cells, folder, ledger)
         if said is not None:
-            _write_study(folder / "study.yaml", said)
+            planned = {*ledger.records, *(cell.key for cell in cells)}
+            _write_study(folder / "study.yaml", said | {"planned": len(planned)})
         pending = _pending(cells, folder, ledger.records)
         for cell in pending:
             ledger.records.pop(cell.key, None)  # what failed is tried again

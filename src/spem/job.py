@@ -240,6 +240,7 @@ def _summarise(run: Run, macs: int) -> dict[str, Any]:
         "macs": macs,
         "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),
         "seed": run.recipe.seed,
+        "threads": run.recipe.threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         # Which kernels served the maps: results of one implementation repeat bit for bit.
         "kernels": kernels.chosen(torch.empty(1, 1, 1, 1, device=device)).__name__.split(".")[-1],

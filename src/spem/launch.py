@@ -112,12 +112,12 @@ def run_local(runs: Sequence[tuple[Recipe, Path]], jobs: int, ended: Ended, tick
             if not running:
                 return
             tick(list(running.values()))
-            _collect(running, ended, interrupted.is_set)
+            _collect(running, ended)
             if interrupted.is_set():
                 for child in multiprocessing.active_children():
                     os.kill(child.pid or 0, signal.SIGINT)
                 while running:
-                    _collect(running, ended, lambda: False)
+                    _collect(running, ended, stopping=True)
                 raise KeyboardInterrupt
 
 
@@ -136,18 +136,16 @@ def _killed_on_error() -> Iterator[None]:
         raise
 
 
-def _collect(
-    running: dict[Future[str | None], Path], ended: Ended, stopped: Callable[[], bool]
-) -> None:
-    """Wait a little, and tell of the runs that ended meanwhile."""
+def _collect(running: dict[Future[str | None], Path], ended: Ended, stopping: bool = False) -> None:
+    """Wait a little, and tell of the runs that ended meanwhile, but of none that was to stop."""
     done, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
     for future in done:
         folder = running.pop(future)
         try:
             ended(folder, future.result())
         except _StoppedError:
-            if not stopped():
-                continue
+            if not stopping:
+                ended(folder, "somebody interrupted its process; its state is saved")
         except BrokenProcessPool:
             raise ChildProcessError(
                 f"the process of the run in {folder} died, perhaps for want of memory; finished"
