@@ -125,6 +125,14 @@ def test_another_network_is_refused(shipped, changed, sentence):
         create_model(**arguments)
 
 
+def test_where_nothing_is_shipped_no_name_is_known(monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "absent")
+    with pytest.raises(ValueError, match="network 'resnet20-spem-cifar10'; known: none$"):
+        create_model("resnet20", "spem", pretrained="cifar10")
+    with pytest.raises(FileNotFoundError, match=r"nowhere holds no .*; known: none$"):
+        pretrained.find_run("nowhere")
+
+
 def test_another_block_is_refused(shipped):
     file = shipped / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"block": "bottleneck"}))

@@ -62,7 +62,7 @@ def shipped_config(name: str) -> dict[str, Any]:
         ValueError: there is no such network.
     """
     if name not in (names := shipped_names()):
-        raise unknown("pretrained network", name, names)
+        raise unknown("pretrained network", name, names or ["none"])
     return json.loads((FOLDER / name / "config.json").read_text(encoding="utf-8"))
 
 

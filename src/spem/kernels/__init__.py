@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from spem.choices import unknown
 from spem.kernels import compiled, eager, linked, reference
+
+if TYPE_CHECKING:
+    from spem.kernels.traced import Traced
 
 _IMPLEMENTATIONS = ("eager", "compiled", "triton", "reference")
 
@@ -21,18 +25,30 @@ _forced: ModuleType | None = None
 def chosen(x: Tensor) -> ModuleType:
     """Return the implementation that serves a map.
 
-    The reference text while Dynamo or the exporter traces, which fuse it themselves; else the one
+    While Dynamo or the exporter traces, the reference text, which they fuse themselves, but for a
+    map on the CPU in training the passes of our own, if they can be built; else the one
     that `use` forces, unless it is compiled and does not serve the map's device or dtype; else
     Triton's on CUDA, where it is installed, and the eager one elsewhere. An empty map needs no
     kernel.
     """
     if torch.compiler.is_compiling():
-        return eager if _forced is eager else reference
+        return _traced(x) or (eager if _forced is eager else reference)
     if x.numel() == 0:
         return reference if _forced is reference else eager
     if _forced is not None and (_forced is not compiled or compiled.serves(x)):
         return _forced
     return (_triton() if x.is_cuda else None) or eager
+
+
+def _traced(x: Tensor) -> ModuleType | None:
+    """Return the operators for a map that Dynamo traces in training on the CPU, if they work."""
+    if torch.compiler.is_exporting() or _forced not in (None, compiled):
+        return None
+    if not torch.is_grad_enabled() or x.numel() == 0 or not compiled.serves(x):
+        return None
+    from spem.kernels import traced  # brings in Dynamo, which is here already
+
+    return traced if traced.works() else None
 
 
 def fused(x: Tensor) -> bool:
@@ -64,13 +80,18 @@ class Separate:
         return self._ops.recalibrate(self._x, scale, shift, residual, relu)
 
 
-def passes_over(x: Tensor, wanted: tuple[str, ...]) -> "linked.Linked | Separate":
+def passes_over(x: Tensor, wanted: tuple[str, ...]) -> "linked.Linked | Traced | Separate":
     """Pool a map that is to be recalibrated, by the chosen implementation."""
-    return (linked.Linked if fused(x) else Separate)(chosen(x), x, wanted)
+    ops = chosen(x)
+    if hasattr(ops, "Traced"):
+        return ops.Traced(x, wanted) if wanted else Separate(reference, x, wanted)
+    return (Separate if ops in (eager, reference) else linked.Linked)(ops, x, wanted)
 
 
 def pool(x: Tensor, wanted: tuple[str, ...]) -> dict[str, Tensor]:
     """Return the wanted statistics of a map by name, by the chosen implementation."""
+    if hasattr(chosen(x), "Traced"):  # nothing recalibrates the map
+        return Separate(reference, x, wanted).values
     return passes_over(x, wanted).values
 
 
@@ -78,6 +99,8 @@ def recalibrate(
     x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
 ) -> Tensor:
     """Compute relu(scale * x + shift + residual) by the chosen implementation."""
+    if hasattr(chosen(x), "Traced"):
+        return reference.recalibrate(x, scale, shift, residual, relu)
     if fused(x):
         return linked.recalibrate(chosen(x), x, scale, shift, residual, relu)
     return chosen(x).recalibrate(x, scale, shift, residual, relu)
