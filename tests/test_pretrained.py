@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -127,7 +128,7 @@ def test_another_network_is_refused(shipped, changed, sentence):
 
 def test_where_nothing_is_shipped_no_name_is_known(monkeypatch, tmp_path):
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "absent")
-    with pytest.raises(ValueError, match="network 'resnet20-spem-cifar10'; known: none$"):
+    with pytest.raises(ValueError, match=r"network 'resnet20-spem-cifar10'; known: none$"):
         create_model("resnet20", "spem", pretrained="cifar10")
     with pytest.raises(FileNotFoundError, match=r"nowhere holds no .*; known: none$"):
         pretrained.find_run("nowhere")
@@ -245,10 +246,7 @@ def test_a_run_without_validation_has_a_card(script, tmp_path):
     ],
 )
 def test_what_nobody_could_check_is_not_published(run, script, tmp_path, file, change, sentence):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in run.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = shutil.copytree(run, tmp_path / "copy")
     if change is None:
         (copy / file).unlink()
     else:

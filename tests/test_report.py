@@ -5,6 +5,7 @@ import re
 import pytest
 import reports
 
+from spem.models import create_model, own_config
 from spem.published import PUBLISHED, fits
 from spem.report import render_markdown, report
 from spem.report_figures import figures
@@ -51,9 +52,20 @@ def test_every_published_figure_has_a_source_and_fits_a_network_that_can_be_buil
         )
         assert fits(entry, run["recipe"])
         assert not fits(entry, run["recipe"] | {"mask": [1]})
+        config = own_config(create_model(entry.model, entry.gate, **entry.options))
+        assert fits(entry, run["recipe"] | {"block": config["block"]})
         assert fits(entry, run["recipe"] | {"placement": "norm"}) == (entry.gate is None)
     errors = {entry.top1 for entry in PUBLISHED if "imgclsmob" in entry.source}
     assert "79.56" in errors  # 20.44 % error, as METHODS turns it
+
+
+@pytest.mark.parametrize(("model", "block"), [("resnet20", "bottleneck"), ("resnet164", "basic")])
+def test_networks_of_other_blocks_are_not_those_that_were_published(model, block):
+    entries = [entry for entry in PUBLISHED if (entry.model, entry.gate) == (model, None)]
+    recipes = [reports.record("none", 0, 0.9, model=model, data=e.data)["recipe"] for e in entries]
+    for entry, recipe in zip(entries, recipes, strict=True):
+        assert fits(entry, recipe)
+        assert not fits(entry, recipe | {"block": block})
 
 
 def test_the_command_writes_a_page_markdown_and_figures(tmp_path, capsys):
@@ -91,11 +103,13 @@ def test_page_and_markdown_have_the_same_tables(tmp_path):
 def test_what_users_call_things_is_text_in_markdown(tmp_path):
     label = "a|b <script>alert(1)</script> *x* `y` &lt;"
     study = {"title": "<b>T</b>\n# not a head", "commands": ["echo ```\n```"]}
+    study["question"] = "# Is ![this](https://example.com/a.png) a picture?"
     folder = reports.write(tmp_path, [reports.record("se", 0, 0.9, label=label)], study=study)
     contents = read_contents(folder)
     text = render_markdown(contents, [[]])
     assert text.startswith("# \\<b>T\\</b> # not a head\n")
     assert r"a\|b \<script>alert(1)\</script> \*x\* \`y\` &amp;lt;" in text
+    assert "\n\\# Is ![this\\](https://example.com/a.png) a picture?\n" in text
     assert "````sh\necho ```\n```\n````" in text
 
 

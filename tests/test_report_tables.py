@@ -236,3 +236,19 @@ def test_what_the_runs_share_is_told_once(tmp_path):
         "python 3.11.7, torch 2.13.0, spem 0.1.0, lightning-fabric 2.6.6 (3 runs)"
     ]
     assert contents.devices == ["x86_64 AVX512, eager kernels (3 runs)"]
+
+
+def test_the_threads_of_runs_are_told_where_they_are_known(tmp_path):
+    records = [reports.record("none", seed, 0.9) for seed in range(5)]
+    for record, threads in zip(records, (1, 2, 2, None), strict=False):
+        record["summary"]["threads"] = threads
+    assert read_contents(reports.write(tmp_path, records)).devices == [
+        "x86_64 AVX512, 1 thread, eager kernels (1 run)",
+        "x86_64 AVX512, 2 threads, eager kernels (2 runs)",
+        "x86_64 AVX512, eager kernels (2 runs)",
+    ]
+
+
+def test_the_reader_is_told_which_p_is_corrected_and_why_one_is_missing(tmp_path):
+    notes = read_contents(reports.write(tmp_path, recorded(FOUND))).notes
+    assert any("Wilcoxon's signed-rank test is given from 6 seeds on" in note for note in notes)

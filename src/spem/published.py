@@ -1,9 +1,13 @@
 """Published accuracies on CIFAR that a comparison's own can stand beside, each with its source."""
 
 from decimal import Decimal
+from functools import cache
 from typing import Any, NamedTuple
 
+import torch
+
 from spem.gates import GATES, gate_options
+from spem.models import create_model, own_config
 
 BEST = "best test epoch"
 _README = "README of the authors' code"
@@ -126,9 +130,19 @@ def fits(entry: Published, recipe: dict[str, Any]) -> bool:
     names = ("model", "gate", "data")
     if any(getattr(entry, name) != recipe[name] for name in names) or recipe["mask"] is not None:
         return False
+    if recipe["block"] not in (None, _usual_block(entry.model)):
+        return False
     if entry.gate is None or entry.gate not in GATES:
         return True
     defaults = gate_options(entry.gate)
     return recipe["placement"] is None and defaults | recipe["gate_options"] == defaults | (
         entry.options
     )
+
+
+@cache
+def _usual_block(model: str) -> str | None:
+    """Return the block that a network of this name has, which is that of the published one."""
+    with torch.device("meta"):
+        config = own_config(create_model(model))
+    return None if config is None else config["block"]

@@ -56,7 +56,7 @@ def render_markdown(contents: Contents, pictures: list[list[Picture]]) -> str:
 
 def _plain(text: str) -> str:
     """Return a text in one line in which nothing is Markdown or HTML."""
-    text = re.sub(r"([\\`*|]|<(?=[A-Za-z/!?]))", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*|]|<(?=[A-Za-z/!?])|\](?=\()|^[#>])", r"\\\1", " ".join(text.split()))
     return re.sub(r"&(?=[\w#]+;)", "&amp;", text)
 
 

@@ -11,7 +11,7 @@ from spem.extras import needs_extra
 from spem.published import PUBLISHED, Published, fits
 from spem.records import Ledger, Record, groups, row_of
 from spem.report_tables.group import Group, TextCell, TextTable, make_group, percents, spread
-from spem.significance import RULE, summary
+from spem.significance import RULE, WILCOXON_FROM, summary
 
 with needs_extra("train"):
     import yaml
@@ -19,8 +19,9 @@ with needs_extra("train"):
 _READING = (
     "Accuracies are of the test images after the last epoch, in percent; differences are in points,"
     " paired by seed. ± is the sample standard deviation over the seeds, [ ] the 95 % interval by"
-    " Student's t. The best test epoch is how the paper reports: it is chosen on the test images,"
-    " so it is no estimate of the accuracy on new ones."
+    " Student's t. The p of Wilcoxon's signed-rank test is given from"
+    f" {WILCOXON_FROM} seeds on and is not corrected. The best test epoch is how the paper reports:"
+    " it is chosen on the test images, so it is no estimate of the accuracy on new ones."
 )
 _BESIDE = [
     "The kinds differ: a published best test epoch stands beside our best test epoch, a final epoch"
@@ -190,14 +191,19 @@ def _versions(summary_: dict[str, Any]) -> str:
 
 
 def _device(record: Record) -> str:
-    return f"{record['summary']['device']}, {record['summary']['kernels']} kernels"
+    found = record["summary"]
+    used = _threads(n) if (n := found.get("threads")) else None  # older summaries say none
+    return ", ".join(filter(None, (found["device"], used, f"{found['kernels']} kernels")))
+
+
+def _threads(n: int) -> str:
+    return f"{n} thread{'s' * (n > 1)}"
 
 
 def _measured(cost: dict[str, Any]) -> str:
-    threads = f"{cost['threads']} thread{'s' * (cost['threads'] > 1)}"
     return (
-        f"speed and memory: {cost['device']}, {threads}, {cost['kernels']} kernels,"
-        f" batches of {cost['batch_size']}, {cost['rounds']} rounds,"
+        f"speed and memory: {cost['device']}, {_threads(cost['threads'])},"
+        f" {cost['kernels']} kernels, batches of {cost['batch_size']}, {cost['rounds']} rounds,"
         f" torch {cost['torch']}, spem {cost['spem']}"
     )
 
