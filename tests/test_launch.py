@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spem import compare, launch
+from spem import grid, launch
 from spem.records import Ledger
 from spem.study import Study, folder_of
 
@@ -94,7 +94,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up i
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    compare.run_cells(cells(2, epochs=6), folder, launch.run_here, costs=False)
+    grid.run_cells(cells(2, epochs=6), folder, launch.run_here, costs=False)
     return results(folder)
 
 

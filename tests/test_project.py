@@ -23,6 +23,7 @@ LAYERS = (
     "significance",
     "published",
     "compare",
+    "grid",
     "board",
     "costs",
     "launch",

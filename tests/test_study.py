@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -72,12 +73,36 @@ def test_keys_of_a_model_stand_over_those_of_all_and_given_ones_over_both():
     assert cell.recipe.lr == 0.5
 
 
+def test_no_flag_makes_the_name_of_a_row_untrue():
+    for keys in ({"overrides": {"lr": 0.1}}, {"models": {"model": "resnet8", "lr": 0.1}}):
+        with pytest.raises(
+            ValueError, match=r"lr is part of the name .*lr=0\.1': leave out its flag"
+        ):
+            Study(**{"models": "resnet8"} | keys).cells(lr=0.5)
+
+
+def test_the_example_of_the_documentation_is_sound(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "how-to-compare.md").read_text()
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "study.yaml").write_text(text)
+    for small, runs in ((False, 60), (True, 12)):
+        assert len(load_study(str(tmp_path / "study.yaml"), small).cells()) == runs
+
+
 def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
     def against(**keys):
         return {cell.row: cell.against for cell in Study(**SMALL, seeds=1, **keys).cells()}
 
     assert against(gates=["none", "se"]) == {"none": None, "se": "none"}
     assert against(gates=["none", "se"], baseline="se") == {"none": "se", "se": None}
+    rates = {"overrides": [{"lr": 0.1}, {"lr": 0.2}]}
+    assert against(gates=["none", "se"], **rates) == {
+        "none, lr=0.1": None,
+        "se, lr=0.1": "none, lr=0.1",
+        "none, lr=0.2": None,
+        "se, lr=0.2": "none, lr=0.2",
+    }
+    assert against(gates="se", **rates) == {"se, lr=0.1": None, "se, lr=0.2": "se, lr=0.1"}
     own = {"gate": "eca", "against": "se"}
     assert against(gates=["none", "se", own]) == {"none": None, "se": "none", "eca": "se"}
 

@@ -153,8 +153,8 @@ def results(records: Iterable[Record]) -> list[tuple[object, ...]]:
         (
             *place,
             len(values),
-            statistics.fmean(values),
-            statistics.stdev(values) if len(values) > 1 else None,
+            f"{statistics.fmean(values):.2f}",
+            f"{statistics.stdev(values):.2f}" if len(values) > 1 else None,
         )
         for place, values in found.items()
     ]

@@ -8,11 +8,12 @@ from shlex import quote
 try:
     from spem import __version__, bench, commands, compare
     from spem.flags import Parser, fail
-    from spem.recipes import Recipe
-    from spem.study import AXES
+    from spem.recipes import AXES, Recipe
 except ImportError as error:  # an extra is not installed
     print("spem: error:", error, file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
 
 _COMMANDS = {
     "train": commands.train,
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv, defaults=False)
     values = given[given.subcommand].as_dict()
     if given.subcommand in _WITH_RECIPE:
-        keys = _recipe_keys(given.subcommand) & values.keys()
+        keys = [key for key in _recipe_keys(given.subcommand) if key in values]
         values["recipe_keys"] = {key: values.pop(key) for key in keys}
     try:
         return _COMMANDS[given.subcommand](**values) or 0
@@ -83,5 +84,5 @@ def _parser() -> Parser:
     return top
 
 
-def _recipe_keys(command: str) -> set[str]:
-    return {field.name for field in fields(Recipe)} - set(_WITH_RECIPE[command])
+def _recipe_keys(command: str) -> list[str]:
+    return [f.name for f in fields(Recipe) if f.name not in _WITH_RECIPE[command]]

@@ -32,8 +32,8 @@ _LABELS = ("model", "data", "gate", "overrides")
 _OF_DATA = ("data", "data_dir", "image_size", "validation", "seed")
 
 
-def build_networks(recipes: Iterable[Recipe]) -> Iterator[tuple[nn.Module, Dataset]]:
-    """Yield the network and the data set of each recipe; equal data sets in a row are loaded once.
+def load_in_turn(recipes: Iterable[Recipe]) -> Iterator[Dataset]:
+    """Yield the data set of each recipe; equal ones in a row are loaded once.
 
     Raises:
         ValueError: a recipe and its data do not fit.
@@ -44,7 +44,7 @@ def build_networks(recipes: Iterable[Recipe]) -> Iterator[tuple[nn.Module, Datas
         wanted = [getattr(recipe, key) for key in _OF_DATA]
         if dataset is None or wanted != last:
             last, dataset = wanted, load_data(recipe)
-        yield build(recipe, dataset), dataset
+        yield dataset
 
 
 def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
@@ -70,9 +70,10 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
     device = fabrics[0].device
     works: dict[str, dict[str, Work]] = {"train": {}, "inference": {}}
     with settings(fabrics[0], recipes[0]), kernels.use("compiled") if compiled else nullcontext():
-        networks = build_networks(recipes)
+        datasets = load_in_turn(recipes)
         for index, (fabric, recipe) in enumerate(zip(fabrics, recipes, strict=True)):
-            model, dataset = next(networks)
+            dataset = next(datasets)
+            model = build(recipe, dataset)
             name, batch = str(index), _batch(dataset, recipe, device)
             works["inference"][name] = _inference(model, batch[0], recipe)
             works["train"][name] = _training(fabric, recipe, model, batch)
@@ -161,7 +162,8 @@ def _main(given: str) -> None:
     recipe = replace(Recipe(**values), device="cpu")
     fabric = create_fabric(recipe)
     with settings(fabric, recipe), kernels.use("compiled") if compiled else nullcontext():
-        model, dataset = next(build_networks([recipe]))
+        dataset = load_data(recipe)
+        model = build(recipe, dataset)
         work = _training(fabric, recipe, model, _batch(dataset, recipe, fabric.device))
         sys.stdout.write(json.dumps(step_memory(work, fabric.device)) + "\n")
 

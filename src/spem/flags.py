@@ -42,6 +42,7 @@ class Parser(ArgumentParser):
 
     def __init__(self, **options: Any):
         style = {"formatter_class": _HelpFormatter, "parser_mode": "recipe"}
+        style["allow_abbrev"] = False  # --seed would be taken for --seeds
         super().__init__(**style | options)
 
     def add_argument(self, *names: str, **options: Any) -> Any:
@@ -65,9 +66,13 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with one line, where jsonargparse prints the usage and all types it tried."""
         flags = {flag: a for flag, a in self._option_string_actions.items() if flag[2:5] != "no-"}
+        required = re.match(r"the following arguments are required: (?:\w+\.)?(\w+)", message)
         wrong = re.match(r'Parser key "(\w+)":.*alue: (.*)', message, re.DOTALL)
         if message.startswith("unrecognized arguments: -"):
             message = str(unknown("flag", message.split()[2].partition("=")[0], flags))
+        elif required:
+            flag = "--" + required[1].replace("_", "-")
+            message = f"{flag if flag in flags else required[1]} is required"
         elif wrong and (flag := "--" + wrong[1].replace("_", "-")) in flags:
             allowed = flags[flag].metavar or _placeholder(_hint(flags[flag]))
             message = f"{flag} must be {allowed}, got {wrong[2]!r}"

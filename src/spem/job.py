@@ -61,7 +61,12 @@ class Job(NamedTuple):
 
 
 def prepare(
-    fabric: Fabric, recipe: Recipe, model: nn.Module | None, folder: Path | None, resume: bool
+    fabric: Fabric,
+    recipe: Recipe,
+    model: nn.Module | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    dataset: Dataset | None = None,
 ) -> Job:
     """Load the data, build the network and check that they fit.
 
@@ -71,12 +76,13 @@ def prepare(
         model: the network to train; None for the recipe's.
         folder: of the run to resume.
         resume: whether there is one.
+        dataset: that of the recipe, if it is loaded already.
 
     Raises:
         ValueError: recipe, data, model and machine do not fit.
         FileNotFoundError: the data or the weights are not there.
     """
-    dataset = load_data(recipe)
+    dataset = load_data(recipe) if dataset is None else dataset
     check_batches(fabric.world_size, recipe, dataset)
     network = build(recipe, dataset) if model is None else model
     macs = _count_macs(network, dataset)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from itertools import product
@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 
 from spem.checkpoint import FREE_KEYS
 from spem.choices import unknown
-from spem.recipes import Recipe, load_recipe
+from spem.recipes import AXES, Recipe, load_recipe
 from spem.recipes.reading import read_yaml
 from spem.train import resolve
 
-# Fields of a recipe that the axes of a grid decide, or that make several runs of one.
-AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
 _OF_GATES = ("placement", "mask")
 
 
@@ -41,17 +39,21 @@ class Cell(NamedTuple):
     @property
     def row(self) -> str:
         """Name of the row that the cell's seeds share: the gate, and the overrides if any."""
-        return ", ".join(filter(None, (self.gate, self.overrides)))
+        return _row(self.gate, self.overrides)
 
 
 class Entry(NamedTuple):
-    """One value of an axis: its label, its name, recipe keys, gate options, its baseline."""
+    """One value of an axis: its label, its name, recipe keys, gate options, its baseline.
+
+    `said` are the recipe keys whose values the label repeats.
+    """
 
     label: str
     name: str | None
     recipe: dict[str, Any]
     options: dict[str, Any]
     against: str | None
+    said: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +117,7 @@ class Study:
         ]
         _refuse_collisions(cells)
         rows = {cell.row: None for cell in cells}
-        for cell in cells:
-            if cell.against is not None and cell.against not in rows:
-                raise unknown("row to compare with", cell.against, rows)
-        return cells
+        return [cell._replace(against=_baseline_of(cell, rows)) for cell in cells]
 
     def _seeds(self) -> list[int]:
         if isinstance(self.seeds, int) and not isinstance(self.seeds, bool) and self.seeds >= 1:
@@ -134,6 +133,12 @@ class Study:
 
     def _cell(self, seed: int, entries: Sequence[Entry], recipe_keys: dict[str, Any]) -> Cell:
         data, model, overrides, gate = entries
+        for entry in entries:
+            if hidden := entry.said & recipe_keys.keys():
+                raise ValueError(
+                    f"{min(hidden)} is part of the name {entry.label!r}: leave out its flag, or"
+                    " give the mapping a label"
+                )
         config = self.config or ("digits" if data.name == "digits" else "cifar_quick")
         settings = self.recipe | data.recipe | model.recipe | overrides.recipe | gate.recipe
         settings |= recipe_keys
@@ -142,18 +147,30 @@ class Study:
             config, **settings, **names, gate_options=gate.options, seed=seed, replicas=1
         )
         recipe = resolve(recipe)
-        cell = Cell(
-            key_of(recipe), gate.label, model.label, data.label, overrides.label, None, recipe
-        )
+        labels = (gate.label, model.label, data.label, overrides.label)
         against = gate.against or overrides.against or self._baseline()
-        return cell._replace(against=None if against == cell.row else against)
+        return Cell(key_of(recipe), *labels, against, recipe)
 
     def _baseline(self) -> str:
+        """Return the row, or the gate whose rows of the same overrides, are compared with."""
         if self.baseline is not None:
             return self.baseline
-        first = _entries("gate", self.gates)[0].label
-        overrides = _entries("overrides", self.overrides or [{}])[0].label
-        return ", ".join(filter(None, (first, overrides)))
+        gates = _entries("gate", self.gates)
+        overrides = _entries("overrides", self.overrides or [{}])
+        return gates[0].label if len(gates) > 1 else _row(gates[0].label, overrides[0].label)
+
+
+def _row(gate: str, overrides: str) -> str:
+    return ", ".join(filter(None, (gate, overrides)))
+
+
+def _baseline_of(cell: Cell, rows: Collection[str]) -> str | None:
+    """Return the row that a cell is compared with, which may be named by its gate alone."""
+    wanted = cell.against or ""
+    found = wanted if wanted in rows else _row(wanted, cell.overrides)
+    if found not in rows:
+        raise unknown("row to compare with", wanted, rows)
+    return None if found == cell.row else found
 
 
 def key_of(recipe: Recipe) -> str:
@@ -219,6 +236,8 @@ def _crossed(axis: str, value: Any) -> Iterator[Any]:
 
 
 def _entry(axis: str, value: Any) -> Entry:
+    if axis == "overrides" and not isinstance(value, dict):
+        raise ValueError(f"overrides must be mappings of recipe keys, got {value!r}")
     keys = dict(value) if isinstance(value, dict) else {axis: value}
     label, against = keys.pop("label", None), keys.pop("against", None)
     name = None
@@ -234,7 +253,8 @@ def _entry(axis: str, value: Any) -> Entry:
     said = [_say(key, each) for key, each in (options | keys).items()]
     given = [] if axis == "overrides" else [name or "none"]
     shown = label if label is not None else " ".join([*given, *said])
-    return Entry(str(shown), name, keys, options, against)
+    hidden = frozenset() if label is not None else frozenset(keys)
+    return Entry(str(shown), name, keys, options, against, hidden)
 
 
 def _refuse_axes(keys: Any) -> None:

@@ -166,6 +166,8 @@ _CHOICES = {
     "precision": get_args(Precision),
     "device": get_args(Device),
 }
+# What the axes of a comparison decide, or what makes several runs of one.
+AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
 # What the networks say to their gates themselves, and what recipes have keys of their own for.
 _ARGUMENTS = [
     "name",

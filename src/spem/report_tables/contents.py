@@ -118,6 +118,8 @@ def _finished(ledger: Ledger) -> list[Record]:
     """Return the records of finished runs, checked; an error says why there is none."""
     folder, records = ledger.path.parent, list(ledger.records.values())
     if not ledger.path.exists():
+        if (folder / "study.yaml").exists():
+            raise ValueError(f"no run of {folder} is finished yet: the same spem compare goes on")
         raise FileNotFoundError(f"{folder} holds no comparison: records.jsonl is missing")
     finished = [record for record in records if record["summary"]]
     if not finished:
