@@ -71,8 +71,7 @@ class Parser(ArgumentParser):
         if message.startswith("unrecognized arguments: -"):
             message = str(unknown("flag", message.split()[2].partition("=")[0], flags))
         elif required:
-            flag = "--" + required[1].replace("_", "-")
-            message = f"{flag if flag in flags else required[1]} is required"
+            message = f"{required[1]} is required"
         elif wrong and (flag := "--" + wrong[1].replace("_", "-")) in flags:
             allowed = flags[flag].metavar or _placeholder(_hint(flags[flag]))
             message = f"{flag} must be {allowed}, got {wrong[2]!r}"
