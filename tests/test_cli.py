@@ -145,7 +145,7 @@ def test_help_fits_a_narrow_terminal(capsys, monkeypatch, command):
         ("gates --channels 0", "channels is 0"),
         ("evaluate nowhere", "nowhere holds no finished run"),
         ("predict nowhere a.png", "nowhere holds no finished run"),
-        ("predict", "the following arguments are required"),
+        ("predict", "run is required"),
         ("trian", "argument subcommand: invalid choice: 'trian'"),
     ],
 )
