@@ -187,7 +187,7 @@ def test_costs_are_those_that_were_measured_apart(tmp_path):
 
 def test_costs_that_were_not_measured_are_said(tmp_path):
     group = only_group(reports.write(tmp_path, recorded(FOUND)))
-    assert columns(group.table, "spem")["training, images/s"] == "-"
+    assert not {"training, images/s", "memory of a training step, MiB"} & {*group.table.header}
     assert group.table.notes == ["Speed and memory were not measured."]
 
 
@@ -252,3 +252,11 @@ def test_the_threads_of_runs_are_told_where_they_are_known(tmp_path):
 def test_the_reader_is_told_which_p_is_corrected_and_why_one_is_missing(tmp_path):
     notes = read_contents(reports.write(tmp_path, recorded(FOUND))).notes
     assert any("Wilcoxon's signed-rank test is given from 6 seeds on" in note for note in notes)
+
+
+def test_a_clear_interval_is_told_even_where_the_corrected_p_is_not(tmp_path):
+    values = {"none": [95.0, 94.2], "spem": [52.0, 55.5], "se": [94.0, 95.0]}
+    (group,) = read_contents(reports.write(tmp_path, recorded(values))).groups
+    assert columns(group.table, "spem")["verdict"] == "n too small to tell"
+    difference = columns(group.table, "spem")["difference to the baseline, points"]
+    assert group.findings == [f"Against none, n too small to tell: spem ({difference}), se."]

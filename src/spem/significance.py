@@ -18,6 +18,7 @@ RELEVANT = 1.0
 # Points. The rounding of records and of subtractions moves a difference by less than this, one
 # image moves it by more unless there are a million.
 _SAME = 1e-4
+UNTOLD = "n too small to tell"
 
 RULE = (
     "Verdicts: “higher” and “lower” where p of the paired t-test is below"
@@ -151,13 +152,13 @@ def verdict(difference: Difference, corrected: float | None) -> str:
     if mean is None:
         return "no seed in common"
     if low is None or high is None:
-        return "n too small to tell"
+        return UNTOLD
     if difference.p is None:
         return f"no test, every seed differs by {mean:+.2f} points"
     if corrected is not None and corrected < LEVEL:
         return "higher" if mean > 0 else "lower"
     farther = max(abs(low), abs(high))
     if farther > RELEVANT:
-        return "n too small to tell"
+        return UNTOLD
     # Rounded up, so that what is written down holds.
     return f"no difference beyond ±{math.ceil(round(100 * farther, 6)) / 100:.2f} points"

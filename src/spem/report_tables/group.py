@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from spem.records import Record
-from spem.significance import Difference, Summary, compare_paired, holm, summary, verdict
+from spem.significance import (
+    UNTOLD,
+    Difference,
+    Summary,
+    compare_paired,
+    holm,
+    summary,
+    verdict,
+)
 
 _RESULTS = [
     "gate",
@@ -122,9 +130,19 @@ def make_group(
         accuracy=accuracy,
         differences={row: each.difference for row, each in compared.items()},
         costs=costs,
-        table=TextTable(_RESULTS, cells, [note]),
+        table=_without_empty_columns(TextTable(_RESULTS, cells, [note])),
         findings=findings,
     )
+
+
+def _without_empty_columns(table: TextTable) -> TextTable:
+    kept = [
+        place
+        for place in range(len(table.header))
+        if not table.rows or any(row[place].text != "-" for row in table.rows)
+    ]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    return TextTable([table.header[place] for place in kept], rows, table.notes)
 
 
 def _compare(rows: Mapping[str, list[Record]]) -> dict[str, _Comparison]:
@@ -213,7 +231,9 @@ def _findings(compared: Mapping[str, _Comparison]) -> list[str]:
     quiet: dict[tuple[str, str], dict[str, str]] = {}
     for row, (other, own, p, told) in compared.items():
         if told not in ("higher", "lower") or own.mean is None or p is None:
-            quiet.setdefault((other, _POINTS.sub("", told)), {})[row] = told
+            clear = told == UNTOLD and own.low is not None and own.low * (own.high or 0) > 0
+            far = f" ({own.mean:+.2f} {_interval(own.low, own.high, sign='+')})" if clear else ""
+            quiet.setdefault((other, _POINTS.sub("", told)), {})[f"{row}{far}"] = told
             continue
         said = f"p {'' if p < 0.001 else '= '}{_p(p)}"
         found.append(
