@@ -26,7 +26,7 @@ def chosen(x: Tensor) -> ModuleType:
     """Return the implementation that serves a map.
 
     While Dynamo or the exporter traces, the reference text, which they fuse themselves, but for a
-    map on the CPU in training the passes of our own, if they can be built; else the one
+    map of NHWC on the CPU in training the passes of our own, if they can be built; else the one
     that `use` forces, unless it is compiled and does not serve the map's device or dtype; else
     Triton's on CUDA, where it is installed, and the eager one elsewhere. An empty map needs no
     kernel.
@@ -41,10 +41,16 @@ def chosen(x: Tensor) -> ModuleType:
 
 
 def _traced(x: Tensor) -> ModuleType | None:
-    """Return the operators for a map that Dynamo traces in training on the CPU, if they work."""
+    """Return the operators for a map that Dynamo traces in training on the CPU, if they work.
+
+    In NHWC only: Inductor gives the maps of NCHW networks other formats of its own, and operators
+    would make it turn them back.
+    """
     if torch.compiler.is_exporting() or _forced not in (None, compiled):
         return None
-    if not torch.is_grad_enabled() or x.numel() == 0 or not compiled.serves(x):
+    if x.is_contiguous() or not torch.is_grad_enabled() or x.numel() == 0:
+        return None
+    if not compiled.serves(x):
         return None
     from spem.kernels import traced  # brings in Dynamo, which is here already
 
