@@ -11,7 +11,7 @@ from spem.bench import bench
 from spem.bench_cases import Case, Plan
 from spem.bench_loop import Settings, measure
 from spem.bench_measure import RedCaseError, check_parity, fresh_dynamo, interleave, ratios
-from spem.bench_memory import measure_apart
+from spem.bench_memory import case_memory
 from spem.bench_report import markdown
 from spem.bench_runs import NetworkRun, ready
 from spem.bench_targets import verdicts
@@ -148,7 +148,7 @@ def test_rounds_are_interleaved_in_turning_order():
 
 def test_memory_is_measured_in_a_process_of_its_own():
     shape = (16, 64, 32, 32)
-    used = measure_apart(replace(TAIL, shape=shape), threads=1)
+    used = case_memory(replace(TAIL, shape=shape), threads=1)
     # The output, the gradients of both inputs and of the output at least.
     assert used is None or used > 3 * 4 * 16 * 64 * 32 * 32
 

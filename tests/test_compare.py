@@ -9,9 +9,10 @@ import yaml
 from filelock import FileLock
 
 from spem import compare, grid, launch
+from spem.cells import folder_of
 from spem.cli import main
 from spem.records import Ledger
-from spem.study import Study, folder_of, study_names
+from spem.study import Study, study_names
 
 KEYS = {"threads": 1, "device": "cpu", "progress": False, "epochs": 1, "batch_size": 500}
 

@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import TIMES
 
 from spem import grid, launch
+from spem.cells import folder_of
 from spem.records import Ledger
-from spem.study import Study, folder_of
+from spem.study import Study
 
 BIN = Path(sys.executable).parent
-TIMES = ("images_per_second", "seconds")
 WORDS = ["--gates", "none", "spem", "--model", "resnet8", "--data", "digits", "--no-costs"]
 WORDS += ["--device", "cpu", "--threads", "1"]
 

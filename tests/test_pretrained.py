@@ -14,16 +14,14 @@ import torch
 from PIL import Image
 from runs import SMALL
 from safetensors.torch import load_file, save_file
+from weights import check_card, check_weights, example
 
 from spem import create_model, load_backbone, pretrained
-from spem.checkpoint import load_run
 from spem.cli import main
 from spem.recipes import load_recipe
 from spem.train import fit
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "publish_weights.py"
-SHIPPED = pretrained.shipped_names()
-EACH_SHIPPED = pytest.mark.parametrize("name", SHIPPED)
 NAME = "resnet8-spem-digits"
 OPTIONS = {"in_channels": 1, "pretrained": "digits", "mixing": "sigmoid"}
 
@@ -47,21 +45,6 @@ def shipped(run, script, monkeypatch, tmp_path):
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     return script["publish"](run, tmp_path / "weights")
-
-
-def check_weights(model, folder):
-    own, stored = model.state_dict(), load_file(folder / "model.safetensors")
-    assert own.keys() == stored.keys()
-    assert all(torch.equal(own[key], stored[key]) for key in own)
-
-
-def example(folder):
-    """The network that the Python example of a model card builds."""
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    assert code
-    names = {}
-    exec(code[1], names)
-    return names["model"]
 
 
 def test_a_network_gets_the_shipped_weights(shipped):
@@ -207,24 +190,6 @@ def test_a_model_card_says_what_the_run_says(run, shipped):
     check_weights(example(shipped), shipped)
 
 
-def check_card(folder):
-    """A card repeats its folder's files, and names no place of the machine that trained."""
-    text = (folder / "README.md").read_text()
-    summary = json.loads((folder / "summary.json").read_text())
-    config = json.loads((folder / "config.json").read_text())
-    assert f"# {folder.name}\n" in text
-    assert f"trained on {config['data']}:" in text
-    assert f"of seed {summary['seed']}:" in text
-    assert f"| test top-1 | {summary['final_test_top1']} |" in text
-    assert f"| {summary['test_top1_at_best_validation']} |" in text
-    assert f"{summary['parameters']:,} parameters" in text
-    assert (folder / "recipe.yaml").read_text() in text
-    assert ", ".join(config["classes"]) in text
-    assert "Apache License 2.0" in text
-    assert "Krizhevsky" in text or config["data"] == "digits"
-    assert not re.search(r"(^|[\s'\"(])/\w", text)
-
-
 def test_a_run_without_validation_has_a_card(script, tmp_path):
     recipe = replace(SMALL, epochs=1, warmup_epochs=0, model="resnet8", validation=None)
     run = fit(recipe, out=tmp_path / "run").folder
@@ -265,38 +230,3 @@ def test_a_large_network_is_not_published(script, tmp_path):
     assert size > 2_000_000
     with pytest.raises(ValueError, match=f"have {size:,} bytes, at most 2,000,000"):
         script["publish"](run, tmp_path / "weights")
-
-
-@EACH_SHIPPED
-def test_a_shipped_network_is_what_its_files_say(name):
-    folder = pretrained.FOLDER / name
-    assert (folder / "model.safetensors").stat().st_size <= 2_000_000
-    config = pretrained.shipped_config(name)
-    assert pretrained.shipped_name(config, config["data"]) == name
-    check_card(folder)
-    model, _ = load_run(folder)
-    check_weights(model, folder)
-    check_weights(example(folder), folder)
-    recipe = load_recipe(str(folder / "recipe.yaml"))
-    assert (recipe.model, recipe.gate, recipe.data) == tuple(name.split("-"))
-    assert recipe.data_dir == "data"
-
-
-@EACH_SHIPPED
-def test_a_shipped_network_names_what_it_sees(name, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (64, 48), (90, 140, 200)).save("picture.png")
-    assert main(["predict", name, "picture.png"]) == 0
-    rows = re.findall(r"│ picture.png │ (\w+) +│ ([\d.e-]+)", capsys.readouterr().out)
-    assert len(rows) == 5
-    assert {label for label, _ in rows} <= set(pretrained.shipped_config(name)["classes"])
-
-
-@pytest.mark.parametrize("command", ["predict", "evaluate"])
-@pytest.mark.skipif(not SHIPPED, reason="no trained network is part of this checkout")
-def test_the_help_lists_the_shipped_networks(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")  # at less, names are broken at their hyphens
-    with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    named = re.findall(r"\b\w+-\w+-cifar\d+", capsys.readouterr().out)
-    assert sorted(named) == SHIPPED

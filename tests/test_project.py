@@ -29,6 +29,7 @@ LAYERS = (
     "launch",
     "records",
     "study",
+    "cells",
     "bench",
     "bench_report",
     "bench_targets",

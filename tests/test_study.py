@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from spem.cells import key_of
 from spem.checkpoint import FREE_KEYS
 from spem.recipes import load_recipe
-from spem.study import Study, key_of, load_study, study_names
+from spem.study import Study, load_study, study_names
 
 SMALL = {"models": "resnet8", "recipe": {"epochs": 1}}
 

@@ -65,7 +65,6 @@ def results(model, x):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("gate", ["spem", "se", "gct"])
 def test_training_in_nhwc_takes_the_passes_and_equals_eager(gate, channels_last, taken):
-    pytest.importorskip("torch._inductor")
     if reason := compiled.why_not():
         pytest.skip(reason)
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -19,7 +19,7 @@ from spem.bench_measure import (
     ratios,
     step_memory,
 )
-from spem.bench_memory import measure_apart
+from spem.bench_memory import case_memory
 from spem.bench_runs import ready
 
 Row = dict[str, object]
@@ -132,7 +132,7 @@ def _memory(case: Case, work: Work, settings: Settings) -> int | None:
         return None
     if settings.device.type == "cuda":
         return step_memory(work, settings.device)
-    return measure_apart(case, settings.threads)
+    return case_memory(case, settings.threads)
 
 
 def _times(seconds: dict[str, list[float]]) -> Row:

@@ -1,9 +1,12 @@
 """Clocks, memory and the tolerance rule of `spem bench`."""
 
+import json
 import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -164,6 +167,26 @@ def step_memory(work: Work, device: torch.device) -> int | None:
         return _resident("VmHWM") - before
     except (OSError, LookupError):
         return None
+
+
+def measure_apart(module: str, *words: str) -> int | None:
+    """Return what `step_memory` finds in a process of its own on the CPU.
+
+    Args:
+        module: that is run; the last line it prints is the result, in JSON.
+        words: its arguments.
+
+    Raises:
+        ChildProcessError: the process failed.
+    """
+    # Freed maps go back to the system at once, so that resident memory is what is in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise ChildProcessError(f"measuring the memory of a step failed: {' '.join(last)}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _resident(key: str) -> int:

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from spem.cells import Cell, folder_of
 from spem.extras import needs_extra
 from spem.records import Record, row_of
-from spem.study import Cell, folder_of
 
 with needs_extra("train"):
     from rich import get_console

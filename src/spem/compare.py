@@ -5,8 +5,6 @@ from pathlib import Path
 from shlex import join
 from typing import Any, Literal
 
-from spem.choices import unknown
-
 Launcher = Literal["local", "ray"]
 _SEVERAL = ("gates", "model", "data", "overrides")  # flags of several words
 
@@ -85,8 +83,6 @@ def _value(text: str) -> Any:
 
 
 def _launcher(name: str, jobs: int, address: str | None) -> Callable[..., None]:
-    if name not in ("local", "ray"):
-        raise unknown("launcher", name, ("local", "ray"))
     from spem import launch
 
     if launch.under_torchrun():

@@ -1,8 +1,6 @@
 """What the networks of a comparison cost: measured one at a time, in turns, after the runs."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -14,7 +12,15 @@ from torch import Tensor, nn
 
 from spem import __version__, deploy, kernels
 from spem.batches import Batches
-from spem.bench_measure import Work, device_name, interleave, quantiles, ratios, step_memory
+from spem.bench_measure import (
+    Work,
+    device_name,
+    interleave,
+    measure_apart,
+    quantiles,
+    ratios,
+    step_memory,
+)
 from spem.data import Dataset
 from spem.devices import create_fabric, settings
 from spem.extras import needs_extra
@@ -22,7 +28,8 @@ from spem.job import build, load_data
 from spem.optimizer import create_optimizer
 from spem.recipes import Recipe
 from spem.records import Record
-from spem.steps import CapturedStep, Step, capture_cuda
+from spem.steps import create_step
+from spem.turns import on
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -69,7 +76,9 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
     fabrics = [create_fabric(recipe) for recipe in recipes]
     device = fabrics[0].device
     works: dict[str, dict[str, Work]] = {"train": {}, "inference": {}}
-    with settings(fabrics[0], recipes[0]), kernels.use("compiled") if compiled else nullcontext():
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # a capture needs one
+    used = kernels.use("compiled") if compiled else nullcontext()
+    with settings(fabrics[0], recipes[0]), used, on(stream):
         datasets = load_in_turn(recipes)
         for index, (fabric, recipe) in enumerate(zip(fabrics, recipes, strict=True)):
             dataset = next(datasets)
@@ -81,7 +90,7 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
         memory = [
             step_memory(works["train"][str(index)], device)
             if device.type == "cuda"
-            else _memory_apart(recipe, compiled)
+            else measure_apart("spem.costs", json.dumps([asdict(recipe), compiled]))
             for index, recipe in enumerate(recipes)
         ]
     return [
@@ -112,10 +121,8 @@ def _training(
     fabric.launch()
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    network: Any = torch.compile(model) if recipe.compile else model
-    network, optimizer = fabric.setup(network, create_optimizer(model, recipe))
-    step = Step(fabric, recipe, model.train(), network, optimizer)
-    take = CapturedStep(step, capture_cuda) if recipe.cuda_graph else step
+    _, _, take = create_step(fabric, recipe, model, create_optimizer(model, recipe))
+    model.train()
     return lambda: lambda: take(*batch, len(batch[1]))
 
 
@@ -143,18 +150,6 @@ def _speeds(seconds: dict[str, dict[str, list[float]]], name: str, batch: int) -
 def _spread(*values: float) -> dict[str, float]:
     rounded = (float(f"{value:.6g}") for value in values)
     return dict(zip(("median", "low", "high"), rounded, strict=True))
-
-
-def _memory_apart(recipe: Recipe, compiled: bool) -> int | None:
-    """Return the most bytes that a training step needs, measured in a process of its own."""
-    # Freed maps go back to the system at once, so that resident memory is what is in use.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "spem.costs", json.dumps([asdict(recipe), compiled])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        raise ChildProcessError(f"measuring the memory of a step failed: {' '.join(last)}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _main(given: str) -> None:

@@ -9,13 +9,22 @@ from typing import Any
 
 from spem import launch
 from spem.board import Board, results
+from spem.cells import Cell, folder_of
 from spem.checkpoint import write_text
 from spem.costs import load_in_turn, measure_costs
 from spem.devices import create_fabric, keep_freed_memory
 from spem.extras import needs_extra
 from spem.job import prepare
-from spem.records import Ledger, Record, groups, make_failure, make_record, relabel
-from spem.study import Cell, folder_of
+from spem.records import (
+    Ledger,
+    Record,
+    groups,
+    make_failure,
+    make_record,
+    read_costs,
+    read_study,
+    relabel,
+)
 from spem.tables import show
 
 with needs_extra("train"):
@@ -52,9 +61,9 @@ def run_cells(
         FileNotFoundError: the data is not there.
         KeyboardInterrupt: Ctrl-C.
     """
-    _check(_pending(cells, folder, Ledger(folder).records))
+    pending = _pending(cells, folder, Ledger(folder).records)
+    _check(pending)
     if launch.under_torchrun() and not launch.is_first_process():
-        pending = _pending(cells, folder, Ledger(folder).records)
         run(_runs(pending, folder), lambda *_: None, lambda _: None)
         return 0
     with _alone(folder):
@@ -62,7 +71,7 @@ def run_cells(
         _take_up(cells, folder, ledger)
         if said is not None:
             planned = {*ledger.records, *(cell.key for cell in cells)}
-            _write_study(folder / "study.yaml", said | {"planned": len(planned)})
+            _write_study(folder, said | {"planned": len(planned)})
         pending = _pending(cells, folder, ledger.records)
         for cell in pending:
             ledger.records.pop(cell.key, None)  # what failed is tried again
@@ -158,18 +167,16 @@ def _take_up(cells: Sequence[Cell], folder: Path, ledger: Ledger) -> None:
             ledger.append(make_record(cell, folder_of(folder, cell)))
 
 
-def _write_study(path: Path, said: dict[str, Any]) -> None:
+def _write_study(folder: Path, said: dict[str, Any]) -> None:
     """Write what the report says of the comparison; the commands of earlier ones stay."""
-    before = yaml.safe_load(path.read_text())["commands"] if path.exists() else []
-    commands = [*before, *(each for each in said["commands"] if each not in before)]
+    commands = list(dict.fromkeys([*(read_study(folder).get("commands") or []), *said["commands"]]))
+    path = folder / "study.yaml"
     write_text(path, yaml.safe_dump(said | {"commands": commands}, sort_keys=False, width=1000))
 
 
 def _measure(cells: Sequence[Cell], folder: Path, ledger: Ledger) -> None:
     """Measure the costs of each group that has results of all its rows and no costs yet."""
-    path = folder / "costs.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    known = [json.loads(line) for line in lines]
+    known = read_costs(folder)
     by_key = {cell.key: cell for cell in cells}
     measured = {(c["model"], c["data"], c["gate"], c["overrides"]) for c in known}
     found = [record for key, record in ledger.records.items() if key in by_key]
@@ -183,4 +190,4 @@ def _measure(cells: Sequence[Cell], folder: Path, ledger: Ledger) -> None:
         keep_freed_memory()
         fresh = measure_costs(own, [by_key[record["key"]].recipe for record in own])
         known = [c for c in known if (c["model"], c["data"]) != (model, data)] + fresh
-        write_text(path, "".join(json.dumps(cost) + "\n" for cost in known))
+        write_text(folder / "costs.jsonl", "".join(json.dumps(cost) + "\n" for cost in known))

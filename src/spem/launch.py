@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ with needs_extra("train"):
 
 # Called with the folder of a run that ended and with why it came to no result, if it did not.
 Ended = Callable[[Path, str | None], None]
-# Called about once a second with the folders of the runs that go on.
+# Called about twice a second with the folders of the runs that go on.
 Tick = Callable[[list[Path]], None]
 _TICK = 0.5  # seconds
 
@@ -239,7 +238,7 @@ def _outcome(ray: object, task: object) -> str | None:
 
 def under_torchrun() -> bool:
     """Return whether this is one of several processes that torchrun started."""
-    return torch.distributed.is_torchelastic_launched() and sys.platform != "win32"
+    return torch.distributed.is_torchelastic_launched()
 
 
 def is_first_process() -> bool:

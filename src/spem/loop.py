@@ -19,7 +19,7 @@ from spem.gates import mixing_ratios
 from spem.metrics import create_metrics, evaluate, read
 from spem.optimizer import create_average, create_optimizer, create_schedule
 from spem.recipes import Recipe
-from spem.steps import Capture, CapturedStep, Step, capture_cuda
+from spem.steps import Capture, capture_cuda, create_step
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -62,10 +62,8 @@ class Run:
         self.images, self.steps = len(dataset.train.labels), len(self.batches["train"])
         optimizer = create_optimizer(model, recipe)
         self.schedule = create_schedule(optimizer, recipe, self.steps)
-        network: Any = torch.compile(model) if recipe.compile else model
-        self.network, self.optimizer = fabric.setup(network, optimizer)
-        step = Step(fabric, recipe, model, self.network, self.optimizer)
-        self._take_step = CapturedStep(step, capture) if recipe.cuda_graph else step
+        made = create_step(fabric, recipe, model, optimizer, capture)
+        self.network, self.optimizer, self._take_step = made
         self.average = create_average(model, recipe)
         self.stored = self.average.module if self.average else model
         self.metrics = create_metrics(len(dataset.classes), fabric.device)

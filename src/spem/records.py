@@ -1,19 +1,27 @@
-"""What a comparison keeps of its runs: one JSON line each, appended, read back verified."""
+"""What the folder of a comparison keeps: a JSON line for each run, appended, read back verified."""
 
 import csv
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spem.checkpoint import FREE_KEYS, atomically
-from spem.study import Cell
+from spem.cells import Cell, deciding, row_name
+from spem.checkpoint import atomically
+from spem.extras import needs_extra
+
+with needs_extra("train"):
+    import yaml
 
 Record = dict[str, Any]
 _KEYS = {"key", "gate", "model", "data", "overrides", "against", "seed", "recipe"}
 _KEYS |= {"summary", "history", "error"}
+_STUDY = {"title": (str, "text"), "question": (str, "text")}
+_STUDY |= {"planned": (int, "whole number"), "commands": (list, "list")}
+_COSTS = {"model", "data", "gate", "overrides", "train", "train_ratio", "inference"}
+_COSTS |= {"inference_ratio", "memory", "device", "threads", "kernels", "batch_size", "rounds"}
+_COSTS |= {"torch", "spem"}
 
 
 class Ledger:
@@ -106,11 +114,10 @@ def relabel(record: Record, cell: Cell) -> Record | None:
 
 
 def _labels(cell: Cell) -> Record:
-    recipe = {k: v for k, v in asdict(cell.recipe).items() if k not in FREE_KEYS}
     own = cell._asdict()
     return {key: own[key] for key in ("key", "gate", "model", "data", "overrides", "against")} | {
         "seed": cell.recipe.seed,
-        "recipe": recipe,
+        "recipe": deciding(cell.recipe),
     }
 
 
@@ -123,7 +130,7 @@ def _number(text: str) -> float | int | None:
 
 def row_of(record: Record) -> str:
     """Return the name of a record's row in the tables: its gate, and its overrides if any."""
-    return ", ".join(filter(None, (record["gate"], record["overrides"])))
+    return row_name(record["gate"], record["overrides"])
 
 
 def groups(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
@@ -133,3 +140,44 @@ def groups(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Re
         rows = found.setdefault((record["model"], record["data"]), {})
         rows.setdefault(row_of(record), []).append(record)
     return found
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return what `study.yaml` says of a comparison: title, question, planned runs, commands.
+
+    Raises:
+        ValueError: the file is none that `spem compare` writes.
+    """
+    path = folder / "study.yaml"
+    try:
+        study = yaml.safe_load(path.read_text()) if path.exists() else {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(study, dict):
+        raise ValueError(f"{path} must map keys to values, it holds {study!r}")
+    for key, (kind, name) in _STUDY.items():
+        if not isinstance(study.get(key), kind | None):
+            raise ValueError(f"{key} of {path} is {study[key]!r}, must be a {name}")
+    return study
+
+
+def read_costs(folder: Path) -> list[dict[str, Any]]:
+    """Return what `costs.jsonl` holds: one object a row, see `costs.measure_costs`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / "costs.jsonl"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    costs = [cost for line in lines if (cost := _parse_cost(line)) is not None]
+    if len(costs) < len(lines):
+        raise ValueError(f"{path} is damaged: remove it, and the same spem compare measures again")
+    return costs
+
+
+def _parse_cost(line: str) -> dict[str, Any] | None:
+    try:
+        cost = json.loads(line)
+    except ValueError:
+        return None
+    return cost if isinstance(cost, dict) and cost.keys() >= _COSTS else None

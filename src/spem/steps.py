@@ -147,6 +147,29 @@ class CapturedStep:
                 group["lr"] = number
 
 
+def create_step(
+    fabric: Fabric,
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    capture: Capture | None = None,
+) -> tuple[Any, Any, Step | CapturedStep]:
+    """Return the network and the optimiser as Fabric sets them up, and what takes their steps.
+
+    Args:
+        fabric: launched.
+        recipe: compile, cuda_graph and what `Step` reads.
+        model: the network.
+        optimizer: of its parameters.
+        capture: what makes a graph of a step where the recipe has `cuda_graph`; None for CUDA's.
+    """
+    network: Any = torch.compile(model) if recipe.compile else model
+    network, wrapped = fabric.setup(network, optimizer)
+    step = Step(fabric, recipe, model, network, wrapped)
+    taken = CapturedStep(step, capture or capture_cuda) if recipe.cuda_graph else step
+    return network, wrapped, taken
+
+
 def capture_cuda(function: Callable[[], None]) -> Callable[[], None]:
     """Record the CUDA work of a function on the current stream, and return what repeats it.
 

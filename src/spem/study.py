@@ -1,45 +1,19 @@
 """Studies: which networks are compared, on which data, with which seeds, as YAML."""
 
-import hashlib
-import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from spem.checkpoint import FREE_KEYS
+from spem.cells import Cell, key_of, row_name
 from spem.choices import unknown
-from spem.recipes import AXES, Recipe, load_recipe
-from spem.recipes.reading import read_yaml
+from spem.recipes import AXES, load_recipe
+from spem.recipes.reading import read_yaml, shipped_names
 from spem.train import resolve
 
+_STUDIES = resources.files("spem") / "studies"
 _OF_GATES = ("placement", "mask")
-
-
-class Cell(NamedTuple):
-    """One run of a comparison.
-
-    Attributes:
-        key: hash of the recipe, without where and how it computes.
-        gate, model, data, overrides: labels; overrides is "" where there are none.
-        against: name of the row that it is compared with; None for a baseline.
-        recipe: everything that decides the run.
-    """
-
-    key: str
-    gate: str
-    model: str
-    data: str
-    overrides: str
-    against: str | None
-    recipe: Recipe
-
-    @property
-    def row(self) -> str:
-        """Name of the row that the cell's seeds share: the gate, and the overrides if any."""
-        return _row(self.gate, self.overrides)
 
 
 class Entry(NamedTuple):
@@ -110,8 +84,9 @@ class Study:
             _entries("overrides", self.overrides or [{}]),
             _entries("gate", self.gates),
         ]
+        baseline = self._baseline()
         cells = [
-            self._cell(seed, entries, recipe_keys)
+            self._cell(seed, entries, recipe_keys, baseline)
             for seed in self._seeds()
             for entries in product(*axes)
         ]
@@ -131,7 +106,9 @@ class Study:
             f"seeds must be a number of at least 1 or a list of seeds, got {self.seeds!r}"
         )
 
-    def _cell(self, seed: int, entries: Sequence[Entry], recipe_keys: dict[str, Any]) -> Cell:
+    def _cell(
+        self, seed: int, entries: Sequence[Entry], recipe_keys: dict[str, Any], baseline: str
+    ) -> Cell:
         data, model, overrides, gate = entries
         for entry in entries:
             if hidden := entry.said & recipe_keys.keys():
@@ -148,7 +125,7 @@ class Study:
         )
         recipe = resolve(recipe)
         labels = (gate.label, model.label, data.label, overrides.label)
-        against = gate.against or overrides.against or self._baseline()
+        against = gate.against or overrides.against or baseline
         return Cell(key_of(recipe), *labels, against, recipe)
 
     def _baseline(self) -> str:
@@ -157,33 +134,21 @@ class Study:
             return self.baseline
         gates = _entries("gate", self.gates)
         overrides = _entries("overrides", self.overrides or [{}])
-        return gates[0].label if len(gates) > 1 else _row(gates[0].label, overrides[0].label)
-
-
-def _row(gate: str, overrides: str) -> str:
-    return ", ".join(filter(None, (gate, overrides)))
+        return gates[0].label if len(gates) > 1 else row_name(gates[0].label, overrides[0].label)
 
 
 def _baseline_of(cell: Cell, rows: Collection[str]) -> str | None:
     """Return the row that a cell is compared with, which may be named by its gate alone."""
     wanted = cell.against or ""
-    found = wanted if wanted in rows else _row(wanted, cell.overrides)
+    found = wanted if wanted in rows else row_name(wanted, cell.overrides)
     if found not in rows:
         raise unknown("row to compare with", wanted, rows)
     return None if found == cell.row else found
 
 
-def key_of(recipe: Recipe) -> str:
-    """Return the name of a run's folder: 16 hexadecimal digits of the hash of what decides it."""
-    deciding = {k: v for k, v in asdict(recipe).items() if k not in FREE_KEYS}
-    text = json.dumps(deciding, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def study_names() -> list[str]:
     """Return the names of the studies that come with the package."""
-    folder = resources.files("spem") / "studies"
-    return sorted(file.name[:-5] for file in folder.iterdir() if file.name[-5:] == ".yaml")
+    return shipped_names(_STUDIES)
 
 
 def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -> Study:
@@ -200,7 +165,7 @@ def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -
     """
     settings: dict[str, Any] = {}
     if name_or_path is not None:
-        settings = read_yaml(name_or_path, "study", resources.files("spem") / "studies")
+        settings = read_yaml(name_or_path, "study", _STUDIES)
     known = [f.name for f in fields(Study)]
     for key in [*settings, *(settings.get("small") or {})]:
         if key not in known:
@@ -286,8 +251,3 @@ def _refuse_collisions(cells: Sequence[Cell]) -> None:
 
 def _place(cell: Cell) -> str:
     return f"{cell.row!r} of {cell.model} on {cell.data} with seed {cell.recipe.seed}"
-
-
-def folder_of(folder: Path, cell: Cell) -> Path:
-    """Return the folder of a cell's run below that of its comparison."""
-    return folder / "cells" / cell.key

@@ -89,27 +89,33 @@ class Separate:
 def passes_over(x: Tensor, wanted: tuple[str, ...]) -> "linked.Linked | Traced | Separate":
     """Pool a map that is to be recalibrated, by the chosen implementation."""
     ops = chosen(x)
-    if hasattr(ops, "Traced"):
-        return ops.Traced(x, wanted) if wanted else Separate(reference, x, wanted)
+    if wanted and hasattr(ops, "Traced"):
+        return ops.Traced(x, wanted)
+    return _pooled(_apart(ops), x, wanted)
+
+
+def _apart(ops: ModuleType) -> ModuleType:
+    """Return what does one of the two operations alone: the operators work together only."""
+    return reference if hasattr(ops, "Traced") else ops
+
+
+def _pooled(ops: ModuleType, x: Tensor, wanted: tuple[str, ...]) -> linked.Linked | Separate:
     return (Separate if ops in (eager, reference) else linked.Linked)(ops, x, wanted)
 
 
 def pool(x: Tensor, wanted: tuple[str, ...]) -> dict[str, Tensor]:
     """Return the wanted statistics of a map by name, by the chosen implementation."""
-    if hasattr(chosen(x), "Traced"):  # nothing recalibrates the map
-        return Separate(reference, x, wanted).values
-    return passes_over(x, wanted).values
+    return _pooled(_apart(chosen(x)), x, wanted).values
 
 
 def recalibrate(
     x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
 ) -> Tensor:
     """Compute relu(scale * x + shift + residual) by the chosen implementation."""
-    if hasattr(chosen(x), "Traced"):
-        return reference.recalibrate(x, scale, shift, residual, relu)
-    if fused(x):
-        return linked.recalibrate(chosen(x), x, scale, shift, residual, relu)
-    return chosen(x).recalibrate(x, scale, shift, residual, relu)
+    ops = _apart(chosen(x))
+    if ops in (eager, reference):
+        return ops.recalibrate(x, scale, shift, residual, relu)
+    return linked.recalibrate(ops, x, scale, shift, residual, relu)
 
 
 def is_forced() -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from spem.choices import unknown
 from spem.extras import needs_extra
-from spem.recipes.reading import read_yaml
+from spem.recipes.reading import read_yaml, shipped_names
 
 with needs_extra("train"):
     import yaml
@@ -221,9 +221,7 @@ _RULES: Iterable[tuple[str, Callable[[Any], bool], str]] = [
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package."""
-    return sorted(
-        f.name[:-5] for f in resources.files(__name__).iterdir() if f.name[-5:] == ".yaml"
-    )
+    return shipped_names(resources.files(__name__))
 
 
 def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:

@@ -23,6 +23,11 @@ _Loader.add_implicit_resolver(
 )
 
 
+def shipped_names(folder: Traversable) -> list[str]:
+    """Return the names of the YAML files that come with the package in a folder."""
+    return sorted(file.name[:-5] for file in folder.iterdir() if file.name[-5:] == ".yaml")
+
+
 def read_yaml(name_or_path: str, kind: str, shipped: Traversable) -> dict[str, Any]:
     """Return the mapping of a YAML file that comes with the package, or of one of the user's.
 
@@ -35,7 +40,7 @@ def read_yaml(name_or_path: str, kind: str, shipped: Traversable) -> dict[str, A
         FileNotFoundError: there is no such file.
         ValueError: the name is unknown, or the file holds no mapping in valid YAML.
     """
-    names = [file.name[:-5] for file in shipped.iterdir() if file.name[-5:] == ".yaml"]
+    names = shipped_names(shipped)
     if name_or_path in names:
         source = shipped / f"{name_or_path}.yaml"
     elif Path(name_or_path).is_file():

@@ -1,6 +1,5 @@
 """What the folder of a comparison holds, read for a report."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from spem.extras import needs_extra
 from spem.published import PUBLISHED, Published, fits
-from spem.records import Ledger, Record, groups, row_of
+from spem.records import Ledger, Record, groups, read_costs, read_study, row_of
 from spem.report_tables.group import Group, TextCell, TextTable, make_group, percents, spread
 from spem.significance import RULE, WILCOXON_FROM, summary
 
@@ -41,13 +40,8 @@ _PUBLISHED = [
     "our epochs",
     "source",
 ]
-_STUDY = {"title": (str, "text"), "question": (str, "text")}
-_STUDY |= {"planned": (int, "whole number"), "commands": (list, "list")}
 _SUMMARY = {"final_test_top1", "best_test_top1", "test_top1_at_best_validation"}
 _SUMMARY |= {"parameters", "macs", "device", "kernels", "versions"}
-_COSTS = {"model", "data", "gate", "overrides", "train", "train_ratio", "inference"}
-_COSTS |= {"inference_ratio", "memory", "device", "threads", "kernels", "batch_size", "rounds"}
-_COSTS |= {"torch", "spem"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ def read_contents(folder: Path) -> Contents:
     ledger = Ledger(folder)
     records = list(ledger.records.values())
     finished = _finished(ledger)
-    study, costs = _read_study(folder / "study.yaml"), _read_costs(folder / "costs.jsonl")
+    study, costs = read_study(folder), read_costs(folder)
     found = [
         make_group(*place, rows, {row_of(c): c for c in costs if (c["model"], c["data"]) == place})
         for place, rows in groups(records).items()
@@ -132,35 +126,6 @@ def _finished(ledger: Ledger) -> list[Record]:
                 f"the record {record['key']} of {ledger.path} lacks {lacks} in its summary"
             )
     return finished
-
-
-def _read_study(path: Path) -> dict[str, Any]:
-    try:
-        study = yaml.safe_load(path.read_text()) if path.exists() else {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(study, dict):
-        raise ValueError(f"{path} must map keys to values, it holds {study!r}")
-    for key, (kind, name) in _STUDY.items():
-        if not isinstance(study.get(key), kind | None):
-            raise ValueError(f"{key} of {path} is {study[key]!r}, must be a {name}")
-    return study
-
-
-def _read_costs(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    costs = [cost for line in lines if (cost := _parse(line)) is not None]
-    if len(costs) < len(lines):
-        raise ValueError(f"{path} is damaged: remove it, and the same spem compare measures again")
-    return costs
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        cost = json.loads(line)
-    except ValueError:
-        return None
-    return cost if isinstance(cost, dict) and cost.keys() >= _COSTS else None
 
 
 def _names(values: Iterable[str]) -> str:
