@@ -71,7 +71,7 @@ def evaluate(
 
     Args:
         run: folder of the run that trained it, or the name of a trained network that comes along:
-            resnet20-spem-cifar10 or resnet20-spem-cifar100.
+            resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
         data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
         data_dir: folder below which the data sets lie; if not given: the run's.
         download: fetch the data set when it is absent.
@@ -90,7 +90,7 @@ def predict(run: str, images: list[str], *, top: int = 5, device: Device = "auto
 
     Args:
         run: folder of the run that trained the network, or the name of a trained network that
-            comes along: resnet20-spem-cifar10 or resnet20-spem-cifar100.
+            comes along: resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
         images: picture files.
         top: number of classes shown for each picture; 5 if not given.
         device: auto, cpu, cuda or mps.
