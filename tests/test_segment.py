@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 import spem
 from spem import gates, kernels
 from spem.gates.head import compilable
-from spem.kernels import inductor
+from spem.kernels import correlations, inductor
 from spem.norm import GatedBatchNorm2d
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -157,6 +157,51 @@ def test_a_network_of_54_gates_needs_four_kernels():
     assert inductor.count() - before <= 4
 
 
+def test_one_pair_of_kernels_convolves_along_any_number_of_channels():
+    with kernels.use("compiled"):
+        before = inductor.count()
+        for channels in (8, 12, 24):
+            gate = gates.ECA(channels, kernel_size=3, pool="max").double()
+            x = torch.randn(2, channels, 4, 4, dtype=torch.float64, requires_grad=True)
+            gate(x).sum().backward()
+    assert inductor.count() - before == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kernel_size": 1}, {"padding": 1}, {"padding": 4, "dilation": 2, "bias": True}],
+    ids=str,
+)
+def test_a_convolution_in_parts_equals_that_of_pytorch(options):
+    options = {"kernel_size": 5} | options
+    conv = nn.Conv1d(1, 1, **{"bias": False} | options).double()
+    x = torch.randn(3, 1, 11, dtype=torch.float64, requires_grad=True)
+    given = (x, conv.weight, conv.bias)
+    rest = (conv.stride, conv.padding, conv.dilation, False, (0,), 1)
+    out = conv(x)
+    torch.testing.assert_close(correlations.forward(*given, *rest), out)
+    grad = torch.randn_like(out)
+    wanted = [True, True, conv.bias is not None]
+    found = correlations.backward(grad, x, conv.weight, None, *rest, wanted)
+    leaves = [t for t in given if t is not None]
+    expected = torch.autograd.grad(out, leaves, grad)
+    for mine, theirs in zip(found, expected, strict=False):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "options", [{"stride": 2}, {"padding": 3}, {"kernel_size": 17}, {"out_channels": 2}], ids=str
+)
+def test_other_convolutions_are_left_to_the_library(options):
+    conv = nn.Conv1d(1, **{"out_channels": 1, "kernel_size": 3} | options)
+    rest = (conv.stride, conv.padding, conv.dilation, False, (0,), 1)
+    x = torch.randn(2, 1, 20)
+    assert correlations.forward(x, conv.weight, conv.bias, *rest) is NotImplemented
+    grad = torch.ones_like(conv(x))
+    given = (grad, x, conv.weight, None, *rest, [True] * 3)
+    assert correlations.backward(*given) is NotImplemented
+
+
 @pytest.mark.parametrize("shape", [(5000, 3, 2, 2), (40, 120, 3, 3)])
 def test_kernels_hold_for_more_images_and_channels_than_they_were_traced_with(shape):
     compare(GatedBatchNorm2d(shape[1], gate=drawn(spem.SPEM(shape[1]))).double(), *draw(shape, 2))
@@ -220,6 +265,29 @@ def test_replaced_weights_and_options_are_seen():
         changed, wide = gate(x), eca(x)
     torch.testing.assert_close(changed, gate(x))
     torch.testing.assert_close(wide, eca(x))
+
+
+def test_a_norm_sees_what_is_replaced_and_hooked_and_is_freed():
+    norm = drawn(GatedBatchNorm2d(16, gate=gates.SE(16))).double()
+    x = torch.randn(4, 16, 4, 4, dtype=torch.float64)
+    ones = torch.ones(16, dtype=torch.float64)
+    changes = [
+        lambda norm: setattr(norm, "eps", 0.5),
+        lambda norm: setattr(norm, "gate", drawn(spem.SPEM(16)).double()),
+        lambda norm: setattr(norm.gate.reweight_scale, "data", ones),
+        nn.Module.eval,
+        lambda norm: norm.gate.register_forward_hook(print),
+    ]
+    for change in changes:
+        with kernels.use("compiled"):
+            norm(x)
+            change(norm)
+            changed = norm(x)
+        torch.testing.assert_close(changed, norm(x))
+    last = weakref.ref(norm)
+    del norm, changed
+    gc.collect()
+    assert last() is None
 
 
 @pytest.mark.parametrize(("name", "channels"), [("sem", 3), ("eca", 3), ("spem", 2)])

@@ -10,7 +10,7 @@ from spem import create_gate
 from spem.kernels import compiled, traced
 from spem.norm import GatedBatchNorm2d
 
-PASSES = ("pool", "recalibrate", "sums", "input_gradient")
+PASSES = ("pool_stack", "recalibrate", "sums_stack", "input_gradient_of_stack")
 
 
 @pytest.fixture(autouse=True)

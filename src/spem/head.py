@@ -1,45 +1,61 @@
 """Batch normalisation, with a gate behind or without, as the head of a compiled segment."""
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from spem.functional import STATISTICS
 from spem.gates.gate import Gate
-from spem.gates.head import call_with, identity, pooled_from, tensors_of
+from spem.gates.head import (
+    call_with,
+    compilable,
+    head_of,
+    identity,
+    pooled_from,
+    tensors_of,
+)
 from spem.kernels.reference import widen
 from spem.kernels.segment import Coefficients, Head, Values, number
 
 
-def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head:
+def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head | None:
     """Return the head of a norm: the coefficients of its affine map, times the gate's multipliers.
 
     Args:
         norm: in training mode its momentum must be a number.
-        gate: compilable; None for the normalisation alone.
+        gate: of the norm; None for the normalisation alone of a norm whose gate is not foldable.
+
+    Returns:
+        The head; None where the gate is not compilable.
     """
+    return head_of(norm, partial(_make_head, norm, gate))
+
+
+def _make_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head | None:
+    if gate is not None and not compilable(gate):
+        return None
     batch = norm.training or norm.running_mean is None
     tracked = norm.training and norm.track_running_stats and norm.running_mean is not None
     wanted = {"mean", "var"} if batch else set()
     options = (batch, tracked, norm.affine, norm.eps, norm.momentum)
-    # Read from the dictionaries of the module: its attributes are slow.
-    tensors: list[Any] = []
-    for name in ("weight", "bias") if norm.affine else ():
-        parameter = norm._parameters.get(name)  # None in a pruned norm
-        tensors.append(getattr(norm, name) if parameter is None else parameter)
+    tensors: list[Any] = [norm.weight, norm.bias] if norm.affine else []
     if tracked or not batch:
-        tensors += [norm._buffers[name] for name in ("running_mean", "running_var")]
+        tensors += [norm.running_mean, norm.running_var]
     own = len(tensors)
     key: tuple[Hashable, ...] = ("norm", options)
     if gate is not None:
         wanted |= set(gate.statistics)
         tensors += tensors_of(gate)
         key += (identity(gate),)
+    alive = None if gate is None else ref(gate)
 
     def function(values: Values, count: Any, given: Sequence[Tensor]) -> Coefficients:
         scale, shift, bias, updates = _normalise(options, values, count, given[:own])
+        gate: Any = None if alive is None else alive()
         if gate is None:
             return Coefficients(scale, shift, updates)
         if not gate.reads_input:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from spem import kernels
 from spem.functional import STATISTICS, Pooled, check_residual, pool, recalibrate
 from spem.gates.gate import Attention, Gate, gated, present
-from spem.gates.head import compilable
 from spem.head import norm_head
 from spem.kernels import segment
 from spem.kernels.reference import widen
@@ -99,14 +98,12 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     ) -> Tensor:
         """Do all in two kernels, one each way, or only normalise where the gate does not allow."""
         gate = self.gate
-        if isinstance(gate, Gate) and gate.foldable:
-            if not compilable(gate):
-                return self._folded(x, gate, residual, relu)
-            self._count_batch(x)
-            return segment.apply(norm_head(self, gate), x, residual, relu)
+        folded = gate if isinstance(gate, Gate) and gate.foldable else None
+        head = norm_head(self, folded)
+        if head is None:
+            return self._folded(x, folded, residual, relu)
         self._count_batch(x)
-        head = norm_head(self, None)
-        if gate is None:
+        if gate is None or folded is not None:
             return segment.apply(head, x, residual, relu)
         return gated(gate, segment.apply(head, x, None, False), residual, relu, source)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spem import kernels
 from spem.functional import STATISTICS, Pooled, check_map, check_positions, check_residual
 from spem.gates.checks import check_choice, check_whole
-from spem.gates.head import compilable, gate_head
+from spem.gates.head import gate_head
 from spem.kernels import segment
 from spem.kernels.reference import widen
 
@@ -170,8 +170,10 @@ class Gate(Attention):
         check_positions(x)
         if residual is not None:
             check_residual(x, residual)
-        if kernels.chosen(x) is kernels.compiled and compilable(self):
-            return segment.apply(gate_head(self), x, residual, relu, overwrite)
+        if kernels.chosen(x) is kernels.compiled:
+            head = gate_head(self)
+            if head is not None:
+                return segment.apply(head, x, residual, relu, overwrite)
         passes = kernels.passes_over(x, self.statistics)
         pooled = self.refine(Pooled.of(passes.values, x), x)
         multiplier = self.multiplier(pooled).expand(x.shape[:2])

@@ -1,8 +1,10 @@
 """Gates as heads of compiled segments: what they are traced from and told apart by."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from operator import is_
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -20,28 +22,14 @@ def _is_plain(value: object) -> bool:
 
 
 class _Structure(NamedTuple):
-    """What stays the same about a gate: its class, submodules and the shapes of its tensors.
+    """What kernels depend on in a gate beside its own options: its parts and their tensors.
 
-    The key has None for sizes that are the number of channels: one text serves any number. The gate
-    itself is not in it, for it would never be freed.
+    The key has None for sizes that are the number of channels: one text serves any number.
     """
 
     key: Hashable
-    places: list[tuple[dict[str, Any], str, tuple[int, ...] | None]]  # with the shape, if any
     names: list[str]
-    hooks: list[dict[int, Any]]
-    parts: list[nn.Module]
-
-    def describes(self, gate: nn.Module) -> bool:
-        """Return whether no submodule and no tensor of the gate was replaced."""
-        if self.parts != [*gate.modules()][1:]:
-            return False
-        return all(
-            name in place and _shape(place[name]) == shape for place, name, shape in self.places
-        )
-
-
-_structures: WeakKeyDictionary[nn.Module, _Structure] = WeakKeyDictionary()
+    tensors: list[Tensor]
 
 
 def compilable(gate: Any) -> bool:
@@ -53,8 +41,71 @@ def compilable(gate: Any) -> bool:
         vars(type(gate)).get("traceable", False)
         and not gate.refines
         and not {"excite", "multiplier", "fold"} & vars(gate).keys()
-        and not any(_structure(gate).hooks)
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in gate.modules())
     )
+
+
+class _Kept:
+    """The head of a module, and what it was made from but for the contents of tensors.
+
+    It does not refer to the module, which would never be freed.
+    """
+
+    def __init__(self, head: Head, owner: nn.Module):
+        self.head = head
+        self._parts = [*owner.modules()][1:]
+        self._names = [
+            [name for name, value in vars(module).items() if _is_plain(value)]
+            for module in (owner, *self._parts)
+        ]
+        self._options, self._objects = self._find(owner)
+        self._shapes = [t.shape for t in head.tensors]
+
+    def _find(self, owner: nn.Module) -> tuple[list[Any], list[Any]]:
+        """Return what is to be equal and what is to be the same."""
+        options, objects = [], []
+        for module, names in zip((owner, *self._parts), self._names, strict=True):
+            own = vars(module)
+            options += map(own.get, names)
+            options += map(len, (own, own["_forward_hooks"], own["_forward_pre_hooks"]))
+            for place in ("_parameters", "_buffers", "_modules"):
+                objects += own[place].values()
+        return options, objects
+
+    def holds(self, owner: nn.Module) -> bool:
+        """Return whether no option, part or tensor was replaced, and no hook added."""
+        options, objects = self._find(owner)
+        tensors = self.head.tensors
+        return (
+            options == self._options
+            and len(objects) == len(self._objects)
+            and all(map(is_, objects, self._objects))
+            and [t.shape for t in tensors] == self._shapes
+            and all(t.is_contiguous() for t in tensors)
+        )
+
+
+_kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+
+
+def head_of(owner: nn.Module, make: Callable[[], Head | None]) -> Head | None:
+    """Return the head of a norm or a gate, made anew only where something of it was replaced.
+
+    Args:
+        owner: the module to which the head's tensors belong.
+        make: returns the head, whose function must not refer to the owner, or None where the gate
+            is not `compilable`.
+    """
+    kept = _kept.get(owner)
+    if kept is not None and kept.holds(owner):
+        return kept.head
+    head = make()
+    own = {id(t) for t in (*owner.parameters(), *owner.buffers())}
+    if head is not None and all(t.is_leaf and id(t) in own for t in head.tensors):
+        _kept[owner] = _Kept(head, owner)
+    else:
+        _kept.pop(owner, None)
+    return head
 
 
 def identity(gate: Any) -> Hashable:
@@ -65,8 +116,7 @@ def identity(gate: Any) -> Hashable:
 
 def tensors_of(gate: Any) -> list[Tensor]:
     """Return the parameters and buffers of a gate."""
-    places = _structure(gate).places
-    return [place[name].contiguous() for place, name, shape in places if shape is not None]
+    return [t.contiguous() for t in _structure(gate).tensors]
 
 
 def call_with(gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any) -> Any:
@@ -82,10 +132,21 @@ def pooled_from(values: Values, count: Any) -> Pooled:
     return Pooled(mean, var, largest, smallest, count)
 
 
-def gate_head(gate: Any) -> Head:
-    """Return the head of a gate that stands alone: the scale is its multiplier."""
+def gate_head(gate: Any) -> Head | None:
+    """Return the head of a gate that stands alone: the scale is its multiplier.
+
+    None where the gate is not `compilable`.
+    """
+    return head_of(gate, partial(_make_head, gate))
+
+
+def _make_head(gate: Any) -> Head | None:
+    if not compilable(gate):
+        return None
+    alive = ref(gate)
 
     def function(values: Values, count: Any, tensors: Sequence[Tensor]) -> Coefficients:
+        gate: Any = alive()
         pooled = pooled_from(values, count)
         multiplier = call_with(gate, gate.multiplier, tensors, pooled)
         return Coefficients(multiplier, None, {})
@@ -105,30 +166,16 @@ class _Call(nn.Module):
         return self.method(*args)
 
 
-def _structure(gate: nn.Module) -> _Structure:
-    found = _structures.get(gate)
-    if found is None or not found.describes(gate):
-        found = _structures[gate] = _read_structure(gate)
-    return found
-
-
-def _read_structure(gate: Any) -> _Structure:
-    places, names, key = [], [], []
+def _structure(gate: Any) -> _Structure:
+    names, tensors, key = [], [], []
     for prefix, module in gate.named_modules(prefix="", remove_duplicate=False):
         own = tuple(v for v in vars(module).values() if _is_plain(v))
         key.append((type(module), own if prefix else ()))
         for place in (module._parameters, module._buffers):
             for name, tensor in place.items():
-                places.append((place, name, _shape(tensor)))
                 if tensor is not None:
                     names.append(f"{prefix}.{name}" if prefix else name)
+                    tensors.append(tensor)
                     sizes = (None if size == gate.channels else size for size in tensor.shape)
                     key.append((name, *sizes))
-    hooks: list[Any] = []
-    for module in gate.modules():
-        hooks += [module._forward_hooks, module._forward_pre_hooks]
-    return _Structure(tuple(key), places, names, hooks, [*gate.modules()][1:])
-
-
-def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tuple(tensor.shape)
+    return _Structure(tuple(key), names, tensors)

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,26 +69,33 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
 _ARGUMENTS = {"pool": (8, 0), "recalibrate": (5, 2), "sums": (6, 0), "input_gradient": (12, 1)}
 
 
-def _run(name: str, x: Tensor, tensors: Iterable[Tensor | None], *flags: bool) -> None:
+@cache
+def _function(name: str, dtype: torch.dtype) -> Any:
+    return getattr(_library(dtype), name)
+
+
+def _run(name: str, x: Tensor, addresses: Iterable[int | None], *flags: bool) -> None:
     """Call a function of `native.cpp`.
 
     Args:
         name: of the function.
         x: gives dtype, shape and memory format; dense.
-        tensors: like x, or in the dtype of `_wide` and contiguous.
+        addresses: of tensors like x, or in the dtype of `_wide` and contiguous.
         flags: further arguments.
     """
     n, c, height, width = x.shape
-    tensors = list(tensors)
+    last = not x.is_contiguous()
+    function = _function(name, x.dtype)
+    function(n, c, height * width, last, torch.get_num_threads(), *addresses, *flags)
+
+
+def _addresses(x: Tensor, *tensors: Tensor | None) -> list[int | None]:
     for t in tensors:
         if t is not None and not t.is_cpu:
             raise ValueError(
                 f"a tensor is on {t.device}, must be on the device of the map, {x.device}"
             )
-    addresses = [None if t is None else t.data_ptr() for t in tensors]
-    function = getattr(_library(x.dtype), name)
-    last = not x.is_contiguous()
-    function(n, c, height * width, last, torch.get_num_threads(), *addresses, *flags)
+    return [None if t is None else t.data_ptr() for t in tensors]
 
 
 def _wide(x: Tensor, *values: Tensor | None) -> list[Tensor | None]:
@@ -96,27 +104,47 @@ def _wide(x: Tensor, *values: Tensor | None) -> list[Tensor | None]:
     return [None if value is None else value.to(dtype).contiguous() for value in values]
 
 
-def _new(x: Tensor, number: int) -> Sequence[Tensor]:
+def _stack(x: Tensor, number: int) -> tuple[Tensor, range]:
+    """Return a new stack of (N, C) tensors, and their addresses."""
     shape = (number, *x.shape[:2])
-    return torch.empty(shape, dtype=_TYPES[x.dtype][1], device=x.device).unbind()
+    stack = torch.empty(shape, dtype=_TYPES[x.dtype][1], device=x.device)
+    return stack, addresses_in(stack)
+
+
+def addresses_in(stack: Tensor) -> range:
+    """Return the addresses of the tensors of a contiguous stack."""
+    first, step = stack.data_ptr(), stack.stride(0) * stack.element_size()
+    return range(first, first + len(stack) * step, step)
 
 
 _EXTREMA = ("max", "min", "argmax", "argmin", "first")
+_POOLED = ("mean", "var", *_EXTREMA)
 
 
-def pool(x: Tensor, wanted: tuple[str, ...]) -> Values:
+def found_by_pool(wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what `pool` finds, in order, where some statistics are wanted."""
+    var = ("var",) if "var" in wanted else ()
+    extrema = _EXTREMA if "max" in wanted or "min" in wanted else ()
+    return ("mean", *var, *extrema)
+
+
+def pool_stack(x: Tensor, wanted: tuple[str, ...]) -> Tensor:
     """Pool a map (N, C, H, W) in one read.
 
     Returns:
         At least the wanted statistics; with extrema also where their gradients go, and the values
-        at position 0: each (N, C).
+        at position 0: each (N, C), in a stack in the order of `found_by_pool`.
     """
-    names = ["mean", "var"] if "var" in wanted else ["mean"]
-    if "max" in wanted or "min" in wanted:
-        names += _EXTREMA
-    found = dict(zip(names, _new(x, len(names)), strict=True))
-    _run("pool", x, [x, *map(found.get, ("mean", "var", *_EXTREMA))])
-    return found
+    names = found_by_pool(wanted)
+    stack, addresses = _stack(x, len(names))
+    found = dict(zip(names, addresses, strict=True))
+    _run("pool", x, [*_addresses(x, x), *map(found.get, _POOLED)])
+    return stack
+
+
+def pool(x: Tensor, wanted: tuple[str, ...]) -> Values:
+    """Pool a map (N, C, H, W) in one read; see `pool_stack`."""
+    return dict(zip(found_by_pool(wanted), pool_stack(x, wanted).unbind(), strict=True))
 
 
 def recalibrate(
@@ -140,15 +168,15 @@ def recalibrate(
     out = x if overwrite else torch.empty_like(x)
     if overwrite:
         torch.autograd.graph.increment_version(x)
-    maps = (x, residual, out)
-    _run("recalibrate", x, (*maps, *_wide(x, scale, shift)), scale.dim() == 2, relu)
+    tensors = (x, residual, out, *_wide(x, scale, shift))
+    _run("recalibrate", x, _addresses(x, *tensors), scale.dim() == 2, relu)
     return out
 
 
-def sums(
+def sums_stack(
     grad: Tensor, out: Tensor | None, x: Tensor, write: bool = True
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return the gradient before the ReLU that gave `out`, and those of scale and shift.
+) -> tuple[Tensor | None, Tensor]:
+    """Return the gradient before the ReLU that gave `out`, and those of scale and shift, (2, N, C).
 
     Args:
         grad: of the recalibrated map, (N, C, H, W), in the format of x.
@@ -156,10 +184,17 @@ def sums(
         x: the map.
         write: whether the first is wanted; it is None otherwise.
     """
-    dscale, dshift = _new(x, 2)
+    stack, addresses = _stack(x, 2)
     d = torch.empty_like(x) if write and out is not None else None
-    _run("sums", x, (grad, out, x, d, dscale, dshift))
-    return grad if out is None else d, dscale, dshift
+    _run("sums", x, [*_addresses(x, grad, out, x, d), *addresses])
+    return grad if out is None else d, stack
+
+
+def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient before the ReLU, and those of scale and shift; see `sums_stack`."""
+    d, stack = sums_stack(grad, out, x)
+    dscale, dshift = stack.unbind()
+    return grad if d is None else d, dscale, dshift
 
 
 def input_gradient(
@@ -180,10 +215,41 @@ def input_gradient(
         scale: by which it was recalibrated, (N, C) or (C,).
         out: the recalibrated map.
     """
+    held = _wide(x, *map(values.get, _READ))
+    return _input_gradient(x, _addresses(x, *held), gradients, grad, scale, out)
+
+
+def input_gradient_of_stack(
+    x: Tensor,
+    wanted: tuple[str, ...],
+    stack: Tensor,
+    gradients: Values,
+    grad: Tensor,
+    scale: Tensor,
+    out: Tensor | None,
+) -> Tensor:
+    """Return the gradient of a map from what `pool_stack` returned; see `input_gradient`."""
+    found = dict(zip(found_by_pool(wanted), addresses_in(stack), strict=True))
+    return _input_gradient(x, [*map(found.get, _READ)], gradients, grad, scale, out)
+
+
+# What the gradient of the map reads of the pooled values.
+_READ = ("mean", "argmax", "argmin")
+
+
+def _input_gradient(
+    x: Tensor,
+    values: Sequence[int | None],
+    gradients: Values,
+    grad: Tensor | None,
+    scale: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
     dx = torch.empty_like(x)
-    changed = map(gradients.get, ("mean", "var", "max", "min"))
-    coefficients = _wide(x, scale, values.get("mean"), *changed)
-    places = map(values.get, ("argmax", "argmin"))
+    scale, *changed = _wide(x, scale, *map(gradients.get, ("mean", "var", "max", "min")))
+    scale_address, *others = _addresses(x, scale, *changed)
+    mean, argmax, argmin = values
+    coefficients = (scale_address, mean, *others, argmax, argmin)
     per_image = scale is None or scale.dim() == 2
-    _run("input_gradient", x, (grad, out, x, dx, *coefficients, *places), per_image)
+    _run("input_gradient", x, [*_addresses(x, grad, out, x, dx), *coefficients], per_image)
     return dx

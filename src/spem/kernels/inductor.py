@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spem.kernels import correlations
+
 if TYPE_CHECKING:
     from torch._subclasses import FakeTensorMode
 
@@ -41,7 +43,7 @@ def call(
     Args:
         text: a function of all tensors, in this order, to a sequence of tensors.
         key: equal for two texts only where they do the same with tensors of the same kind.
-        pooled: (images, channels), contiguous.
+        pooled: (images, channels), or stacks of such, contiguous.
         rest: contiguous, of sizes that follow from the key and the number of channels.
         images: N.
         channels: C.
@@ -49,13 +51,14 @@ def call(
     Raises:
         RuntimeError: the compiler failed, or the text is for one number of images only.
     """
-    kinds = tuple([(t.dtype, t.device) for t in (*pooled, *rest)])
+    tensors = [*pooled, *rest]
+    kinds = (*[t.dtype for t in tensors], *[t.is_cpu for t in tensors])
     whole = (key, kinds, images == 1, channels == 1, torch.get_num_threads())
     kernel = _kernels.get((whole, channels) if whole in _narrow else whole)
     if kernel is None:
         with _lock, torch.inference_mode(False):
             kernel = _make(whole, text, pooled, rest, images, channels)
-    return kernel([*pooled, *rest])
+    return kernel(tensors)
 
 
 def _make(
@@ -100,8 +103,13 @@ def _compile(text: Text, examples: list[tuple[Tensor, list[bool]]]) -> Kernel | 
 
     sizes = ShapeEnv()
     mode = FakeTensorMode(shape_env=sizes)
-    # The shape rule of addcmul takes no symbols.
-    parts = {**select_decomp_table(), torch.ops.aten.addcmul.default: _addcmul}
+    aten = torch.ops.aten
+    own = {
+        aten.addcmul.default: _addcmul,  # whose shape rule takes no symbols
+        aten.convolution.default: correlations.forward,
+        aten.convolution_backward.default: correlations.backward,
+    }
+    parts = {**select_decomp_table(), **own}
     trace = make_fx(lambda *xs: tuple(text(*xs)), parts, tracing_mode="fake")
     device = examples[0][0].device.type
     plain = (torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False))
@@ -128,7 +136,8 @@ def _examples(
 ) -> Iterator[tuple[Tensor, list[bool]]]:
     """Yield tensors like those of a call for n images and c channels, and which sizes may vary."""
     for t in pooled:
-        yield t.new_empty(n, c), [n > 1, varies]
+        stack = t.shape[:-2]
+        yield t.new_empty(*stack, n, c), [*[False] * len(stack), n > 1, varies]
     for t in rest:
         vary = [varies and size == channels for size in t.shape]
         sizes = [c if size == channels else size for size in t.shape]

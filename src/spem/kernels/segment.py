@@ -85,28 +85,29 @@ def apply(
 class _Segment(torch.autograd.Function):
     @staticmethod
     def forward(ctx, head: Head, relu: bool, x: Tensor, residual: Tensor | None, *tensors: Tensor):
-        out, scale, values = _forward(head, relu, x, residual, tensors)
-        ctx.head, ctx.names = head, tuple(values)
-        ctx.save_for_backward(x, out if relu else None, scale, *values.values(), *tensors)
+        out, scale, pooled = _forward(head, relu, x, residual, tensors)
+        ctx.head = head
+        ctx.save_for_backward(x, out if relu else None, scale, pooled, *tensors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        x, out, scale, *others = ctx.saved_tensors
-        needs_x, needs_residual = ctx.needs_input_grad[2:4]
-        wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed)
-        values = dict(zip(ctx.names, others, strict=False))
-        tensors = others[len(values) :]
-        d, dscale, dshift = compiled.sums(like(x, grad), out, x, needs_residual)
-        found = _through_head(ctx.head, wanted, x, values, tensors, scale.dim(), dscale, dshift)
+        x, out, scale, pooled, *tensors = ctx.saved_tensors
+        head, needed = ctx.head, ctx.needs_input_grad
+        wanted = tuple([i for i, needs in enumerate(needed[4:]) if needs])
+        grad = like(x, grad)
+        d, sums = compiled.sums_stack(grad, out, x, needed[3])
+        found = _through_head(head, wanted, x, pooled, tensors, scale.dim(), sums)
         dx = None
-        if needs_x:
-            of_values = {name: value for name, value in found.items() if isinstance(name, str)}
-            grad, out = (like(x, grad), out) if d is None else (d, None)
-            dx = compiled.input_gradient(x, values, of_values, grad, scale, out)
-        dresidual = d if needs_residual else None
-        return None, None, dx, dresidual, *map(found.get, range(len(tensors)))
+        if needed[2]:
+            behind = (grad, scale, out) if d is None else (d, scale, None)
+            if pooled is None:
+                dx = compiled.input_gradient(x, {}, {}, *behind)
+            else:
+                of_values = {name: g for name, g in found.items() if isinstance(name, str)}
+                dx = compiled.input_gradient_of_stack(x, head.wanted, pooled, of_values, *behind)
+        return None, None, dx, d if needed[3] else None, *map(found.get, range(len(tensors)))
 
 
 def _forward(
@@ -116,18 +117,18 @@ def _forward(
     residual: Tensor | None,
     tensors: Sequence[Tensor],
     overwrite: bool = False,
-) -> tuple[Tensor, Tensor, Values]:
-    """Return the result, the scale and the pooled values."""
-    values = compiled.pool(x, head.wanted) if head.wanted else {}
-    pooled = [values[name] for name in head.wanted]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the result, the scale and the stack of pooled values, if there are any."""
+    stack = compiled.pool_stack(x, head.wanted) if head.wanted else None
     n, c, *size = x.shape
     count = prod(size)
     key = ("forward", head.key, head.wanted, count == 1)
     text = partial(_forward_text, head, count == 1)
+    pooled = [] if stack is None else [stack]
     scale, *shift = inductor.call(text, key, pooled, [_number(count), *tensors], n, c)
     shift = shift[0] if shift else None
     out = compiled.recalibrate(x, scale, shift, residual, relu, overwrite)
-    return out, scale, values
+    return out, scale, stack
 
 
 @cache
@@ -137,13 +138,20 @@ def _number(count: int) -> Tensor:
 
 def _forward_text(head: Head, single: bool, *given: Tensor) -> list[Tensor]:
     """Return scale and shift, and update the head's tensors."""
-    values = dict(zip(head.wanted, given, strict=False))
-    number, *tensors = given[len(values) :]
+    values, (number, *tensors) = _split(head, given)
+    values = {name: values[name] for name in head.wanted}
     count = 1 if single else number
     coefficients, updates = _coefficients(head, values, count, tensors)
     for index, value in updates.items():
         tensors[index].copy_(value)
     return coefficients
+
+
+def _split(head: Head, given: Sequence[Tensor]) -> tuple[Values, Sequence[Tensor]]:
+    """Return the pooled values by name, of their stack if the head has any, and what follows."""
+    if not head.wanted:
+        return {}, given
+    return dict(zip(compiled.found_by_pool(head.wanted), given[0], strict=True)), given[1:]
 
 
 def _coefficients(
@@ -161,41 +169,36 @@ def _through_head(
     head: Head,
     wanted: tuple[int, ...],
     x: Tensor,
-    values: Values,
+    stack: Tensor | None,
     tensors: Sequence[Tensor],
     dimensions: int,
-    dscale: Tensor,
-    dshift: Tensor,
+    sums: Tensor,
 ) -> dict[str | int, Tensor]:
     """Return the gradients of the pooled values, by name, and of the tensors, by index."""
     if not head.wanted and not wanted:
         return {}
-    pooled = {name: values[name] for name in (*head.wanted, "first") if name in values}
-    names = (*pooled, "dscale", "dshift")
     n, c, *size = x.shape
     count = prod(size)
-    key = ("backward", head.key, names, wanted, count == 1)
+    key = ("backward", head.key, head.wanted, wanted, count == 1)
     text = partial(_backward_text, head, key, dimensions)
-    given = [*pooled.values(), dscale, dshift]
-    found = inductor.call(text, key, given, [_number(count), *tensors], n, c)
+    pooled = [sums] if stack is None else [stack, sums]
+    found = inductor.call(text, key, pooled, [_number(count), *tensors], n, c)
     return dict(zip(_returned[key], found, strict=True))
 
 
 def _backward_text(
     head: Head, key: tuple[Any, ...], dimensions: int, *given: Tensor
 ) -> list[Tensor]:
-    _, _, names, wanted, single = key
-    values = dict(zip(names, given, strict=False))
-    gradients = [values.pop("dscale"), values.pop("dshift")]
-    if dimensions == 1:
-        gradients = [gradient.sum(0) for gradient in gradients]
-    number, *tensors = given[len(names) :]
+    *_, wanted, single = key
+    values, (sums, number, *tensors) = _split(head, given)
+    gradients = list(sums if dimensions == 2 else sums.sum(1))
     count = 1 if single else number
     with torch.enable_grad():
         pooled = {name: values[name].detach().requires_grad_() for name in head.wanted}
         inputs = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
         leaves = {**pooled, **{i: inputs[i] for i in wanted}}
-        coefficients, _ = _coefficients(head, values | pooled, count, inputs)
+        first = {"first": values["first"]} if "first" in values else {}
+        coefficients, _ = _coefficients(head, pooled | first, count, inputs)
         ends = [
             (end, gradient)
             for end, gradient in zip(coefficients, gradients, strict=False)

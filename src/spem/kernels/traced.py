@@ -17,11 +17,10 @@ from torch.library import custom_op
 from spem.kernels import compiled
 from spem.kernels.formats import dense, like
 
-_EXTREMA = ("max", "min", "argmax", "argmin", "first")
-
 
 def _names(var: bool, extrema: bool) -> tuple[str, ...]:
-    return ("mean", *(("var",) if var else ()), *(_EXTREMA if extrema else ()))
+    wanted = ("mean", *(("var",) if var else ()), *(("max",) if extrema else ()))
+    return compiled.found_by_pool(wanted)
 
 
 @torch.compiler.assume_constant_result
@@ -63,9 +62,7 @@ class Traced:
 
 @custom_op("spem::pool", mutates_args=())
 def _pool(x: Tensor, var: bool, extrema: bool) -> tuple[Tensor, Tensor, Tensor]:
-    names = _names(var, extrema)
-    found = compiled.pool(x, names)
-    return *_stand_ins(x), torch.stack([found[name] for name in names])
+    return *_stand_ins(x), compiled.pool_stack(x, _names(var, extrema))
 
 
 @_pool.register_fake
@@ -104,10 +101,10 @@ def _pool_backward(
     extrema: bool,
 ) -> Tensor:
     names = _names(var, extrema)
-    found = dict(zip(names, values.unbind(), strict=True))
     changed = dict(zip(names, grads.unbind(), strict=True))
     changed = {name: changed[name] for name in ("mean", "var", "max", "min") if name in changed}
-    return compiled.input_gradient(x, found, changed, like(x, grad), scale)
+    grad = like(x, grad)
+    return compiled.input_gradient_of_stack(x, names, values, changed, grad, scale, None)
 
 
 @_pool_backward.register_fake
@@ -153,8 +150,7 @@ _recalibrate.register_autograd(_differentiate_recalibrate, setup_context=_keep_r
 
 @custom_op("spem::sums", mutates_args=())
 def _sums(grad: Tensor, out: Tensor | None, x: Tensor) -> list[Tensor]:
-    d, dscale, dshift = compiled.sums(grad, out, x)
-    sums = torch.stack([dscale, dshift])
+    d, sums = compiled.sums_stack(grad, out, x)
     return [sums] if out is None or d is None else [sums, d]
 
 
