@@ -11,14 +11,17 @@ import pytest
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is made for Linux"
 )
-BODIES = Path(__file__).with_name("triton_parity.py")
+PASSES = Path(__file__).with_name("triton_parity.py")
+SEGMENTS = PASSES.with_name("triton_segments.py")
+_POOLING = "pool or nan or variance or repeat"
 
 
-# Two halves, for two test processes.
-@pytest.mark.parametrize("which", ["pool or nan or variance or repeat", ""])
-def test_in_the_interpreter(which, request):
-    selected = which or "not (pool or nan or variance or repeat)"
-    command = [sys.executable, "-m", "pytest", str(BODIES), "-q", "-k", selected]
+# Parts, for several test processes.
+@pytest.mark.parametrize(
+    ("bodies", "which"), [(PASSES, _POOLING), (PASSES, f"not ({_POOLING})"), (SEGMENTS, "test")]
+)
+def test_in_the_interpreter(bodies, which, request):
+    command = [sys.executable, "-m", "pytest", str(bodies), "-q", "-k", which]
     # numpy warns of arithmetic with NaN, which a device does in silence.
     command += ["-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
     # Triton reads the variable at its first import, which another test of this process may have

@@ -212,7 +212,7 @@ def test_sums(shape, layout, dtype):
 def check_sums(x, dtype):
     grad, out = maps(x.shape, "transposed", dtype), torch.randn_like(x).relu()
     for masked in (True, False):
-        d, sum_d, sum_dx = sums(grad, out if masked else None, x)
+        d, (sum_dx, sum_d) = sums(grad, out if masked else None, x)
         expected = torch.where(out > 0, grad, 0) if masked else grad
         assert torch.equal(d, expected)
         if masked:
@@ -303,7 +303,7 @@ def segment_by_kernels(x, gamma, beta, residual, cotangent):
     inputs = [value.detach().requires_grad_() for value in (*moments[:4], gamma, beta)]
     a, b = head(inputs[:4], *inputs[4:])
     out = recalibrate(x, a.detach(), b.detach(), residual, True)
-    d, sum_d, sum_dx = sums(cotangent, out, x)
+    d, (sum_dx, sum_d) = sums(cotangent, out, x)
     dmean, dvar, dmax, dmin, dgamma, dbeta = torch.autograd.grad((a, b), inputs, (sum_dx, sum_d))
     dx = input_gradient(
         d, x, a.detach(), moments.mean, dmean, dvar, moments.argmax, dmax, moments.argmin, dmin

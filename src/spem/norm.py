@@ -1,5 +1,6 @@
 """Batch normalisation whose statistics pass is the pooling pass of the gate behind it."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -78,8 +79,9 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         if residual is not None:
             check_residual(x, residual)
         gate = self.gate
-        if self._compiles(x):
-            return self._compiled(x, residual, relu, source)
+        ops = kernels.with_heads(x)
+        if ops is not None and self._compiles(ops, x):
+            return self._compiled(ops, x, residual, relu, source)
         if isinstance(gate, Gate) and self._folds(gate, x):
             return self._folded(x, gate, residual, relu)
         if gate is None and self._synchronises():
@@ -94,7 +96,12 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         return F.relu_(out) if relu else out
 
     def _compiled(
-        self, x: Tensor, residual: Tensor | None, relu: bool, source: Tensor | None
+        self,
+        ops: ModuleType,
+        x: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+        source: Tensor | None,
     ) -> Tensor:
         """Do all in two kernels, one each way, or only normalise where the gate does not allow."""
         gate = self.gate
@@ -104,8 +111,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
             return self._folded(x, folded, residual, relu)
         self._count_batch(x)
         if gate is None or folded is not None:
-            return segment.apply(head, x, residual, relu)
-        return gated(gate, segment.apply(head, x, None, False), residual, relu, source)
+            return segment.apply(ops, head, x, residual, relu)
+        return gated(gate, segment.apply(ops, head, x, None, False), residual, relu, source)
 
     def _count_batch(self, x: Tensor) -> None:
         if self.training or self.running_mean is None:
@@ -133,11 +140,11 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
                 f"{tuple(input.shape)}, must be (N, {self.num_features}, H, W)"
             )
 
-    def _compiles(self, x: Tensor) -> bool:
-        if kernels.chosen(x) is not kernels.compiled or self._synchronises():
+    def _compiles(self, ops: ModuleType, x: Tensor) -> bool:
+        if self._synchronises():
             return False
         fused = isinstance(self.gate, Gate) and self.gate.foldable
-        if not (fused or kernels.compiled.normalises_faster(x)):
+        if not (fused or ops.normalises_faster(x)):
             return False
         # A cumulative average changes its factor at every batch.
         return self.momentum is not None or not self.training

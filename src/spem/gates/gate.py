@@ -170,10 +170,10 @@ class Gate(Attention):
         check_positions(x)
         if residual is not None:
             check_residual(x, residual)
-        if kernels.chosen(x) is kernels.compiled:
-            head = gate_head(self)
-            if head is not None:
-                return segment.apply(head, x, residual, relu, overwrite)
+        ops = kernels.with_heads(x)
+        head = None if ops is None else gate_head(self)
+        if ops is not None and head is not None:
+            return segment.apply(ops, head, x, residual, relu, overwrite)
         passes = kernels.passes_over(x, self.statistics)
         pooled = self.refine(Pooled.of(passes.values, x), x)
         multiplier = self.multiplier(pooled).expand(x.shape[:2])

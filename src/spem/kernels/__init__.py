@@ -57,6 +57,14 @@ def _traced(x: Tensor) -> ModuleType | None:
     return traced if traced.works() else None
 
 
+def with_heads(x: Tensor) -> ModuleType | None:
+    """Return the implementation that serves a map if `segment` takes it, with compiled heads."""
+    ops = chosen(x)
+    if ops is compiled:
+        return ops
+    return ops if hasattr(ops, "compiles_heads") and ops.compiles_heads() else None
+
+
 def fused(x: Tensor) -> bool:
     """Return whether a map is served by passes of our own, gradients included."""
     return chosen(x) not in (eager, reference)

@@ -226,7 +226,7 @@ def input_gradient_of_stack(
     gradients: Values,
     grad: Tensor,
     scale: Tensor,
-    out: Tensor | None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the gradient of a map from what `pool_stack` returned; see `input_gradient`."""
     found = dict(zip(found_by_pool(wanted), addresses_in(stack), strict=True))

@@ -52,7 +52,7 @@ def call(
         RuntimeError: the compiler failed, or the text is for one number of images only.
     """
     tensors = [*pooled, *rest]
-    kinds = (*[t.dtype for t in tensors], *[t.is_cpu for t in tensors])
+    kinds = (*[t.dtype for t in tensors], *[t.get_device() for t in tensors])
     whole = (key, kinds, images == 1, channels == 1, torch.get_num_threads())
     kernel = _kernels.get((whole, channels) if whole in _narrow else whole)
     if kernel is None:

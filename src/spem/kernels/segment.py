@@ -8,13 +8,14 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from itertools import count as count_from_zero
 from math import prod
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spem.kernels import compiled, inductor
+from spem.kernels import inductor
 from spem.kernels.formats import dense, like
 
 Values = dict[str, Tensor]
@@ -64,11 +65,17 @@ def number(key: Hashable) -> int:
 
 
 def apply(
-    head: Head, x: Tensor, residual: Tensor | None, relu: bool, overwrite: bool = False
+    ops: ModuleType,
+    head: Head,
+    x: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    overwrite: bool = False,
 ) -> Tensor:
     """Return relu(scale·x + shift + residual) with the coefficients of a head.
 
     Args:
+        ops: the implementation of the passes over the map, `compiled` or `cuda`.
         head: gives the coefficients.
         x: (N, C, H, W), not empty.
         residual: in the shape and dtype of x, or None.
@@ -78,15 +85,23 @@ def apply(
     x = dense(x)
     residual = None if residual is None else like(x, residual)
     if torch.is_grad_enabled():
-        return _Segment.apply(head, relu, x, residual, *head.tensors)
-    return _forward(head, relu, x, residual, head.tensors, overwrite)[0]
+        return _Segment.apply(ops, head, relu, x, residual, *head.tensors)
+    return _forward(ops, head, relu, x, residual, head.tensors, overwrite)[0]
 
 
 class _Segment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, head: Head, relu: bool, x: Tensor, residual: Tensor | None, *tensors: Tensor):
-        out, scale, pooled = _forward(head, relu, x, residual, tensors)
-        ctx.head = head
+    def forward(
+        ctx,
+        ops: ModuleType,
+        head: Head,
+        relu: bool,
+        x: Tensor,
+        residual: Tensor | None,
+        *tensors: Tensor,
+    ):
+        out, scale, pooled = _forward(ops, head, relu, x, residual, tensors)
+        ctx.ops, ctx.head = ops, head
         ctx.save_for_backward(x, out if relu else None, scale, pooled, *tensors)
         return out
 
@@ -94,23 +109,24 @@ class _Segment(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, out, scale, pooled, *tensors = ctx.saved_tensors
-        head, needed = ctx.head, ctx.needs_input_grad
-        wanted = tuple([i for i, needs in enumerate(needed[4:]) if needs])
+        ops, head, needed = ctx.ops, ctx.head, ctx.needs_input_grad
+        wanted = tuple([i for i, needs in enumerate(needed[5:]) if needs])
         grad = like(x, grad)
-        d, sums = compiled.sums_stack(grad, out, x, needed[3])
-        found = _through_head(head, wanted, x, pooled, tensors, scale.dim(), sums)
+        d, sums = ops.sums_stack(grad, out, x, needed[4])
+        found = _through_head(ops, head, wanted, x, pooled, tensors, scale.dim(), sums)
         dx = None
-        if needed[2]:
-            behind = (grad, scale, out) if d is None else (d, scale, None)
+        if needed[3]:
+            behind = (grad, scale, out) if d is None else (d, scale)
             if pooled is None:
-                dx = compiled.input_gradient(x, {}, {}, *behind)
+                dx = ops.input_gradient(x, {}, {}, *behind)
             else:
                 of_values = {name: g for name, g in found.items() if isinstance(name, str)}
-                dx = compiled.input_gradient_of_stack(x, head.wanted, pooled, of_values, *behind)
-        return None, None, dx, d if needed[3] else None, *map(found.get, range(len(tensors)))
+                dx = ops.input_gradient_of_stack(x, head.wanted, pooled, of_values, *behind)
+        return None, None, None, dx, d if needed[4] else None, *map(found.get, range(len(tensors)))
 
 
 def _forward(
+    ops: ModuleType,
     head: Head,
     relu: bool,
     x: Tensor,
@@ -119,26 +135,27 @@ def _forward(
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the result, the scale and the stack of pooled values, if there are any."""
-    stack = compiled.pool_stack(x, head.wanted) if head.wanted else None
+    stack = ops.pool_stack(x, head.wanted) if head.wanted else None
     n, c, *size = x.shape
     count = prod(size)
-    key = ("forward", head.key, head.wanted, count == 1)
-    text = partial(_forward_text, head, count == 1)
+    key = ("forward", ops, head.key, head.wanted, count == 1)
+    text = partial(_forward_text, ops, head, count == 1)
     pooled = [] if stack is None else [stack]
-    scale, *shift = inductor.call(text, key, pooled, [_number(count), *tensors], n, c)
+    rest = [_number(count, x.device), *tensors]
+    scale, *shift = inductor.call(text, key, pooled, rest, n, c)
     shift = shift[0] if shift else None
-    out = compiled.recalibrate(x, scale, shift, residual, relu, overwrite)
+    out = ops.recalibrate(x, scale, shift, residual, relu, overwrite)
     return out, scale, stack
 
 
 @cache
-def _number(count: int) -> Tensor:
-    return torch.tensor(count, dtype=torch.float64, device="cpu")
+def _number(count: int, device: torch.device) -> Tensor:
+    return torch.tensor(count, dtype=torch.float64, device=device)
 
 
-def _forward_text(head: Head, single: bool, *given: Tensor) -> list[Tensor]:
+def _forward_text(ops: ModuleType, head: Head, single: bool, *given: Tensor) -> list[Tensor]:
     """Return scale and shift, and update the head's tensors."""
-    values, (number, *tensors) = _split(head, given)
+    values, (number, *tensors) = _split(ops, head, given)
     values = {name: values[name] for name in head.wanted}
     count = 1 if single else number
     coefficients, updates = _coefficients(head, values, count, tensors)
@@ -147,11 +164,11 @@ def _forward_text(head: Head, single: bool, *given: Tensor) -> list[Tensor]:
     return coefficients
 
 
-def _split(head: Head, given: Sequence[Tensor]) -> tuple[Values, Sequence[Tensor]]:
+def _split(ops: ModuleType, head: Head, given: Sequence[Tensor]) -> tuple[Values, Sequence[Tensor]]:
     """Return the pooled values by name, of their stack if the head has any, and what follows."""
     if not head.wanted:
         return {}, given
-    return dict(zip(compiled.found_by_pool(head.wanted), given[0], strict=True)), given[1:]
+    return dict(zip(ops.found_by_pool(head.wanted), given[0], strict=True)), given[1:]
 
 
 def _coefficients(
@@ -166,6 +183,7 @@ def _coefficients(
 
 
 def _through_head(
+    ops: ModuleType,
     head: Head,
     wanted: tuple[int, ...],
     x: Tensor,
@@ -179,18 +197,18 @@ def _through_head(
         return {}
     n, c, *size = x.shape
     count = prod(size)
-    key = ("backward", head.key, head.wanted, wanted, count == 1)
-    text = partial(_backward_text, head, key, dimensions)
+    key = ("backward", ops, head.key, head.wanted, wanted, count == 1)
+    text = partial(_backward_text, ops, head, key, dimensions)
     pooled = [sums] if stack is None else [stack, sums]
-    found = inductor.call(text, key, pooled, [_number(count), *tensors], n, c)
+    found = inductor.call(text, key, pooled, [_number(count, x.device), *tensors], n, c)
     return dict(zip(_returned[key], found, strict=True))
 
 
 def _backward_text(
-    head: Head, key: tuple[Any, ...], dimensions: int, *given: Tensor
+    ops: ModuleType, head: Head, key: tuple[Any, ...], dimensions: int, *given: Tensor
 ) -> list[Tensor]:
     *_, wanted, single = key
-    values, (sums, number, *tensors) = _split(head, given)
+    values, (sums, number, *tensors) = _split(ops, head, given)
     gradients = list(sums if dimensions == 2 else sums.sum(1))
     count = 1 if single else number
     with torch.enable_grad():

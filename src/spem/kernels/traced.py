@@ -104,7 +104,7 @@ def _pool_backward(
     changed = dict(zip(names, grads.unbind(), strict=True))
     changed = {name: changed[name] for name in ("mean", "var", "max", "min") if name in changed}
     grad = like(x, grad)
-    return compiled.input_gradient_of_stack(x, names, values, changed, grad, scale, None)
+    return compiled.input_gradient_of_stack(x, names, values, changed, grad, scale)
 
 
 @_pool_backward.register_fake

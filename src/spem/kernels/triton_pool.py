@@ -44,28 +44,49 @@ def pool(x: Tensor, extrema: bool) -> Moments:
     Returns:
         The moments, each (N, C).
     """
+    return moments(pool_stack(x, extrema))
+
+
+def moments(stack: Tensor) -> Moments:
+    """Return the moments in what `pool_stack` returned."""
+    if len(stack) == 2:
+        return Moments(stack[0], stack[1], None, None, None, None)
+    largest, smallest = _places(stack)
+    return Moments(stack[0], stack[1], stack[2], stack[3], largest, smallest)
+
+
+def pool_stack(x: Tensor, extrema: bool) -> Tensor:
+    """Compute the moments of every map in one read; see `pool`.
+
+    Returns:
+        (2, N, C), mean and variance; with extrema (7, N, C): maximum, minimum, the bits of their
+        positions as integers of the same width, and the value at position 0, too.
+    """
     x = dense(x)
-    shape = x.shape[:2]
     dtype, acc = wide_dtypes(x)
-    statistics = 4 if extrema else 2
-    values = triton_layout.empty((statistics, *shape), x, dtype)
-    places = triton_layout.empty((2, *shape), x, torch.int32) if extrema else None
-    if values.numel():
-        _launch(x, values, places, acc)
-    mean, var = values[0], values[1]
-    if places is None:
-        return Moments(mean, var, None, None, None, None)
-    return Moments(mean, var, values[2], values[3], places[0], places[1])
+    stack = triton_layout.empty((7 if extrema else 2, *x.shape[:2]), x, dtype)
+    if stack.numel():
+        _launch(x, stack, _places(stack) if extrema else None, acc)
+    return stack
+
+
+def _places(stack: Tensor) -> Tensor:
+    """Return the positions of the extrema, (2, N, C), in what `pool_stack` returns."""
+    return stack[4:6].view(torch.int64 if stack.dtype == torch.float64 else torch.int32)
 
 
 def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
     layout = layout_of(x)
     plan = reading(layout, x.element_size())
     total = layout.groups * layout.maps
+    if places is not None:
+        values[6].copy_(x[:, :, 0, 0])
     split = plan.splits > 1
     into, into_places = values, places
     if split:
-        into = triton_layout.empty((plan.splits, *values.shape), x, values.dtype)
+        into = triton_layout.empty(
+            (plan.splits, 2 if places is None else 4, total), x, values.dtype
+        )
         if places is not None:
             into_places = triton_layout.empty((plan.splits, *places.shape), x, places.dtype)
     _pool_kernel[(plan.programs,)](

@@ -23,23 +23,31 @@ from spem.kernels.triton_layout import (
 
 
 def recalibrate(
-    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    overwrite: bool = False,
 ) -> Tensor:
     """Compute relu(scale·x + shift + residual) in float32 or wider, rounded once.
 
     Args:
         x: (N, C, H, W), any strides.
-        scale: (N, C), float32 or wider, contiguous.
-        shift: (N, C) as scale, or None.
+        scale: (N, C), or (C,) for all images alike, float32 or wider, contiguous.
+        shift: as scale, or None.
         residual: (N, C, H, W) in the dtype of x, or None.
         relu: whether negative results become 0.
+        overwrite: whether the result takes the memory of x.
 
     Returns:
         (N, C, H, W) in the dtype and memory format of x.
     """
     x = dense(x)
     layout = layout_of(x)
-    out = triton_layout.empty_map(x)
+    if overwrite:
+        torch.autograd.graph.increment_version(x)
+    out = x if overwrite else triton_layout.empty_map(x)
     if not out.numel():
         return out
     residual = None if residual is None else dense(residual, layout)
@@ -51,6 +59,8 @@ def recalibrate(
         residual,
         out,
         *layout[1:],
+        x.shape[1],
+        PER_CHANNEL=scale.dim() == 1,
         RELU=relu,
         ACC=wide_dtypes(x)[1],
         **plan.constants,
@@ -58,7 +68,7 @@ def recalibrate(
     return out
 
 
-def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mask a gradient by the output's ReLU and sum it over each map, in one pass.
 
     Args:
@@ -68,8 +78,7 @@ def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, T
 
     Returns:
         d: grad where out > 0, in the memory format of x; grad itself where out is None.
-        sum_d: Σ d over the positions, (N, C), float32 or wider.
-        sum_dx: Σ d·x.
+        stack: Σ d·x and Σ d over the positions, (2, N, C), float32 or wider.
     """
     x = dense(x)
     layout = layout_of(x)
@@ -78,8 +87,7 @@ def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, T
     d = grad if out is None else triton_layout.empty_map(x)
     dtype, acc = wide_dtypes(x)
     if not x.numel():
-        nothing = torch.zeros(x.shape[:2], dtype=dtype, device=x.device)
-        return d, nothing, nothing.clone()
+        return d, torch.zeros((2, *x.shape[:2]), dtype=dtype, device=x.device)
     plan = reading(layout, x.element_size())
     partial = triton_layout.empty((plan.splits, 2, *x.shape[:2]), x, dtype)
     _sums_kernel[(plan.programs,)](
@@ -96,8 +104,7 @@ def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, T
         ACC=acc,
         **plan.constants,
     )
-    sum_d, sum_dx = partial[0] if plan.splits == 1 else partial.sum(0)
-    return d, sum_d, sum_dx
+    return d, partial[0] if plan.splits == 1 else partial.sum(0)
 
 
 def input_gradient(
@@ -120,7 +127,7 @@ def input_gradient(
     Args:
         d: (N, C, H, W), as `sums` returns it.
         x: (N, C, H, W), the input.
-        scale: (N, C), the factor of d; None is 1.
+        scale: (N, C) or (C,), the factor of d; None is 1.
         mean: (N, C), needed with dvar.
         dmean: (N, C), the gradient of the mean.
         dvar: (N, C), the gradient of the variance.
@@ -151,6 +158,8 @@ def input_gradient(
         argmin,
         dmin,
         *layout[1:],
+        x.shape[1],
+        PER_CHANNEL=scale is not None and scale.dim() == 1,
         ACC=wide_dtypes(x)[1],
         **plan.constants,
     )
@@ -167,6 +176,8 @@ def _recalibrate_kernel(
     groups,
     maps,
     positions,
+    channels,
+    PER_CHANNEL: tl.constexpr,
     RELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
@@ -178,6 +189,7 @@ def _recalibrate_kernel(
     base, offsets, mask, index, known, _ = element_tile(
         groups, maps, positions, BLOCK_M, BLOCK_L, CHANNELS_LAST, FLAT_MAPS, FLAT_POSITIONS
     )
+    index = index % channels if PER_CHANNEL else index
     # (BLOCK_M, BLOCK_L); scale and shift (BLOCK_M, 1), or (1, BLOCK_L) where flat
     value = tl.load(x + base + offsets, mask).to(ACC)
     value *= per_map(scale, index, known, FLAT_POSITIONS > 0)
@@ -209,7 +221,7 @@ def _sums_kernel(
     EVEN: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Write d and partial (splits, 2, total): Σ d and Σ d·x."""
+    """Write d and partial (splits, 2, total): Σ d·x and Σ d."""
     group, block, split = origin(maps, splits, BLOCK_M, CHANNELS_LAST)
     start = split * iterations * BLOCK_L
     base, offsets = tile(
@@ -235,8 +247,8 @@ def _sums_kernel(
         sum_dx += gradient.to(ACC) * value
         base += step
     into = partial + tl.cast(split, tl.int64) * 2 * total + group * maps + m
-    tl.store(into, tl.sum(sum_d, axis=1), exists)
-    tl.store(into + total, tl.sum(sum_dx, axis=1), exists)
+    tl.store(into, tl.sum(sum_dx, axis=1), exists)
+    tl.store(into + total, tl.sum(sum_d, axis=1), exists)
 
 
 @triton.jit
@@ -255,6 +267,8 @@ def _input_gradient_kernel(
     groups,
     maps,
     positions,
+    channels,
+    PER_CHANNEL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -271,7 +285,8 @@ def _input_gradient_kernel(
     if d is not None:
         value = tl.load(d + base + offsets, mask).to(ACC)
         if scale is not None:
-            value *= per_map(scale, index, known, FLAT_POSITIONS > 0)
+            of_scale = index % channels if PER_CHANNEL else index
+            value *= per_map(scale, of_scale, known, FLAT_POSITIONS > 0)
     if dmean is not None:
         value += share * per_map(dmean, index, known, FLAT_POSITIONS > 0)
     if dvar is not None:
