@@ -11,7 +11,7 @@ import torch
 from parity import assert_parity
 from torch.testing import assert_close
 
-from spem.kernels import triton_layout
+from spem.kernels import triton_layout, triton_pool
 from spem.kernels.triton import input_gradient, pool, recalibrate, sums
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -28,7 +28,7 @@ SHAPES = [
 ]
 # Enough positions and few enough maps that each is split over several programs; the last split
 # of the first shape is short, the last tile of the second is not full.
-SPLIT_SHAPES = [(1, 2, 72, 96), (1, 3, 83, 101)]
+SPLIT_SHAPES = [(1, 2, 172, 196), (1, 3, 183, 201)]
 FORMATS = ["contiguous", "channels_last"]
 # Brought to one of the two before any kernel sees them: one shape shows it.
 GAPPED = [((2, 3, 7, 7), layout) for layout in ("sliced", "sliced_channels_last", "transposed")]
@@ -109,8 +109,8 @@ def check_moments(x):
         assert torch.equal(moments.argmin, first_positions(wider, moments.min))
     short = pool(x, False)
     assert short[2:] == (None,) * 4
-    assert torch.equal(short.mean, moments.mean)
-    assert torch.equal(short.var, moments.var)
+    check(short.mean, wider.mean((2, 3)), mean, "mean alone")
+    check(short.var, naive, (truth - spread(mean)).square().mean((2, 3)), "var alone")
     for value in moments:
         assert value.shape == x.shape[:2]
         assert value.is_contiguous()
@@ -127,7 +127,7 @@ def test_pool(shape, layout, dtype):
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_pool_of_maps_that_several_programs_share(shape, layout, dtype):
     x = maps(shape, layout, dtype, ties=True)
-    assert triton_layout.reading(triton_layout.layout_of(x), x.element_size()).splits > 1
+    assert triton_pool._plan(triton_layout.layout_of(x), x.element_size()).splits > 1
     check_moments(x)
 
 
@@ -145,7 +145,7 @@ def test_pool_of_ties_finds_the_first_position(layout):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", [(1, 2, 7, 9), (1, 2, 72, 96)])
+@pytest.mark.parametrize("shape", [(1, 2, 7, 9), (1, 2, 172, 196)])
 def test_equal_values_have_no_variance(shape, layout):
     moments = pool(torch.full_like(maps(shape, layout), 1000.1), True)
     assert (moments.var <= (1000.1 * 2**-22) ** 2).all()
@@ -154,7 +154,7 @@ def test_equal_values_have_no_variance(shape, layout):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", [(1, 4, 7, 9), (1, 4, 72, 96)])
+@pytest.mark.parametrize("shape", [(1, 4, 7, 9), (1, 4, 172, 196)])
 def test_variance_keeps_its_digits_under_a_large_mean(shape, layout):
     x = maps(shape, layout) + 1000
     truth = x.double().var((2, 3), correction=0)
@@ -162,7 +162,7 @@ def test_variance_keeps_its_digits_under_a_large_mean(shape, layout):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", [(1, 4, 7, 9), (1, 4, 72, 96)])
+@pytest.mark.parametrize("shape", [(1, 4, 7, 9), (1, 4, 172, 196)])
 def test_nan_is_handed_on(shape, layout):
     x = maps(shape, layout)
     x[0, 1, 3, 2] = x[0, 1, 5, 5] = x[0, 2, -1, -1] = -float("nan")
@@ -313,7 +313,7 @@ def segment_by_kernels(x, gamma, beta, residual, cotangent):
 
 @pytest.mark.parametrize("layout", [*FORMATS, "sliced"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 5, 7, 7), (2, 16, 4, 8), (1, 2, 72, 96)])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 7), (2, 16, 4, 8), (1, 2, 172, 196)])
 def test_the_whole_segment_equals_autograd(shape, layout, dtype):
     x, residual, cotangent = (maps(shape, layout, dtype) for _ in range(3))
     gamma, beta = values(shape)[0], values(shape)[0]
@@ -329,7 +329,7 @@ def test_the_whole_segment_equals_autograd(shape, layout, dtype):
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_results_repeat(layout):
-    x = maps((1, 3, 83, 101), layout)
+    x = maps((1, 3, 183, 201), layout)
     for call in (lambda: pool(x, True), lambda: sums(x, x, x)):
         for first, second in zip(call(), call(), strict=True):
             assert torch.equal(first, second)

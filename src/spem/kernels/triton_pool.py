@@ -3,6 +3,7 @@
 # Arguments and results of kernels are the compiler's, not Python's.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spem.kernels import triton_layout
-from spem.kernels.triton_layout import dense, layout_of, origin, reading, tile, wide_dtypes
+from spem.kernels.triton_layout import Layout, dense, layout_of, origin, tile, wide_dtypes
 
 # Positions are below this; a position minus it says that the value there is not a number.
 _FAR = tl.constexpr(2**30)
@@ -75,28 +76,92 @@ def _places(stack: Tensor) -> Tensor:
     return stack[4:6].view(torch.int64 if stack.dtype == torch.float64 else torch.int32)
 
 
+class _Plan(NamedTuple):
+    """How the kernel is launched: `splits` programs share a map, each takes `length` positions."""
+
+    programs: int
+    splits: int
+    length: int
+    constants: dict[str, Any]
+
+
+# Warps that fill any device of today. A constant, not a property of the device: the same sums are
+# formed everywhere.
+_ENOUGH_WARPS = 2048
+# However many share a map, each lane has at least this many turns.
+_FEWEST_TURNS = 8
+_MOST_WARPS = 16
+# Tiles that are on their way at once.
+_UNROLL = 4
+# Bytes of a lane's vector, and of a row of channels that a program reads.
+_VECTOR = 16
+_ROW = 128
+
+
+@lru_cache(maxsize=1024)
+def _plan(layout: Layout, itemsize: int) -> _Plan:
+    """Choose tiles of one vector a lane, and how many lanes share a map.
+
+    Too few lanes do not fill the device, too many have little to do before they are merged. Where
+    maps are so few that even the largest programs do not fill it, several programs share each,
+    whose partial results a second stage merges in order: atomics would add in another order at
+    every run.
+    """
+    last, groups, maps, positions = layout
+    vector = _VECTOR // itemsize
+    if last:
+        block_m = min(triton.next_power_of_2(maps), _ROW // itemsize)
+        warps, rows = 1, max(1, 32 * vector // block_m)
+        programs = groups * triton.cdiv(maps, block_m)
+        while (
+            warps < _MOST_WARPS
+            and programs * warps < _ENOUGH_WARPS
+            and 2 * rows * warps * _FEWEST_TURNS <= positions
+        ):
+            warps *= 2
+        block_l = min(rows * warps, triton.next_power_of_2(positions))
+    else:
+        warps = 4
+        block_l = min(triton.next_power_of_2(positions), 32 * vector)
+        block_m = min(triton.next_power_of_2(maps), 32 * vector * warps // block_l)
+        programs = triton.cdiv(maps, block_m)
+    turns = triton.cdiv(positions, block_l)
+    splits = max(1, min(_ENOUGH_WARPS // (programs * warps), turns // _FEWEST_TURNS))
+    unroll = min(_UNROLL, triton.next_power_of_2(triton.cdiv(turns, splits)))
+    length = triton.cdiv(turns, splits * unroll) * unroll * block_l
+    # Rounding up may leave the last programs without a position: they are not started.
+    splits = triton.cdiv(positions, length)
+    constants = {
+        "BLOCK_M": block_m,
+        "BLOCK_L": block_l,
+        "UNROLL": unroll,
+        "CHANNELS_LAST": last,
+        "EVEN": maps % block_m == 0,
+        "num_warps": warps,
+    }
+    return _Plan(programs * splits, splits, length, constants)
+
+
 def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
     layout = layout_of(x)
-    plan = reading(layout, x.element_size())
+    plan = _plan(layout, x.element_size())
     total = layout.groups * layout.maps
-    if places is not None:
-        values[6].copy_(x[:, :, 0, 0])
     split = plan.splits > 1
     into, into_places = values, places
     if split:
-        into = triton_layout.empty(
-            (plan.splits, 2 if places is None else 4, total), x, values.dtype
-        )
+        statistics = 2 if places is None else 4
+        into = triton_layout.empty((plan.splits, statistics, total), x, values.dtype)
         if places is not None:
-            into_places = triton_layout.empty((plan.splits, *places.shape), x, places.dtype)
+            into_places = triton_layout.empty((plan.splits, 2, total), x, places.dtype)
     _pool_kernel[(plan.programs,)](
         x,
         into,
         into_places,
+        None if places is None else values[6],
         layout.maps,
         layout.positions,
         total,
-        plan.iterations,
+        plan.length,
         plan.splits,
         SPLIT=split,
         ACC=acc,
@@ -110,7 +175,7 @@ def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
             places,
             layout.positions,
             total,
-            plan.iterations * plan.block_l,
+            plan.length,
             plan.splits,
             BLOCK=_MERGE_BLOCK,
             ACC=acc,
@@ -144,29 +209,59 @@ def _extremum(best, place, LARGEST: tl.constexpr):
 
 
 @triton.jit
+def _follow(state, value, turn, mask, places):
+    """Take one more value of each lane into its moments, by Welford's formulas.
+
+    Args:
+        state: mean, sum of squares, maximum and minimum with the turns in which they were met.
+        value: of each lane.
+        turn: how many values each lane has seen, but for those that are over.
+        mask: which lanes have the value; None if all.
+        places: None where no extrema are wanted.
+    """
+    mean, squares, highest, highest_turn, lowest, lowest_turn = state
+    delta = value - mean
+    high = value
+    low = value
+    if mask is not None:
+        delta = tl.where(mask, delta, 0)
+        high = tl.where(mask, value, -float("inf"))
+        low = tl.where(mask, value, float("inf"))
+    mean += delta * (1 / tl.cast(turn + 1, value.dtype))
+    squares += delta * (value - mean)
+    if places is not None:
+        highest, highest_turn = _improve(highest, highest_turn, high, turn, True)
+        lowest, lowest_turn = _improve(lowest, lowest_turn, low, turn, False)
+    return mean, squares, highest, highest_turn, lowest, lowest_turn
+
+
+@triton.jit
 def _pool_kernel(
     x,
     values,
     places,
+    firsts,
     maps,
     positions,
     total,
-    iterations,
+    length,
     splits,
     SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
+    UNROLL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     EVEN: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Each lane follows Welford over its own positions; the lanes are merged once, at the end.
+    """Each lane follows its own positions, `BLOCK_L` apart; the lanes are merged once, at the end.
 
     values: (splits, 4 or 2, total): mean, variance (sum of squares where split), max, min.
     places: (splits, 2, total), or None: no extrema.
+    firsts: (total,), the values at position 0, or None with `places`.
     """
     group, block, split = origin(maps, splits, BLOCK_M, CHANNELS_LAST)
-    start = split * iterations * BLOCK_L
+    start = split * length
     base, offsets = tile(
         group, block * BLOCK_M, start, maps, positions, BLOCK_M, BLOCK_L, CHANNELS_LAST
     )
@@ -176,45 +271,33 @@ def _pool_kernel(
     step = tl.cast(BLOCK_L, tl.int64) * (maps if CHANNELS_LAST else 1)
     pointers = x + base + offsets
 
-    mean = tl.zeros((BLOCK_M, BLOCK_L), ACC)
-    squares = tl.zeros((BLOCK_M, BLOCK_L), ACC)
-    highest = tl.full((BLOCK_M, BLOCK_L), -float("inf"), ACC)
-    lowest = tl.full((BLOCK_M, BLOCK_L), float("inf"), ACC)
-    # The turn of the loop in which a lane met its extremum: 0 also where nothing is better than
-    # the start, because all is infinite.
-    highest_turn = tl.zeros((BLOCK_M, BLOCK_L), tl.int32)
-    lowest_turn = tl.zeros((BLOCK_M, BLOCK_L), tl.int32)
+    zeros = tl.zeros((BLOCK_M, BLOCK_L), ACC)
+    # The turn in which a lane met its extremum: 0 also where nothing is better than the start,
+    # because all is infinite.
+    never = tl.zeros((BLOCK_M, BLOCK_L), tl.int32)
+    infinite = tl.full((BLOCK_M, BLOCK_L), float("inf"), ACC)
+    state = zeros, zeros, -infinite, never, infinite, never
 
-    first = exists if EVEN else exists & (lane < positions)
-    ahead = tl.load(pointers, first, other=0)
-    for i in range(iterations):
-        value = ahead.to(ACC)
-        # The next tile is on its way while this one is worked on.
+    covered = tl.minimum(positions - start, length)
+    full = covered // (BLOCK_L * UNROLL) * UNROLL if EVEN else 0
+    for turn in range(0, full, UNROLL):
+        # Unrolled, all loads are on their way before the first value is worked on.
+        for u in tl.static_range(UNROLL):
+            value = tl.load(pointers).to(ACC)
+            pointers += step
+            state = _follow(state, value, turn + u, None, places)
+    for turn in range(full, tl.cdiv(covered, BLOCK_L)):
+        mask = exists & (lane + turn * BLOCK_L < positions)
+        value = tl.load(pointers, mask, other=0).to(ACC)
         pointers += step
-        more = exists & (i + 1 < iterations)
-        if not EVEN:
-            more &= lane + (i + 1) * BLOCK_L < positions
-        ahead = tl.load(pointers, more, other=0)
-        delta = value - mean
-        high = value
-        low = value
-        if not EVEN:
-            mask = lane + i * BLOCK_L < positions
-            delta = tl.where(mask, delta, 0)
-            high = tl.where(mask, value, -float("inf"))
-            low = tl.where(mask, value, float("inf"))
-        # Lanes that exist have all seen the same number of values.
-        mean += delta * (1 / tl.cast(i + 1, ACC))
-        squares += delta * (value - mean)
-        if places is not None:
-            highest, highest_turn = _improve(highest, highest_turn, high, i, True)
-            lowest, lowest_turn = _improve(lowest, lowest_turn, low, i, False)
+        state = _follow(state, value, turn, mask, places)
+    mean, squares, highest, highest_turn, lowest, lowest_turn = state
 
     index = group * maps + m
     stored = m < maps
     row = tl.cast(split, tl.int64) * total
-    count = tl.cast(tl.minimum(positions - start, iterations * BLOCK_L), ACC)
-    seen = tl.minimum(tl.maximum(tl.cdiv(positions - lane, BLOCK_L), 0), iterations).to(ACC)
+    count = tl.cast(covered, ACC)
+    seen = tl.maximum(tl.cdiv(start + covered - lane, BLOCK_L), 0).to(ACC)
     average = tl.sum(seen * mean, axis=1) / count
     # A lane that saw nothing has mean 0 and weight 0.
     distance = mean - average[:, None]
@@ -231,6 +314,9 @@ def _pool_kernel(
         into_places = places + row * 2 + index
         tl.store(into_places, high_at, stored)
         tl.store(into_places + total, low_at, stored)
+        if split == 0:
+            here = x + base + tl.arange(0, BLOCK_M) * (1 if CHANNELS_LAST else positions)
+            tl.store(firsts + index, tl.load(here, stored).to(ACC), stored)
 
 
 @triton.jit
