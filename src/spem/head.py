@@ -79,7 +79,8 @@ def _normalise(
     if batch:
         means, variances = values["mean"], values["var"]
         mean = means.mean(0)
-        var = (variances + (means - mean).square()).mean(0)
+        # The sum of squares has no slope in its own mean.
+        var = (variances + (means - mean.detach()).square()).mean(0)
         if tracked:
             seen = means.shape[0] * count
             observed = (mean, var * (seen / (seen - 1)))
