@@ -350,3 +350,17 @@ def test_a_norm_used_twice_equals_eager():
 def test_training_on_one_value_is_refused():
     with kernels.use("compiled"), pytest.raises(ValueError, match="more than one value"):
         GatedBatchNorm2d(3)(torch.randn(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 1, 5), (1, 2), (2, 0)])
+def test_sums_of_everything_go_over_the_images_first(shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    for dim, keepdim in [(None, False), ([], True), (list(range(x.dim())), True), ([1, 0], False)]:
+        if dim and len(dim) < x.dim():
+            assert inductor._sum(x, dim, keepdim) is NotImplemented
+            continue
+        found = inductor._sum(x, dim, keepdim)
+        torch.testing.assert_close(found, x.sum(tuple(range(x.dim())), keepdim))
+    assert inductor._sum(x, [0]) is NotImplemented
+    assert inductor._sum(x, dtype=torch.float32) is NotImplemented
+    assert inductor._sum(x[0, ..., :1].flatten()) is NotImplemented

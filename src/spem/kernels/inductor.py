@@ -134,16 +134,21 @@ def _addcmul(x: Tensor, y: Tensor, z: Tensor, *, value: float = 1) -> Tensor:
 
 
 def _sum(
-    x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, **options: Any
+    x: Tensor,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Sum (N, C) over the images first where it is summed over both.
+    """Sum over the images first where all is summed: a GPU would else do it in one program.
 
-    In one go, a single program of a GPU would do it, and all that is fused with it.
+    NotImplemented for any other sum.
     """
-    if x.dim() != 2 or (dim and len({d % 2 for d in dim}) == 1) or options.get("dtype"):
+    every = not dim or len(dim) == x.dim()
+    if x.dim() < 2 or not every or dtype is not None:
         return NotImplemented
-    total = x.sum(0, keepdim).sum(-1, keepdim)
-    return total
+    left = x.sum(0, keepdim)
+    return left.sum([*range(int(keepdim), left.dim())], keepdim)
 
 
 def _examples(

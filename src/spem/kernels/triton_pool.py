@@ -1,7 +1,7 @@
 """Mean, variance, extrema and their first positions of every map, in one read (Triton)."""
 
-# Arguments and results of kernels are the compiler's, not Python's.
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+# Arguments and results of kernels are the compiler's, not Python's, as is host-side arithmetic.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from functools import lru_cache
 from typing import Any, NamedTuple
