@@ -39,6 +39,7 @@ LAYERS = (
     "bench_runs",
     "bench_operations",
     "bench_networks",
+    "bench_imagenet",
     "bench_measure",
     "bench_cases",
     "flags",

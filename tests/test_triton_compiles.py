@@ -9,7 +9,13 @@ from triton import compile as compile_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spem.kernels import triton_layout, triton_pool, triton_recalibrate
+from spem.kernels import (
+    triton_backward,
+    triton_layout,
+    triton_pool,
+    triton_recalibrate,
+    triton_short,
+)
 from spem.kernels.triton import input_gradient, pool, recalibrate, sums
 
 AMPERE, HOPPER = GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32)
@@ -59,7 +65,7 @@ def compiled(monkeypatch, tmp_path, request):
     """The PTX of every kernel that a test launches, by the kernel's name."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     code = {}
-    for module in (triton_pool, triton_recalibrate):
+    for module in (triton_pool, triton_short, triton_recalibrate, triton_backward):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             kernel = Recorded(getattr(module, name), request.param, code)
             monkeypatch.setattr(module, name, kernel)
@@ -97,10 +103,24 @@ def test_kernels_compile(compiled, shape, layout, dtype):
 @pytest.mark.parametrize("compiled", [HOPPER], indirect=True)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_maps_are_read_in_whole_vectors(compiled, layout):
-    launch_all(torch.empty((4, 64, 32, 32), dtype=torch.bfloat16, memory_format=layout))
+    x = torch.empty((4, 64, 32, 32), dtype=torch.bfloat16, memory_format=layout)
+    launch_all(x)
+    loads = compiled["_pool_kernel"].count("ld.global.v4.b32")
+    pool(x, False)  # with extrema, values at position 0 are loaded alone
+    assert compiled["_pool_kernel"].count("ld.global.v4.b32") == loads
     for name in ("_pool_kernel", "_recalibrate_kernel", "_sums_kernel", "_input_gradient_kernel"):
         assert "ld.global.v4.b32" in compiled[name], name
         assert "ld.global.b16" not in compiled[name], name
+
+
+@pytest.mark.parametrize("compiled", [HOPPER], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_short_maps_are_read_in_whole_vectors_and_each_by_one_lane(compiled, dtype):
+    pool(torch.empty((64, 128, 7, 7), dtype=dtype), True)
+    (code,) = compiled.values()
+    assert "ld.global.v4.b32" in code
+    assert "ld.global.b" not in code
+    assert "shfl" not in code
 
 
 @pytest.mark.parametrize("compiled", [HOPPER], indirect=True)

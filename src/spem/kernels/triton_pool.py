@@ -13,9 +13,9 @@ from torch import Tensor
 
 from spem.kernels import triton_layout
 from spem.kernels.triton_layout import Layout, dense, layout_of, origin, tile, wide_dtypes
+from spem.kernels.triton_moments import extremum, follow, merge_kernel
+from spem.kernels.triton_short import is_short, launch_short
 
-# Positions are below this; a position minus it says that the value there is not a number.
-_FAR = tl.constexpr(2**30)
 _MERGE_BLOCK = 128
 
 
@@ -144,6 +144,9 @@ def _plan(layout: Layout, itemsize: int) -> _Plan:
 
 def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
     layout = layout_of(x)
+    if is_short(layout, x.element_size()):
+        launch_short(x, values, places, layout, acc)
+        return
     plan = _plan(layout, x.element_size())
     total = layout.groups * layout.maps
     split = plan.splits > 1
@@ -168,7 +171,7 @@ def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
         **plan.constants,
     )
     if split:
-        _merge_kernel[(triton.cdiv(total, _MERGE_BLOCK),)](
+        merge_kernel[(triton.cdiv(total, _MERGE_BLOCK),)](
             into,
             into_places,
             values,
@@ -180,59 +183,6 @@ def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
             BLOCK=_MERGE_BLOCK,
             ACC=acc,
         )
-
-
-@triton.jit
-def _improve(best, turn, value, i, LARGEST: tl.constexpr):
-    """Take over values that are better, and NaN for good; the earlier one keeps a tie."""
-    if LARGEST:
-        turn = tl.where(value > best, i, turn)
-        best = tl.maximum(best, value, propagate_nan=tl.PropagateNan.ALL)
-    else:
-        turn = tl.where(value < best, i, turn)
-        best = tl.minimum(best, value, propagate_nan=tl.PropagateNan.ALL)
-    return best, turn
-
-
-@triton.jit
-def _extremum(best, place, LARGEST: tl.constexpr):
-    """Reduce lanes (BLOCK_M, BLOCK_L) to a map's extremum and its first position, (BLOCK_M,)."""
-    nan = best != best
-    if LARGEST:
-        value = tl.max(tl.where(nan, -float("inf"), best), axis=1)
-    else:
-        value = tl.min(tl.where(nan, float("inf"), best), axis=1)
-    holds = tl.where(best == value[:, None], place, _FAR)
-    # A reduction by value and position at once would lose NaN and cost as many exchanges.
-    first = tl.min(tl.where(nan, place - _FAR, holds), axis=1)
-    return tl.where(first < 0, float("nan"), value), tl.where(first < 0, first + _FAR, first)
-
-
-@triton.jit
-def _follow(state, value, turn, mask, places):
-    """Take one more value of each lane into its moments, by Welford's formulas.
-
-    Args:
-        state: mean, sum of squares, maximum and minimum with the turns in which they were met.
-        value: of each lane.
-        turn: how many values each lane has seen, but for those that are over.
-        mask: which lanes have the value; None if all.
-        places: None where no extrema are wanted.
-    """
-    mean, squares, highest, highest_turn, lowest, lowest_turn = state
-    delta = value - mean
-    high = value
-    low = value
-    if mask is not None:
-        delta = tl.where(mask, delta, 0)
-        high = tl.where(mask, value, -float("inf"))
-        low = tl.where(mask, value, float("inf"))
-    mean += delta * (1 / tl.cast(turn + 1, value.dtype))
-    squares += delta * (value - mean)
-    if places is not None:
-        highest, highest_turn = _improve(highest, highest_turn, high, turn, True)
-        lowest, lowest_turn = _improve(lowest, lowest_turn, low, turn, False)
-    return mean, squares, highest, highest_turn, lowest, lowest_turn
 
 
 @triton.jit
@@ -285,12 +235,12 @@ def _pool_kernel(
         for u in tl.static_range(UNROLL):
             value = tl.load(pointers).to(ACC)
             pointers += step
-            state = _follow(state, value, turn + u, None, places)
+            state = follow(state, value, turn + u, None, places)
     for turn in range(full, tl.cdiv(covered, BLOCK_L)):
         mask = exists & (lane + turn * BLOCK_L < positions)
         value = tl.load(pointers, mask, other=0).to(ACC)
         pointers += step
-        state = _follow(state, value, turn, mask, places)
+        state = follow(state, value, turn, mask, places)
     mean, squares, highest, highest_turn, lowest, lowest_turn = state
 
     index = group * maps + m
@@ -307,8 +257,8 @@ def _pool_kernel(
     tl.store(into, average, stored)
     tl.store(into + total, spread if SPLIT else spread / count, stored)
     if places is not None:
-        high, high_at = _extremum(highest, lane + highest_turn * BLOCK_L, True)
-        low, low_at = _extremum(lowest, lane + lowest_turn * BLOCK_L, False)
+        high, high_at = extremum(highest, lane + highest_turn * BLOCK_L, True, 1)
+        low, low_at = extremum(lowest, lane + lowest_turn * BLOCK_L, False, 1)
         tl.store(into + 2 * tl.cast(total, tl.int64), high, stored)
         tl.store(into + 3 * tl.cast(total, tl.int64), low, stored)
         into_places = places + row * 2 + index
@@ -317,55 +267,3 @@ def _pool_kernel(
         if split == 0:
             here = x + base + tl.arange(0, BLOCK_M) * (1 if CHANNELS_LAST else positions)
             tl.store(firsts + index, tl.load(here, stored).to(ACC), stored)
-
-
-@triton.jit
-def _merge_kernel(
-    partial,
-    partial_places,
-    values,
-    places,
-    positions,
-    total,
-    length,
-    splits,
-    BLOCK: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """Merge the splits of each map in their order, by the formula of Chan, Golub and LeVeque.
-
-    partial: (splits, 4 or 2, total), partial_places: (splits, 2, total); all but the last split
-    cover `length` positions.
-    """
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    exists = index < total
-    wide = tl.cast(total, tl.int64)
-    statistics = 2 if places is None else 4
-    mean = tl.zeros((BLOCK,), ACC)
-    spread = tl.zeros((BLOCK,), ACC)
-    highest = tl.full((BLOCK,), -float("inf"), ACC)
-    lowest = tl.full((BLOCK,), float("inf"), ACC)
-    highest_split = tl.zeros((BLOCK,), tl.int32)
-    lowest_split = tl.zeros((BLOCK,), tl.int32)
-    for i in range(splits):
-        source = partial + i * wide * statistics + index
-        seen = tl.cast(i * length, ACC)
-        count = tl.cast(tl.minimum(positions - i * length, length), ACC)
-        delta = tl.load(source, exists, other=0) - mean
-        mean += delta * (count / (seen + count))
-        spread += tl.load(source + wide, exists, other=0)
-        spread += delta * delta * (seen * count / (seen + count))
-        if places is not None:
-            high = tl.load(source + 2 * wide, exists, other=0)
-            highest, highest_split = _improve(highest, highest_split, high, i, True)
-            low = tl.load(source + 3 * wide, exists, other=0)
-            lowest, lowest_split = _improve(lowest, lowest_split, low, i, False)
-    tl.store(values + index, mean, exists)
-    tl.store(values + wide + index, spread / tl.cast(positions, ACC), exists)
-    if places is not None:
-        tl.store(values + 2 * wide + index, highest, exists)
-        tl.store(values + 3 * wide + index, lowest, exists)
-        at = tl.load(partial_places + highest_split * wide * 2 + index, exists)
-        tl.store(places + index, at, exists)
-        at = tl.load(partial_places + (lowest_split * wide * 2 + wide) + index, exists)
-        tl.store(places + wide + index, at, exists)
