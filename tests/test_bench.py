@@ -52,6 +52,7 @@ SMALL = {
         ({"cases": ["yesterday"]}, "yesterday"),
         ({"kernels": "magic"}, "magic"),
         ({"device": "tpu"}, "tpu"),
+        ({"cases": ["graph"]}, "needs a CUDA device"),
         ({"shapes": ["4x16x5"]}, "NxCxHxW"),
         ({"size": 4}, "at least 8"),
         ({"models": ["resnet29"], "batch": 1}, "at least 2"),
@@ -73,11 +74,33 @@ def test_a_plan_begins_each_place_with_the_plain_network():
         for column in (
             "no gate, torch, eager",
             "no gate, ours, eager",
-            "spem, ours, eager",
             "no gate, torch, whole",
+            "spem, ours, eager",
             "spem, ours, whole",
         )
     ]
+
+
+def test_on_a_gpu_graphs_stand_beside_the_plain_network_in_one():
+    gates = ["spem", "se"]
+    forms = ["ours", "today", "timm", "whole", "graph"]
+    plan = replace(PLAN, gates=gates, forms=forms, groups=["inference"], models={"imagenet50": 2})
+    cases = list(plan.cases())
+    assert {case.shape for case in cases} == {(2, 3, 224, 224)}
+    ways = {way: [(c.gate, c.form) for c in cases if c.way == way] for way in ("whole", "graph")}
+    assert ways["whole"] == [("none", "torch"), ("spem", "ours"), ("se", "timm")]
+    ours = [(gate, "ours") for gate in ("none", *gates)]
+    assert set(ways["graph"]) == {("none", "torch"), ("spem", "today"), *ours}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", ["training", "inference"])
+def test_what_a_graph_replays_is_checked(group):
+    case = Case(group, "resnet20", (8, 3, 32, 32), "bfloat16", "NHWC", "spem", "ours", "graph")
+    run = NetworkRun(case, torch.device("cuda"))
+    run.check()
+    times = interleave({"graph": run.work()}, 2, torch.device("cuda"))
+    assert min(times["graph"]) > 0
 
 
 @pytest.mark.parametrize("form", ["ours", "today", "torch"])
@@ -186,7 +209,7 @@ def test_outside_a_checkout_a_line_says_what_is_left_out(monkeypatch, tmp_path, 
         assert {row["form"] for row in csv.DictReader(file)} == {"torch", "ours"}
 
 
-def row(gate, form, way, ratio):
+def row(gate, form, way, ratio, **changes):
     """Return a row of the table; all quantiles are the same."""
     place = {
         "processor": "cpu",
@@ -203,7 +226,7 @@ def row(gate, form, way, ratio):
         "seconds": "0.1",
     }
     ratios = {name: str(ratio) for name in bench_table.COLUMNS if name[:6] in ("ratio_", "noise_")}
-    return dict.fromkeys(bench_table.COLUMNS, "") | place | ratios
+    return dict.fromkeys(bench_table.COLUMNS, "") | place | ratios | changes
 
 
 def test_targets_compare_our_fastest_way_with_plain_in_its_fastest():
@@ -223,3 +246,37 @@ def test_targets_compare_our_fastest_way_with_plain_in_its_fastest():
     assert found["SE / plain"].reached is None
     text = markdown(rows)
     assert "| SE / plain | resnet29, batch 64, float32 | NHWC | training | ≤ 1.06 |  | not" in text
+
+
+def test_targets_of_a_gpu_name_their_networks_and_count_memory_and_epochs():
+    gpu = {"processor": "cuda", "dtype": "bfloat16"}
+    small = gpu | {"subject": "resnet164", "shape": "128x3x32x32"}
+    large = gpu | {"subject": "imagenet50", "shape": "256x3x224x224"}
+    rows = [
+        row("none", "torch", "eager", 1.0, **small, memory="1000"),
+        row("none", "torch", "graph", 0.4, **small),
+        row("spem", "ours", "triton", 1.5, **small, memory="990"),
+        row("spem", "ours", "graph", 0.408, **small, seconds="0.016"),
+        row("spem", "today", "eager", 4.08, **small),
+        row("none", "torch", "eager", 1.0, **large),
+        row("none", "torch", "whole", 0.8, **large),
+        row("spem", "ours", "whole", 0.84, **large),
+        row("spem", "ours", "triton", 0.98, **large),
+    ]
+    found = {(v.subject.partition(",")[0], v.title): v for v in verdicts(rows)}
+    memory = found["resnet164", "SPEM / plain eager, memory of a step"]
+    assert (memory.measured, memory.reached) == (0.99, True)
+    best = found["resnet164", "SPEM / plain"]
+    assert best.measured == pytest.approx(1.02)
+    assert best.reached
+    today = found["resnet164", "SPEM as users write it today, eager / ours"]
+    assert today.measured == pytest.approx(10)
+    whole = found["imagenet50", "both compiled whole, SPEM / plain"]
+    assert whole.measured == pytest.approx(1.05)
+    assert not whole.reached
+    assert found["imagenet50", "SPEM by our kernels, eager / plain eager"].measured == 0.98
+    assert ("imagenet50", "SPEM / plain eager, memory of a step") not in found
+    text = markdown(rows)
+    # 128 images in 16 ms; 164 epochs of 50,000.
+    assert "| 8000 |" in text
+    assert "17.1 minutes" in text

@@ -14,7 +14,7 @@ from spem.bench_measure import device_name
 from spem.bench_networks import has_formulations
 from spem.choices import unknown
 
-_MODELS = {"cpu": {"resnet29": 64, "resnet83": 32}, "cuda": {"resnet164": 128}}
+_MODELS = {"cpu": {"resnet29": 64, "resnet83": 32}, "cuda": {"resnet164": 128, "imagenet50": 256}}
 _SHAPES = {
     "cpu": ["64x64x32x32", "64x128x16x16", "64x256x8x8"],
     "cuda": ["256x64x32x32", "256x256x56x56", "256x2048x7x7"],
@@ -51,15 +51,18 @@ def bench(
 
     Args:
         only: groups to measure, of [operations,tail,training,inference]; all if not given.
-        models: networks of create_model, bottlenecks where they fit.
-        batch: images of a batch; if not given: resnet29 64, resnet83 32, any other 128.
-        size: side of the images; 32 if not given.
+        models: networks of create_model, bottlenecks where they fit, and imagenet50: ResNet-50 at
+            224×224.
+        batch: images of a batch; if not given: resnet29 64, resnet83 32, imagenet50 256, any other
+            128.
+        size: side of the images of the others; 32 if not given.
         shapes: maps for operations and tail, each like 64x256x8x8.
         dtypes: of [float32,bfloat16,float16].
         formats: of [NHWC,NCHW]; both if not given.
         gates: gates that read pooled values; on the CPU those of its table if not given.
-        cases: columns beside plain, of [ours,eager,today,whole,timm]; all if not given. whole:
-            plain and SPEM compiled whole by torch.compile, which takes minutes.
+        cases: columns beside plain, of [ours,eager,today,timm,whole,graph]; all that the device has
+            if not given. whole: plain, SPEM and timm's compiled whole by torch.compile, which takes
+            minutes; graph: on a GPU, plain, ours and SPEM of today as one CUDA graph.
         kernels: the implementation behind ours; auto for the fastest that works here.
         pairs: rounds of each comparison; 40 if not given.
         threads: of the CPU; 2 if not given.
@@ -79,6 +82,8 @@ def bench(
             print(f"figure: {bench_report.draw(file)}")
         return 0
     kind = where.type
+    if kind != "cuda" and "graph" in (cases or ()):
+        raise ValueError("the case graph needs a CUDA device, and this is the CPU")
     known = _MODELS["cpu"] | _MODELS["cuda"]
     plan = Plan(
         groups=only or GROUPS,
@@ -87,7 +92,7 @@ def bench(
         dtypes=dtypes or _DTYPES[kind],
         formats=formats or ["NHWC", "NCHW"],
         gates=gates or _GATES[kind],
-        forms=cases or FORMS,
+        forms=cases or FORMS[: None if kind == "cuda" else FORMS.index("graph")],
         kernels=fastest_kernels(where) if kernels == "auto" else kernels,
         size=size,
     )

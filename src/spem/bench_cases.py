@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from spem import kernels
+from spem.bench_imagenet import SIZE, ImageNetResNet50
 from spem.choices import unknown
 from spem.models import create_model
 
@@ -16,11 +17,12 @@ GROUPS = ("operations", "tail", "training", "inference")
 OPERATIONS = ("pool", "pool backward", "recalibrate", "recalibrate backward")
 TAILS = ("forward", "forward and backward")
 POOLED = ("spem", "se", "eca", "srm", "gct", "ie", "sem", "lsas", "dianet", "cbam", "iebn")
-FORMS = ("ours", "eager", "today", "whole", "timm")
+FORMS = ("ours", "eager", "today", "timm", "whole", "graph")
 TIMM_GATES = ("se", "eca")
 PRECISIONS = ("float32", "bfloat16", "float16")
 DTYPES = {name: getattr(torch, name) for name in (*PRECISIONS, "float64")}  # the last: the truth
 FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
+IMAGENET = "imagenet50"  # beside the networks of create_model
 # Only the channel half of CBAM follows from pooled values.
 GATE_OPTIONS: dict[str, dict[str, Any]] = {"cbam": {"spatial": False}}
 
@@ -38,8 +40,9 @@ class Case:
         gate: a key of `GATES`, or "none".
         form: "torch": separate operations behind `nn.BatchNorm2d`; "ours": this library; "today":
             as users write gates today; "timm": the gates of timm.
-        way: "whole" for torch.compile, else an implementation of `spem.kernels.use`, of which the
-            forms without operations of this library have "eager" alone.
+        way: "whole" for torch.compile, "graph" for one CUDA graph of all that is timed, else an
+            implementation of `spem.kernels.use`, of which the forms without operations of this
+            library have "eager" alone.
     """
 
     group: str
@@ -109,7 +112,8 @@ class Plan:
     def _subjects(self, group: str) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
         if group in ("training", "inference"):
             for name, batch in self.models.items():
-                yield name, (batch, 3, self.size, self.size)
+                size = SIZE if name == IMAGENET else self.size
+                yield name, (batch, 3, size, size)
             return
         for shape in self.shapes:
             for subject in OPERATIONS if group == "operations" else TAILS:
@@ -120,20 +124,24 @@ class Plan:
 
         The first is plain itself.
         """
-        yield "none", "torch", "eager"
-        if "ours" in self.forms:
-            yield "none", "ours", self.kernels
-            yield from ((gate, "ours", self.kernels) for gate in self.gates)
-        if "eager" in self.forms and "spem" in self.gates and self.kernels != "eager":
-            yield "spem", "ours", "eager"
-        if "today" in self.forms:
-            yield from ((gate, "today", "eager") for gate in self.gates)
-        if "timm" in self.forms:
-            yield from ((gate, "timm", "eager") for gate in self.gates if gate in TIMM_GATES)
-        if "whole" in self.forms:
-            yield "none", "torch", "whole"
-            if "spem" in self.gates:
-                yield "spem", "ours", "whole"
+        asked = set(self.forms)
+        eager, whole, graph = ({way} <= asked for way in ("eager", "whole", "graph"))
+        for gate in ("none", *self.gates):
+            plain, spem, timm = gate == "none", gate == "spem", gate in TIMM_GATES
+            columns = [
+                ("torch", "eager", plain),
+                ("ours", self.kernels, "ours" in asked),
+                ("ours", "eager", eager and spem and self.kernels != "eager"),
+                ("today", "eager", "today" in asked and not plain),
+                ("timm", "eager", "timm" in asked and timm),
+                ("torch", "whole", whole and plain),
+                ("ours", "whole", whole and spem),
+                ("timm", "whole", whole and "timm" in asked and timm),
+                ("torch", "graph", graph and plain),
+                ("ours", "graph", graph),
+                ("today", "graph", graph and "today" in asked and spem),
+            ]
+            yield from ((gate, form, way) for form, way, wanted in columns if wanted)
 
     def _operations(self) -> Iterator[tuple[str, str, str]]:
         if "ours" in self.forms:
@@ -155,6 +163,8 @@ def check_names(kind: str, names: Iterable[str], allowed: Iterable[str]) -> None
 def bench_network(name: str, gate: str | None) -> nn.Module:
     """Return a network of this name, of bottlenecks where it has the choice and they fit."""
     options = {} if gate is None else GATE_OPTIONS.get(gate, {})
+    if name == IMAGENET:
+        return ImageNetResNet50(gate, options)
     family, depth = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]
     bottleneck = family in ("resnet", "preresnet") and depth and (int(depth) - 2) % 9 == 0
     return create_model(name, gate, block="bottleneck" if bottleneck else None, **options)
@@ -175,4 +185,5 @@ def fastest_kernels(device: torch.device) -> str:
 def implementation(case: Case) -> AbstractContextManager[None]:
     """Return the context in which a case runs: its kernels, where it names any of ours."""
     separate = case.form != "ours" and case.way == "eager"
-    return nullcontext() if separate or case.way == "whole" else kernels.use(case.way)
+    by_itself = separate or case.way in ("whole", "graph")
+    return nullcontext() if by_itself else kernels.use(case.way)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -68,6 +69,26 @@ def _cuda_clock(work: Work) -> float:
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1e3
+
+
+def captured(run: Callable[[], object]) -> Callable[[], None]:
+    """Return what replays a function as one CUDA graph, which reads and writes where it did."""
+    stream = _capture_stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            run()
+        with torch.cuda.graph(graph, stream=stream):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph.replay
+
+
+@cache
+def _capture_stream() -> torch.cuda.Stream:
+    # Autograd keeps the stream on which a parameter was first used: there is but one.
+    return torch.cuda.Stream()
 
 
 def quantiles(values: Iterable[float]) -> dict[int, float]:

@@ -126,8 +126,8 @@ def build(case: Case) -> nn.Module:
     model.train(not infers).requires_grad_(not infers)
     folds = infers and case.dtype != "float64"
     if case.form == "ours":
-        return deploy(model, fold_batchnorm=True) if folds else model
-    return _separate(_fold_only_norms(model) if folds else model, case)
+        return _deployed(model, case) if folds else model
+    return _separate(_fold_only_norms(model, case) if folds else model, case)
 
 
 @torch.no_grad()
@@ -142,13 +142,17 @@ def _randomise(model: nn.Module) -> None:
             present(module.running_var).uniform_(0.8, 1.25)
 
 
-def _fold_only_norms(model: nn.Module) -> nn.Module:
+def _deployed(model: nn.Module, case: Case) -> nn.Module:
+    return deploy(model, fold_batchnorm=True, example=torch.zeros(1, *case.shape[1:]))
+
+
+def _fold_only_norms(model: nn.Module, case: Case) -> nn.Module:
     """Fold the norms into the convolutions, as PyTorch's users do, and leave the gates alone."""
     gates = {}
     for name, norm in model.named_modules():
         if isinstance(norm, GatedBatchNorm2d) and not getattr(norm.gate, "reads_input", False):
             gates[name], norm.gate = norm.gate, None
-    folded = deploy(model, fold_batchnorm=True)
+    folded = _deployed(model, case)
     for name, gate in gates.items():
         vars(folded.get_submodule(name)).pop("gate", None)
         folded.get_submodule(name).gate = gate

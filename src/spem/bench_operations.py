@@ -117,17 +117,18 @@ def _separate(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor) -> Tens
 
 def _drawn(case: Case, device: torch.device) -> list[Tensor]:
     """Return x, or x, scale, shift and residual."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(device).manual_seed(1)
     shapes = [case.shape]
     if not case.subject.startswith("pool"):
         shapes += [case.shape[:2], case.shape[:2], case.shape]
-    drawn = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    drawn = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
     return [x.to(DTYPES[case.dtype]) if x.dim() == 4 else x for x in drawn]
 
 
 def _gradients(outs: tuple[Tensor, ...]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    drawn = [torch.randn(out.shape, generator=generator) for out in outs]
+    device = outs[0].device
+    generator = torch.Generator(device).manual_seed(2)
+    drawn = [torch.randn(out.shape, generator=generator, device=device) for out in outs]
     return [
         torch.empty_like(out, requires_grad=False).copy_(values)
         for out, values in zip(outs, drawn, strict=True)

@@ -1,8 +1,9 @@
 """The cases of `spem bench` made ready: checked against the truth, and to be timed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import spem
 from spem.bench_cases import DTYPES, FORMATS, Case, implementation
-from spem.bench_measure import Work, check_parity
+from spem.bench_measure import Work, captured, check_parity
 from spem.bench_networks import build
 from spem.bench_operations import OperationRun
 
@@ -44,9 +45,10 @@ class NetworkRun:
         if case.way == "whole":
             self.model = torch.compile(self.module)
         given = _drawn(case, device) if inputs is None else inputs
-        self.inputs = [self._fitted(x) for x in given]
+        self.inputs = [self.fitted(x) for x in given]
 
-    def _fitted(self, x: Tensor) -> Tensor:
+    def fitted(self, x: Tensor) -> Tensor:
+        """Return an input in the precision and memory format of the case, detached."""
         # The images of a network stay float32 under autocast.
         narrow = self.case.group == "tail" or self.case.dtype == "float64"
         x = x.detach().to(DTYPES[self.case.dtype] if narrow else torch.float32)
@@ -65,34 +67,43 @@ class NetworkRun:
             RedCaseError: they are not.
         """
         plain = replace(self.case, form="torch", way="reference")
-        truth = NetworkRun(replace(plain, dtype="float64"), self.device, self.inputs).results()
+        truth = _truth(plain, self.device)
         if self.case.form in ("today", "timm"):
             wide = replace(self.case, dtype="float64")
             found = NetworkRun(wide, self.device, self.inputs).results()
             check_parity(found, [truth], truth, order=2, ulps=_FLOAT64_ULPS)
             return
-        factors = [1 + k * torch.finfo(self.inputs[0].dtype).eps for k in _ROUNDINGS]
-        naive = [
-            NetworkRun(replace(plain, format=layout), self.device, inputs).results()
-            for layout in FORMATS
-            for inputs in ([x * factor for x in self.inputs] for factor in factors)
-        ]
-        check_parity(self.results(), naive, truth, order=2)
+        check_parity(self.results(), _naive(plain, self.device), truth, order=2)
 
     def results(self) -> dict[str, Tensor]:
         """Run once and return what is compared: the output and, but in inference, gradients."""
-        with implementation(self.case):
-            out = self._forward()
-            if self.case.group == "inference":
-                return {"output": out}
-            loss = self._loss(out) if self.case.group == "training" else None
-            out.backward(_gradient(out)) if loss is None else loss.backward()
         named = [(f"input {i}", x) for i, x in enumerate(self.inputs)]
         named += self.module.named_parameters()
+        with implementation(self.case):
+            out = self._in_its_way(lambda: self._once([x for _, x in named]))
         found = {f"gradient of {name}": x.grad for name, x in named if x.grad is not None}
         for _, x in named:
             x.grad = None
         return {"output": out.detach(), **found}
+
+    def _in_its_way(self, run: Callable[[], Tensor]) -> Tensor:
+        """Run, or replay what was captured of it, and return the result."""
+        if self.case.way != "graph":
+            return run()
+        outs = []
+        captured(lambda: outs.append(run()))()
+        return outs[-1]
+
+    def _once(self, leaves: Iterable[Tensor]) -> Tensor:
+        """Return the output and, but in inference, leave gradients behind."""
+        for leaf in leaves:
+            leaf.grad = None
+        out = self._forward()
+        if self.case.group == "training":
+            self._loss(out).backward()
+        elif self.case.group == "tail":
+            out.backward(_gradient(out))
+        return out
 
     def _forward(self) -> Tensor:
         enabled = self.case.dtype not in ("float32", "float64")
@@ -120,7 +131,8 @@ class NetworkRun:
             with implementation(self.case):
                 return run()
 
-        return lambda: inside
+        timed = captured(inside) if self.case.way == "graph" else inside
+        return lambda: timed
 
     def _training_step(self) -> Callable[[], object]:
         settings: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-4}
@@ -150,16 +162,37 @@ class NetworkRun:
         return math.prod(self.case.shape) * DTYPES[self.case.dtype].itemsize
 
 
+# Cases of one gate follow each other.
+@lru_cache(maxsize=1)
+def _truth(plain: Case, device: torch.device) -> dict[str, Tensor]:
+    inputs = NetworkRun(plain, device).inputs
+    return NetworkRun(replace(plain, dtype="float64"), device, inputs).results()
+
+
+@lru_cache(maxsize=1)
+def _naive(plain: Case, device: torch.device) -> list[dict[str, Tensor]]:
+    found = []
+    for layout in FORMATS:
+        run = NetworkRun(replace(plain, format=layout), device)
+        drawn = run.inputs
+        for k in _ROUNDINGS:
+            run.inputs = [run.fitted(x * (1 + k * torch.finfo(x.dtype).eps)) for x in drawn]
+            found.append(run.results())
+    return found
+
+
 def _drawn(case: Case, device: torch.device) -> list[Tensor]:
     """Return the images, or x and the residual."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(device).manual_seed(1)
     number = 2 if case.group == "tail" else 1
-    drawn = [torch.randn(case.shape, generator=generator) for _ in range(number)]
-    return [x.to(device, DTYPES[case.dtype] if number == 2 else torch.float32) for x in drawn]
+    dtype = DTYPES[case.dtype] if number == 2 else torch.float32
+    return [
+        torch.randn(case.shape, generator=generator, device=device).to(dtype) for _ in range(number)
+    ]
 
 
 def _gradient(out: Tensor) -> Tensor:
     """Return the gradient of an output, the same values in every form."""
-    generator = torch.Generator().manual_seed(2)
-    drawn = torch.randn(out.shape, generator=generator).to(out.device)
+    generator = torch.Generator(out.device).manual_seed(2)
+    drawn = torch.randn(out.shape, generator=generator, device=out.device)
     return torch.empty_like(out, requires_grad=False).copy_(drawn)
