@@ -44,7 +44,8 @@ def bench(
 ) -> int:
     """Measure what gates cost on this device, or report what was measured.
 
-    Every case is checked against the float64 truth before it is timed; a red one has no timing.
+    Every case is checked before it is timed against the truth, in float64 (training at 16 bits: in
+    float32); a red one has no timing.
     It is timed in turns with the plain network (operations: with a copy of the map) and with a
     second plain one, whose ratio is the noise. Without flags: the table of the CPU, or of the GPU
     where there is one.
