@@ -116,11 +116,14 @@ def test_maps_are_read_in_whole_vectors(compiled, layout):
 @pytest.mark.parametrize("compiled", [HOPPER], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_short_maps_are_read_in_whole_vectors_and_each_by_one_lane(compiled, dtype):
-    pool(torch.empty((64, 128, 7, 7), dtype=dtype), True)
-    (code,) = compiled.values()
-    assert "ld.global.v4.b32" in code
-    assert "ld.global.b" not in code
-    assert "shfl" not in code
+    x = torch.empty((64, 128, 7, 7), dtype=dtype)
+    pool(x, True)
+    sums(x, x, x)
+    assert compiled.keys() == {"_short_pool_kernel", "_short_sums_kernel"}
+    for code in compiled.values():
+        assert "ld.global.v4.b32" in code
+        assert "ld.global.b" not in code
+        assert "shfl" not in code
 
 
 @pytest.mark.parametrize("compiled", [HOPPER], indirect=True)

@@ -20,6 +20,7 @@ from spem.kernels.triton_layout import (
     wide_dtypes,
     writing,
 )
+from spem.kernels.triton_short import is_short, launch_short_sums
 
 
 def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,6 +43,10 @@ def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
     dtype, acc = wide_dtypes(x)
     if not x.numel():
         return d, torch.zeros((2, *x.shape[:2]), dtype=dtype, device=x.device)
+    if is_short(layout, x.element_size()):
+        stack = triton_layout.empty((2, *x.shape[:2]), x, dtype)
+        launch_short_sums(grad, out, x, d, stack, layout, acc)
+        return d, stack
     plan = reading(layout, x.element_size())
     partial = triton_layout.empty((plan.splits, 2, *x.shape[:2]), x, dtype)
     _sums_kernel[(plan.programs,)](

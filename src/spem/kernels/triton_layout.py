@@ -136,9 +136,11 @@ def writing(layout: Layout) -> Plan:
     """
     last, groups, maps, positions = layout
     flat_maps = flat_positions = 0
+    warps = 4
     if (maps if last else positions) % ALIGNED:
         block_m, block_l = 1, WRITE_TILE
         flat_maps, flat_positions = maps if last else 1, positions
+        warps = 8  # what belongs to a map is loaded for each element, into registers of its own
         programs = triton.cdiv(groups * maps * positions, WRITE_TILE)
     else:
         if last:
@@ -149,7 +151,7 @@ def writing(layout: Layout) -> Plan:
             block_m = min(triton.next_power_of_2(maps), WRITE_TILE // block_l)
         programs = groups * triton.cdiv(maps, block_m) * triton.cdiv(positions, block_l)
     constants = {"BLOCK_M": block_m, "BLOCK_L": block_l, "CHANNELS_LAST": last}
-    constants |= {"FLAT_MAPS": flat_maps, "FLAT_POSITIONS": flat_positions}
+    constants |= {"FLAT_MAPS": flat_maps, "FLAT_POSITIONS": flat_positions, "num_warps": warps}
     return Plan(programs, 1, 1, block_l, constants)
 
 

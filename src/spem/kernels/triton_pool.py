@@ -14,7 +14,7 @@ from torch import Tensor
 from spem.kernels import triton_layout
 from spem.kernels.triton_layout import Layout, dense, layout_of, origin, tile, wide_dtypes
 from spem.kernels.triton_moments import extremum, follow, merge_kernel
-from spem.kernels.triton_short import is_short, launch_short
+from spem.kernels.triton_short import is_short, launch_short_pool
 
 _MERGE_BLOCK = 128
 
@@ -87,15 +87,16 @@ class _Plan(NamedTuple):
 
 # Warps that fill any device of today. A constant, not a property of the device: the same sums are
 # formed everywhere.
-_ENOUGH_WARPS = 2048
+_ENOUGH_WARPS = 1024
 # However many share a map, each lane has at least this many turns.
 _FEWEST_TURNS = 8
 _MOST_WARPS = 16
 # Tiles that are on their way at once.
-_UNROLL = 4
-# Bytes of a lane's vector, and of a row of channels that a program reads.
+_UNROLL = 8
+# Bytes of a lane's vector, and of a row of channels that a program reads: the second where there
+# are enough programs then.
 _VECTOR = 16
-_ROW = 128
+_ROWS = (128, 256)
 
 
 @lru_cache(maxsize=1024)
@@ -110,7 +111,8 @@ def _plan(layout: Layout, itemsize: int) -> _Plan:
     last, groups, maps, positions = layout
     vector = _VECTOR // itemsize
     if last:
-        block_m = min(triton.next_power_of_2(maps), _ROW // itemsize)
+        narrow, wide = (min(triton.next_power_of_2(maps), row // itemsize) for row in _ROWS)
+        block_m = wide if groups * triton.cdiv(maps, wide) >= _ENOUGH_WARPS else narrow
         warps, rows = 1, max(1, 32 * vector // block_m)
         programs = groups * triton.cdiv(maps, block_m)
         while (
@@ -145,7 +147,7 @@ def _plan(layout: Layout, itemsize: int) -> _Plan:
 def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
     layout = layout_of(x)
     if is_short(layout, x.element_size()):
-        launch_short(x, values, places, layout, acc)
+        launch_short_pool(x, values, places, layout, acc)
         return
     plan = _plan(layout, x.element_size())
     total = layout.groups * layout.maps
