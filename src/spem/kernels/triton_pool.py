@@ -90,6 +90,8 @@ class _Plan(NamedTuple):
 _ENOUGH_WARPS = 1024
 # However many share a map, each lane has at least this many turns.
 _FEWEST_TURNS = 8
+# Lanes that read a whole cache line of a map.
+_FEWEST_LANES = 8
 _MOST_WARPS = 16
 # Tiles that are on their way at once.
 _UNROLL = 8
@@ -125,6 +127,8 @@ def _plan(layout: Layout, itemsize: int) -> _Plan:
     else:
         warps = 4
         block_l = min(triton.next_power_of_2(positions), 32 * vector)
+        while block_l > _FEWEST_LANES * vector and block_l * _FEWEST_TURNS > positions:
+            block_l //= 2
         block_m = min(triton.next_power_of_2(maps), 32 * vector * warps // block_l)
         programs = triton.cdiv(maps, block_m)
     turns = triton.cdiv(positions, block_l)
@@ -188,6 +192,15 @@ def _launch(x: Tensor, values: Tensor, places: Tensor | None, acc: Any) -> None:
 
 
 @triton.jit
+def _ahead(pointers, step, exist, UNROLL: tl.constexpr):
+    """Start the loads of one value of each lane from each of `UNROLL` tiles, if they exist."""
+    values = ()
+    for u in tl.static_range(UNROLL):
+        values += (tl.load(pointers + step * u, exist, other=0),)
+    return values
+
+
+@triton.jit
 def _pool_kernel(
     x,
     values,
@@ -232,12 +245,14 @@ def _pool_kernel(
 
     covered = tl.minimum(positions - start, length)
     full = covered // (BLOCK_L * UNROLL) * UNROLL if EVEN else 0
+    held = _ahead(pointers, step, full > 0, UNROLL)
     for turn in range(0, full, UNROLL):
-        # Unrolled, all loads are on their way before the first value is worked on.
+        pointers += step * UNROLL
+        # The next values are on their way while these are worked on.
+        coming = _ahead(pointers, step, turn + UNROLL < full, UNROLL)
         for u in tl.static_range(UNROLL):
-            value = tl.load(pointers).to(ACC)
-            pointers += step
-            state = follow(state, value, turn + u, None, places)
+            state = follow(state, held[u].to(ACC), turn + u, None, places)
+        held = coming
     for turn in range(full, tl.cdiv(covered, BLOCK_L)):
         mask = exists & (lane + turn * BLOCK_L < positions)
         value = tl.load(pointers, mask, other=0).to(ACC)
