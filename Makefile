@@ -8,7 +8,8 @@ INSTALLED := .venv/.installed
 INTEROP := .venv-interop
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-unit test-interop lint format types bench bench-loop clean
+.PHONY: help train test test-unit test-interop lint format types bench bench-gpu \
+	bench-loop clean
 
 # pyright's wrapper otherwise warns of every newer release than the tested one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -44,6 +45,18 @@ types: $(INSTALLED)  ## check types
 
 bench: $(INSTALLED)  ## measure what attention costs on this machine (hours)
 	$(BIN)/spem bench; red=$$?; $(BIN)/spem bench --report; exit $$red
+
+BENCH_GPU := $(BIN)/spem bench --device cuda --pairs 20 --dtypes '[bfloat16]' --formats '[NHWC]'
+
+bench-gpu: $(INSTALLED)  ## measure the speeds a GPU is to reach (ten minutes)
+	red=0; \
+	$(BENCH_GPU) --only '[training]' --models '[resnet164]' --gates '[spem]' \
+		--cases '[ours,today,graph]' || red=1; \
+	$(BENCH_GPU) --only '[training,inference]' --models '[imagenet50]' --gates '[spem,se]' \
+		--cases '[ours,timm,whole,graph]' || red=1; \
+	$(BIN)/spem bench --device cuda --pairs 20 --only '[operations,tail]' --gates '[spem]' \
+		--cases '[ours]' --no-memory || red=1; \
+	$(BIN)/spem bench --device cuda --report; exit $$red
 
 bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
 	$(BIN)/python benchmarks/training_loop.py
