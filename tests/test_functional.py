@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import assert_parity
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 from spem import kernels
 from spem.functional import STATISTICS, Pooled, pool, recalibrate
+from spem.gates import create_gate
 
 IMPLEMENTATIONS = ["reference", "eager", "compiled"]
 SHAPES = [(2, 3, 4, 5), (1, 1, 1, 1), (2, 17, 7, 7), (3, 1, 13, 17), (0, 3, 2, 2)]
@@ -181,3 +182,43 @@ def test_use_refuses_unknown_implementations_and_restores_the_choice():
 def test_a_forced_implementation_says_why_it_cannot_serve():
     with pytest.raises(RuntimeError, match=r"CUDA device|triton"), kernels.use("triton"):
         pass
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("gate", ["se", "srm", "spem"])
+def test_eager_gates_are_differentiable_twice(gate, channels_last):
+    module = create_gate(gate, 6).double().eval()
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with kernels.use("eager"):
+        assert gradgradcheck(module, (x.requires_grad_(),))
+
+
+@pytest.mark.parametrize("gate", ["se", "srm", "spem"])
+def test_eager_gates_work_under_the_transforms_of_torch_func(gate):
+    module = create_gate(gate, 6).double().eval()
+    x = torch.randn(3, 6, 5, 4, dtype=torch.float64, requires_grad=True)
+    with kernels.use("eager"):
+        found = torch.func.vmap(torch.func.grad(lambda one: module(one[None]).sum()))(x.detach())
+        (expected,) = torch.autograd.grad(module(x).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("wanted", [("max",), ("mean", "max"), ("var", "min"), STATISTICS])
+@pytest.mark.parametrize("as_given", [lambda g: g, lambda g: g.transpose(2, 3), lambda g: g[:, :1]])
+def test_an_eager_gradient_leaves_the_one_it_was_given_as_it_was(wanted, as_given):
+    with kernels.use("eager"):
+        x = torch.randn(2, 3, 4, 4, requires_grad=True)
+        shared, values = kernels.eager.pool(x, wanted)
+        grad = as_given(torch.randn(2, 3, 4, 4)).expand(2, 3, 4, 4)
+        before = grad.clone()
+        others = [torch.randn(2, 3) for _ in wanted]
+        ends = [shared, *values.values()]
+        (found,) = torch.autograd.grad(ends, x, [grad, *others])
+    assert torch.equal(grad, before)
+    with kernels.use("reference"):
+        pooled = pool(x, wanted)
+    apart = [value for value in pooled[:4] if value is not None]
+    (alone,) = torch.autograd.grad(apart, x, others)
+    torch.testing.assert_close(found, before + alone)

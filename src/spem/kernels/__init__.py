@@ -78,7 +78,10 @@ class Separate:
 
     def __init__(self, ops: ModuleType, x: Tensor, wanted: tuple[str, ...]):
         self._ops, self._x = ops, x
-        self.values = {name: getattr(ops, f"pool_{name}")(x) for name in wanted}
+        if ops is eager:
+            self._x, self.values = eager.pool(x, wanted)
+        else:
+            self.values = {name: getattr(ops, f"pool_{name}")(x) for name in wanted}
 
     def recalibrate(
         self,

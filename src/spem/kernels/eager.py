@@ -3,62 +3,104 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spem.kernels.reference import pool_mean, pool_var, widen
 
-__all__ = ["pool_max", "pool_mean", "pool_min", "pool_var", "recalibrate"]
+_MOMENTS = {"mean": pool_mean, "var": pool_var}
 
 
-class _Extremum(torch.autograd.Function):
-    """Largest or smallest value, whose backward writes one value a map, in the map's own format."""
+def pool(x: Tensor, wanted: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Pool a map that goes on to its recalibration.
+
+    Args:
+        x: (N, C, H, W).
+        wanted: the statistics to pool.
+
+    Returns:
+        x, to be used instead of the given one, so that its gradient takes up those of the pooled
+        values on its way; and the statistics by name, each (N, C).
+    """
+    if not (wanted and x.requires_grad and torch.is_grad_enabled()):
+        return x, {name: _without_gradient(name, x) for name in wanted}
+    x, *found = _Pool.apply(x, wanted)
+    return x, dict(zip(wanted, found, strict=False))
+
+
+def _without_gradient(name: str, x: Tensor) -> Tensor:
+    if name in _MOMENTS:
+        return _MOMENTS[name](x)
+    return widen(x.amax((2, 3)) if name == "max" else x.amin((2, 3)))
+
+
+class _Pool(torch.autograd.Function):
+    """The map, its statistics and where extrema are; all gradients are added to one map."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, x: Tensor, largest: bool) -> Tensor:
-        ctx.shape = x.shape
-        ctx.format = channels_last_or_contiguous(x)
-        if ctx.format is torch.channels_last:
-            # It takes the first of equal values and hands NaN on, several times as fast as max.
-            whole = x.shape[2:]
-            signed = x if largest else -x
-            values, positions = F.max_pool2d(signed, whole, return_indices=True)
-            values, positions = values.flatten(1), positions.flatten(1)
-            values = values if largest else -values
-        else:
-            flat = x.flatten(2)
-            values, positions = flat.max(-1) if largest else flat.min(-1)
-        ctx.save_for_backward(positions)
-        return values
+    def forward(x: Tensor, wanted: tuple[str, ...]):
+        values, positions = [], []
+        for name in wanted:
+            if name in _MOMENTS:
+                values.append(_MOMENTS[name](x))
+            else:
+                value, at = _extremum(x, name == "max")
+                values.append(widen(value))
+                positions.append(at)
+        return x.view_as(x), *values, *positions
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        (positions,) = ctx.saved_tensors
-        dx = torch.empty(
-            ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.format
-        ).zero_()
-        dx.flatten(2).scatter_(2, positions[..., None], grad[..., None])
-        return dx, None
+    def setup_context(ctx, inputs, output):
+        x, wanted = inputs
+        positions = output[1 + len(wanted) :]
+        ctx.mark_non_differentiable(*positions)
+        ctx.set_materialize_grads(False)
+        ctx.wanted, ctx.shape, ctx.format = wanted, x.shape, _format(x)
+        # An empty map of the dtype and on the device of x keeps none of its memory.
+        ctx.save_for_backward(x if "var" in wanted else x.new_empty(0), *positions)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, *grads: Tensor | None):
+        x, *positions = ctx.saved_tensors
+        of = dict(zip(ctx.wanted, grads, strict=False))
+        count = ctx.shape[2] * ctx.shape[3]
+        mean, var = of.get("mean"), of.get("var")
+        total = x.new_zeros(1, 1, 1, 1) if grad is None else grad
+        if mean is not None:
+            total = total + (mean / count).to(x.dtype)[..., None, None]
+        if var is not None:
+            centred = widen(x) - pool_mean(x)[..., None, None]
+            factor = (2 / count * var)[..., None, None]
+            total = torch.addcmul(widen(total), centred, factor).to(x.dtype)
+        total = total.expand(ctx.shape).contiguous(memory_format=ctx.format)
+        if mean is None and var is None:
+            total = total.clone()  # what came may be in use elsewhere
+        flat = total.view(*ctx.shape[:2], count)
+        extrema = [of[name] for name in ctx.wanted if name not in _MOMENTS]
+        for at, value in zip(positions, extrema, strict=True):
+            if value is not None:
+                flat.scatter_add_(2, at[..., None], value.to(x.dtype)[..., None])
+        return total, None
 
 
-def channels_last_or_contiguous(x: Tensor) -> torch.memory_format:
+def _extremum(x: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
+    """Return the largest or smallest value of each map and its first position, each (N, C)."""
+    if _format(x) is torch.channels_last:
+        # It takes the first of equal values and hands NaN on, several times as fast as max.
+        signed = x if largest else -x
+        values, positions = F.max_pool2d(signed, x.shape[2:], return_indices=True)
+        values, positions = values.flatten(1), positions.flatten(1)
+        return values if largest else -values, positions
+    flat = x.flatten(2)
+    return flat.max(-1) if largest else flat.min(-1)
+
+
+def _format(x: Tensor) -> torch.memory_format:
     """Return the memory format in which results for x are stored."""
-    dense = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if dense else torch.contiguous_format
-
-
-def pool_max(x: Tensor) -> Tensor:
-    """Largest value of each map, (N, C, H, W) -> (N, C); ties as in `reference.pool_max`."""
-    if x.requires_grad and torch.is_grad_enabled():
-        return widen(_Extremum.apply(x, True))
-    return widen(x.amax((2, 3)))
-
-
-def pool_min(x: Tensor) -> Tensor:
-    """Smallest value of each map; ties as in `reference.pool_max`."""
-    if x.requires_grad and torch.is_grad_enabled():
-        return widen(_Extremum.apply(x, False))
-    return widen(x.amin((2, 3)))
+    _, c, h, w = x.shape
+    # By strides: `vmap` does not tell whether a map is contiguous in another format.
+    last = x.stride()[1:] == (1, w * c, c) and c > 1 and h * w > 1
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def recalibrate(
