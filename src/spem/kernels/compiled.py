@@ -43,6 +43,7 @@ def normalises_faster(x: Tensor) -> bool:
 def why_not() -> str | None:
     """Return why nothing can be compiled on this machine; None where it can."""
     try:
+        _find_instructions()
         _library(torch.float32)
         inductor.call(lambda x: [x + 1], "probe", [torch.zeros(2, 3)], [], 2, 3)
     except Exception as error:  # whatever a compiler and its driver may raise
@@ -50,6 +51,22 @@ def why_not() -> str | None:
         telling = [line for line in lines if "error:" in line]
         return (telling or lines or [type(error).__name__])[0]
     return None
+
+
+def _find_instructions() -> None:
+    """Let the passes themselves show that the compiler knows what the processor offers.
+
+    Inductor otherwise builds a program of its own to see it, and loads it in a new process, which
+    takes longer than the passes.
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    try:
+        with config.patch({"cpp.vec_isa_ok": True}):
+            _library(torch.float32)
+    except Exception:  # an older compiler: Inductor looks for what it knows
+        valid_vec_isa_list.cache_clear()
 
 
 @cache
