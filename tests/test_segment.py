@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 import spem
 from spem import gates, kernels
 from spem.gates.head import compilable
-from spem.kernels import correlations, inductor
+from spem.kernels import compiled, correlations, inductor
 from spem.norm import GatedBatchNorm2d
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -214,7 +214,10 @@ def test_only_gates_that_say_so_are_compiled():
 
     assert compilable(gates.SE(16))
     assert not compilable(Loud(16))
-    assert not compilable(gates.SRM(16))
+    srm = gates.SRM(16)
+    assert compilable(srm)
+    srm.bn = nn.SyncBatchNorm(16)
+    assert not compilable(srm)
     hooked = gates.SE(16)
     hooked.fc1.register_forward_hook(lambda *_: None)
     assert not compilable(hooked)
@@ -323,6 +326,18 @@ def test_a_pruned_norm_equals_eager():
     torch.testing.assert_close(compiled, norm(x))
 
 
+@pytest.mark.parametrize("options", [{"momentum": None}, {"affine": False}, {}])
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_norm_in_srm_counts_as_its_own(options, tracked, training):
+    gate = gates.SRM(8)
+    gate.bn = nn.BatchNorm1d(8, track_running_stats=tracked, **options)
+    norm = GatedBatchNorm2d(8, gate=drawn(gate)).double().train(training)
+    for seed in (1, 2):  # the second batch meets other running statistics
+        torch.manual_seed(seed)
+        compare(norm, *draw((4, 8, 4, 4), 2))
+
+
 def test_a_graph_that_was_used_is_freed():
     norm = GatedBatchNorm2d(8, gate=gates.SRM(8))
     x = torch.randn(4, 8, 4, 4, requires_grad=True)
@@ -364,3 +379,20 @@ def test_sums_of_everything_go_over_the_images_first(shape):
     assert inductor._sum(x, [0]) is NotImplemented
     assert inductor._sum(x, dtype=torch.float32) is NotImplemented
     assert inductor._sum(x[0, ..., :1].flatten()) is NotImplemented
+
+
+def test_an_older_compiler_is_asked_what_it_knows(monkeypatch):
+    class Known:
+        cleared = 0
+
+        def cache_clear(self):
+            self.cleared += 1
+
+    def refuse(dtype):
+        raise OSError("unknown option -mavx512f")
+
+    known = Known()
+    monkeypatch.setattr("torch._inductor.cpu_vec_isa.valid_vec_isa_list", known)
+    monkeypatch.setattr(compiled, "_library", refuse)
+    compiled._find_instructions()
+    assert known.cleared == 1

@@ -61,7 +61,10 @@ def _make_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head | None:
         if not gate.reads_input:
             values = _at_first_position(values, scale)
         pooled = pooled_from(values, count)
-        scale, shift = call_with(gate, gate.fold, given[own:], pooled, scale, shift, bias)
+        (scale, shift), written = call_with(
+            gate, gate.fold, given[own:], pooled, scale, shift, bias
+        )
+        updates |= {own + index: value for index, value in written.items()}
         return Coefficients(scale, shift, updates)
 
     order = tuple(name for name in STATISTICS if name in wanted)

@@ -89,6 +89,9 @@ class Gate(Attention):
     # Whether the multipliers are a function of the pooled values, parameters, buffers and plain
     # options alone, so that one kernel serves all gates of a kind. Not inherited: each class says.
     traceable = False
+    # While its kernel is traced: new contents of its buffers, by name, which it hands out here
+    # instead of writing them.
+    writes: dict[str, Tensor] | None = None
     # Whether the gain is known to be 1, so that `multiplier` need not multiply by it.
     unit_gain = False
 

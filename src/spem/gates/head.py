@@ -38,7 +38,8 @@ def compilable(gate: Any) -> bool:
     Its class itself must say so (`Gate.traceable`): of a derived one, nobody knows what it adds.
     """
     return (
-        vars(type(gate)).get("traceable", False)
+        "traceable" in vars(type(gate))
+        and gate.traceable
         and not gate.refines
         and not {"excite", "multiplier", "fold"} & vars(gate).keys()
         and not any(m._forward_hooks or m._forward_pre_hooks for m in gate.modules())
@@ -119,11 +120,22 @@ def tensors_of(gate: Any) -> list[Tensor]:
     return [t.contiguous() for t in _structure(gate).tensors]
 
 
-def call_with(gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any) -> Any:
-    """Call a method of a gate with other tensors in the place of its parameters and buffers."""
+def call_with(
+    gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any
+) -> tuple[Any, dict[int, Tensor]]:
+    """Call a method of a gate with other tensors in the place of its parameters and buffers.
+
+    Returns:
+        The result; and the new contents of tensors, by their index.
+    """
     names = _structure(gate).names
     replaced = {f"gate.{name}": t for name, t in zip(names, tensors, strict=True)}
-    return functional_call(_Call(gate, method), replaced, args)
+    gate.writes = {}
+    try:
+        found = functional_call(_Call(gate, method), replaced, args)
+        return found, {names.index(name): value for name, value in gate.writes.items()}
+    finally:
+        del gate.writes
 
 
 def pooled_from(values: Values, count: Any) -> Pooled:
@@ -148,8 +160,8 @@ def _make_head(gate: Any) -> Head | None:
     def function(values: Values, count: Any, tensors: Sequence[Tensor]) -> Coefficients:
         gate: Any = alive()
         pooled = pooled_from(values, count)
-        multiplier = call_with(gate, gate.multiplier, tensors, pooled)
-        return Coefficients(multiplier, None, {})
+        multiplier, updates = call_with(gate, gate.multiplier, tensors, pooled)
+        return Coefficients(multiplier, None, updates)
 
     key = ("gate", identity(gate))
     return Head(function, number(key), gate.statistics, tensors_of(gate))

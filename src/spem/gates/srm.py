@@ -47,15 +47,40 @@ class SRM(Gate):
         if init == "identity":
             self.gain.fill_(2)
 
+    @property
+    def traceable(self) -> bool:
+        """Whether the norm is the one whose formula is known here."""
+        return type(self.bn) is nn.BatchNorm1d
+
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""
         mean, var = present(pooled.mean), present(pooled.var)
-        if self.training and len(mean) == 1:
+        if self.training and mean.shape[0] == 1:
             raise ValueError("SRM normalises over the batch: training needs at least 2 images")
         deviation = style_deviation(var, pooled.count, self.eps, self.parity)
-        return self.bn(
-            self.style_weight[:, 0] * mean + self.style_weight[:, 1] * deviation
-        ).sigmoid()
+        style = self.style_weight[:, 0] * mean + self.style_weight[:, 1] * deviation
+        return (self.bn(style) if self.writes is None else self._normalised(style)).sigmoid()
+
+    def _normalised(self, style: Tensor) -> Tensor:
+        """Return what the norm does, and hand out what it would write."""
+        norm = self.bn
+        if not self.training and norm.running_mean is not None:
+            mean, var = norm.running_mean, present(norm.running_var)
+        else:
+            mean = style.mean(0)
+            squares = (style - mean).square().sum(0)
+            var = squares / style.shape[0]
+            if norm.running_mean is not None and norm.track_running_stats:
+                seen = present(norm.num_batches_tracked) + 1
+                share = seen.to(mean.dtype).reciprocal() if norm.momentum is None else norm.momentum
+                old_mean, old_var = norm.running_mean, present(norm.running_var)
+                self.writes = {
+                    "bn.running_mean": old_mean + share * (mean - old_mean),
+                    "bn.running_var": old_var + share * (squares / (style.shape[0] - 1) - old_var),
+                    "bn.num_batches_tracked": seen,
+                }
+        normal = (style - mean) * (var + norm.eps).rsqrt()
+        return normal * norm.weight + norm.bias if norm.affine else normal
 
     def deployed(self) -> Gate:
         """Fold the running statistics of the norm into the weights."""
