@@ -390,9 +390,9 @@ template <class T, bool RELU, bool WRITE> struct Sums {
 
   void channels_last(const Shape& s, int64_t image, int64_t c0, int64_t c1) const {
     const Sums own = *this;
-    // Several channel blocks of one position, not several positions of a block: a processor
-    // prefetches three maps at once only where they are read in order.
-    const int64_t tile = s.c > UNROLLED * LANES<A> ? 1 : s.positions_of_a_tile<T>();
+    // Few positions of a channel block before the next block: a processor prefetches three maps at
+    // once only where they are read nearly in order.
+    const int64_t tile = s.c > UNROLLED * LANES<A> ? 4 : s.positions_of_a_tile<T>();
     const int64_t first = image * s.l * s.c;
     A* const totals[2] = {dscale + image * s.c, dshift + image * s.c};
     for (A* row : totals) std::fill(row + c0, row + c1, A(0));
