@@ -62,8 +62,13 @@ class SRM(Gate):
         return (self.bn(style) if self.writes is None else self._normalised(style)).sigmoid()
 
     def _normalised(self, style: Tensor) -> Tensor:
-        """Return what the norm does, and hand out what it would write."""
-        norm = self.bn
+        """Return what the norm does, and hand out what it would write.
+
+        In float64, in which PyTorch sums on the CPU, too: a batch has few images, and where they
+        are alike, their differences have few digits.
+        """
+        norm, dtype = self.bn, style.dtype
+        style = style.double()
         if not self.training and norm.running_mean is not None:
             mean, var = norm.running_mean, present(norm.running_var)
         else:
@@ -72,15 +77,14 @@ class SRM(Gate):
             var = squares / style.shape[0]
             if norm.running_mean is not None and norm.track_running_stats:
                 seen = present(norm.num_batches_tracked) + 1
-                share = seen.to(mean.dtype).reciprocal() if norm.momentum is None else norm.momentum
-                old_mean, old_var = norm.running_mean, present(norm.running_var)
-                self.writes = {
-                    "bn.running_mean": old_mean + share * (mean - old_mean),
-                    "bn.running_var": old_var + share * (squares / (style.shape[0] - 1) - old_var),
-                    "bn.num_batches_tracked": seen,
-                }
+                share = seen.double().reciprocal() if norm.momentum is None else norm.momentum
+                observed = mean, squares / (style.shape[0] - 1)
+                running = norm.running_mean, present(norm.running_var)
+                self.writes = {"bn.num_batches_tracked": seen}
+                for name, old, new in zip(("mean", "var"), running, observed, strict=True):
+                    self.writes[f"bn.running_{name}"] = (old + share * (new - old)).to(old.dtype)
         normal = (style - mean) * (var + norm.eps).rsqrt()
-        return normal * norm.weight + norm.bias if norm.affine else normal
+        return (normal * norm.weight + norm.bias if norm.affine else normal).to(dtype)
 
     def deployed(self) -> Gate:
         """Fold the running statistics of the norm into the weights."""
