@@ -15,6 +15,7 @@ from spem.bench_memory import case_memory
 from spem.bench_report import markdown
 from spem.bench_runs import NetworkRun, ready
 from spem.bench_targets import verdicts
+from spem.cli import main
 
 CPU = torch.device("cpu")
 TAIL = Case("tail", "forward and backward", (4, 16, 5, 5), "float32", "NHWC", "spem", "ours")
@@ -189,6 +190,15 @@ def test_rows_are_written_replaced_and_reported(tmp_path, capsys):
     assert "### Tail" in text
     assert text.count("| forward and backward |") == len(first) / 2
     assert path.with_suffix(".png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("form", ["--report --out {}", "--report {}", "--report [{}]"])
+def test_the_report_of_the_command(form, tmp_path, capsys):
+    path = tmp_path / "x.csv"
+    bench(**SMALL, out=str(path))
+    capsys.readouterr()
+    assert main(["bench", *form.format(path).split()]) == 0
+    assert f"figure: {path.with_suffix('.png')}" in capsys.readouterr().out
 
 
 def test_another_table_is_left_alone(tmp_path):

@@ -48,14 +48,14 @@ class Parser(ArgumentParser):
     def add_argument(self, *names: str, **options: Any) -> Any:
         """Add what jsonargparse has made of a parameter; see argparse.
 
-        A parameter of the type `str | bool` becomes a flag whose word may be left out, one of the
+        A parameter that may be a str or a bool becomes a flag whose word may be left out, one of the
         type `Sequence[str]` a flag of several words.
         """
         hint = options.get("type") or getattr(options.get("action"), "_typehint", None)
         if hint is bool:
             options["action"] = BooleanOptionalAction
             del options["type"]
-        elif hint == str | bool:
+        elif {str, bool} <= {*get_args(hint)}:
             options |= {"nargs": "?", "const": True}
         elif hint == Sequence[str] or (hint == list[str] and not names[0].startswith("-")):
             options |= {"nargs": "+", "type": str}
