@@ -95,6 +95,7 @@ def test_on_a_gpu_graphs_stand_beside_the_plain_network_in_one():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("group", ["training", "inference"])
 def test_what_a_graph_replays_is_checked(group):
     case = Case(group, "resnet20", (8, 3, 32, 32), "bfloat16", "NHWC", "spem", "ours", "graph")

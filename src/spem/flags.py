@@ -48,8 +48,8 @@ class Parser(ArgumentParser):
     def add_argument(self, *names: str, **options: Any) -> Any:
         """Add what jsonargparse has made of a parameter; see argparse.
 
-        A parameter that may be a str or a bool becomes a flag whose word may be left out, one of the
-        type `Sequence[str]` a flag of several words.
+        A parameter that may be a str or a bool becomes a flag whose word may be left out, one of
+        the type `Sequence[str]` a flag of several words.
         """
         hint = options.get("type") or getattr(options.get("action"), "_typehint", None)
         if hint is bool:
