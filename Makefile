@@ -48,7 +48,7 @@ bench: $(INSTALLED)  ## measure what attention costs on this machine (hours)
 
 BENCH_GPU := $(BIN)/spem bench --device cuda --pairs 20 --dtypes '[bfloat16]' --formats '[NHWC]'
 
-bench-gpu: $(INSTALLED)  ## measure the speeds a GPU is to reach (ten minutes)
+bench-gpu: $(INSTALLED)  ## measure the speeds a GPU is to reach
 	red=0; \
 	$(BENCH_GPU) --only '[training]' --models '[resnet164]' --gates '[spem]' \
 		--cases '[ours,today,graph]' || red=1; \
