@@ -44,11 +44,10 @@ def bench(
 ) -> int:
     """Measure what gates cost on this device, or report what was measured.
 
-    Every case is checked before it is timed against the truth, in float64 (training at 16 bits: in
-    float32); a red one has no timing.
-    It is timed in turns with the plain network (operations: with a copy of the map) and with a
-    second plain one, whose ratio is the noise. Without flags: the table of the CPU, or of the GPU
-    where there is one.
+    Before it is timed, every case is checked against the truth, in float64 (training at 16 bits:
+    in float32); a red one has no timing. It is timed in turns with the plain network (operations:
+    with a copy of the map) and with a second plain one, whose ratio is the noise. Without flags:
+    the table of the CPU, or of the GPU where there is one.
 
     Args:
         only: groups to measure, of [operations,tail,training,inference]; all if not given.
@@ -93,7 +92,7 @@ def bench(
         dtypes=dtypes or _DTYPES[kind],
         formats=formats or ["NHWC", "NCHW"],
         gates=gates or _GATES[kind],
-        forms=cases or FORMS[: None if kind == "cuda" else FORMS.index("graph")],
+        forms=cases or [form for form in FORMS if form != "graph" or kind == "cuda"],
         kernels=fastest_kernels(where) if kernels == "auto" else kernels,
         size=size,
     )

@@ -13,7 +13,8 @@ from spem.bench_imagenet import SIZE, ImageNetResNet50
 from spem.choices import unknown
 from spem.models import create_model
 
-GROUPS = ("operations", "tail", "training", "inference")
+NETWORK_GROUPS = ("training", "inference")
+GROUPS = ("operations", "tail", *NETWORK_GROUPS)
 OPERATIONS = ("pool", "pool backward", "recalibrate", "recalibrate backward")
 TAILS = ("forward", "forward and backward")
 POOLED = ("spem", "se", "eca", "srm", "gct", "ie", "sem", "lsas", "dianet", "cbam", "iebn")
@@ -110,7 +111,7 @@ class Plan:
                         yield from (Case(*place, *column) for column in columns())
 
     def _subjects(self, group: str) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
-        if group in ("training", "inference"):
+        if group in NETWORK_GROUPS:
             for name, batch in self.models.items():
                 size = SIZE if name == IMAGENET else self.size
                 yield name, (batch, 3, size, size)
@@ -124,22 +125,21 @@ class Plan:
 
         The first is plain itself.
         """
-        asked = set(self.forms)
-        eager, whole, graph = ({way} <= asked for way in ("eager", "whole", "graph"))
+        ours, eager, today, by_timm, whole, graph = (form in self.forms for form in FORMS)
         for gate in ("none", *self.gates):
-            plain, spem, timm = gate == "none", gate == "spem", gate in TIMM_GATES
+            plain, spem, timm = gate == "none", gate == "spem", by_timm and gate in TIMM_GATES
             columns = [
                 ("torch", "eager", plain),
-                ("ours", self.kernels, "ours" in asked),
+                ("ours", self.kernels, ours),
                 ("ours", "eager", eager and spem and self.kernels != "eager"),
-                ("today", "eager", "today" in asked and not plain),
-                ("timm", "eager", "timm" in asked and timm),
+                ("today", "eager", today and not plain),
+                ("timm", "eager", timm),
                 ("torch", "whole", whole and plain),
                 ("ours", "whole", whole and spem),
-                ("timm", "whole", whole and "timm" in asked and timm),
+                ("timm", "whole", whole and timm),
                 ("torch", "graph", graph and plain),
                 ("ours", "graph", graph),
-                ("today", "graph", graph and "today" in asked and spem),
+                ("today", "graph", graph and today and spem),
             ]
             yield from ((gate, form, way) for form, way, wanted in columns if wanted)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spem.devices import record_graph
+
 # Called untimed before each measurement; what it returns is timed.
 Work = Callable[[], Callable[[], object]]
 QUANTILES = (10, 25, 50, 75, 90)
@@ -75,19 +77,17 @@ def captured(run: Callable[[], object]) -> Callable[[], None]:
     """Return what replays a function as one CUDA graph, which reads and writes where it did."""
     stream = _capture_stream()
     stream.wait_stream(torch.cuda.current_stream())
-    graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
             run()
-        with torch.cuda.graph(graph, stream=stream):
-            run()
+        replay = record_graph(run)
     torch.cuda.current_stream().wait_stream(stream)
-    return graph.replay
+    return replay
 
 
 @cache
 def _capture_stream() -> torch.cuda.Stream:
-    # Autograd keeps the stream on which a parameter was first used: there is but one.
+    # One for all graphs, see `record_graph`.
     return torch.cuda.Stream()
 
 

@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spem.bench_cases import GROUPS, Case
+from spem.bench_cases import GROUPS, NETWORK_GROUPS, Case
 from spem.bench_table import RUN, Row, read_rows
 from spem.bench_targets import verdicts
 from spem.checkpoint import atomically
@@ -107,12 +107,8 @@ def _targets(found: Sequence) -> str:
 def _cases(rows: list[Row]) -> str:
     header = ["", "shape", "dtype", "format", "gate", "form", "way"]
     header += ["ms", "ratio", "10 % to 90 %", "twin", "memory, MiB"]
-    header.append("images/s" if _is_network(rows[0]) else "share of the copy's")
+    header.append("images/s" if rows[0]["group"] in NETWORK_GROUPS else "share of the copy's")
     return _table(header, [_cells(row) for row in rows])
-
-
-def _is_network(row: Row) -> bool:
-    return row["group"] in ("training", "inference")
 
 
 def _cells(row: Row) -> list[str]:
@@ -121,8 +117,9 @@ def _cells(row: Row) -> list[str]:
         return [*cells, row["state"], *[""] * 5]
     spread = f"{_number(row, 'ratio_10')} to {_number(row, 'ratio_90')}"
     memory = f"{int(row['memory']) / 2**20:.0f}" if row["memory"] else ""
-    share = f"{float(row['copy_share']):.0%}" if row["copy_share"] else ""
-    rate = f"{_images_per_second(row):.0f}" if _is_network(row) else share
+    rate = f"{float(row['copy_share']):.0%}" if row["copy_share"] else ""
+    if row["group"] in NETWORK_GROUPS:
+        rate = f"{_images_per_second(row):.0f}"
     milliseconds = f"{float(row['seconds']) * 1e3:.4g}"
     return [
         *(*cells, milliseconds, f"{_number(row, 'ratio_50')} of {row['baseline']}", spread),

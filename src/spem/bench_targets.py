@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from spem.bench_cases import NETWORK_GROUPS
 from spem.bench_table import Row
 
 # (gate, form, way) -> ratio to the plain network, eager.
@@ -21,6 +22,7 @@ class Target:
         limits: by mode and memory format.
         at_least: whether the limit is a lower one.
         network: the only one that it is a target of; empty for all.
+        of_memory: whether it divides the bytes that a step needs, instead of ratios of times.
     """
 
     title: str
@@ -28,6 +30,7 @@ class Target:
     limits: dict[tuple[str, str], float]
     at_least: bool = False
     network: str = ""
+    of_memory: bool = False
 
 
 class Verdict(NamedTuple):
@@ -124,8 +127,14 @@ CUDA = (
         at_least=True,
         network="resnet164",
     ),
+    Target(
+        "SPEM / plain eager, memory of a step",
+        lambda used: used["spem", "ours", "triton"] / used["none", "torch", "eager"],
+        {("training", "NHWC"): 1.0, ("training", "NCHW"): 1.0},
+        network="resnet164",
+        of_memory=True,
+    ),
 )
-_MEMORY_NETWORK, _MEMORY = "resnet164", 1.0
 _OPERATION_SHARE = 0.8
 _TAIL_SHARE = 1 / 1.15
 
@@ -141,42 +150,29 @@ def verdicts(rows: Iterable[Row]) -> list[Verdict]:
     places: dict[tuple[str, str, str, str], Ratios] = {}
     memory: dict[tuple[str, str, str, str], Ratios] = {}
     for row in good:
-        if row["group"] in ("training", "inference"):
+        if row["group"] in NETWORK_GROUPS:
             subject = f"{row['subject']}, batch {row['shape'].partition('x')[0]}, {row['dtype']}"
             place = (row["subject"], subject, row["group"], row["format"])
             column = row["gate"], row["form"], row["way"]
             places.setdefault(place, {})[column] = float(row["ratio_50"])
-            if row["memory"] and row["group"] == "training":
+            if row["memory"]:
                 memory.setdefault(place, {})[column] = float(row["memory"])
-    found = [
-        Verdict(
-            t.title, subject, layout, mode, t.limits[mode, layout], t.at_least, _value(t.value, r)
-        )
-        for t in (CUDA if on_gpu else CPU)
-        for (network, subject, mode, layout), r in sorted(places.items())
-        if (mode, layout) in t.limits and t.network in ("", network)
-    ]
-    found += [
-        Verdict(
-            "SPEM / plain eager, memory of a step",
-            *(subject, layout, mode, _MEMORY, False),
-            _value(_memory, used),
-        )
-        for (network, subject, mode, layout), used in sorted(memory.items())
-        if on_gpu and network == _MEMORY_NETWORK
-    ]
+    found = []
+    for t in CUDA if on_gpu else CPU:
+        for place, ratios in sorted(places.items()):
+            network, subject, mode, layout = place
+            if (mode, layout) in t.limits and t.network in ("", network):
+                value = _value(t, memory.get(place, {}) if t.of_memory else ratios)
+                limit = t.limits[mode, layout]
+                found.append(Verdict(t.title, subject, layout, mode, limit, t.at_least, value))
     return found + [v for row in good if on_gpu for v in _bandwidth(row)]
 
 
-def _value(of: Callable[[Ratios], float], ratios: Ratios) -> float | None:
+def _value(target: Target, numbers: Ratios) -> float | None:
     try:
-        return of(ratios)
+        return target.value(numbers)
     except KeyError:
         return None
-
-
-def _memory(used: Ratios) -> float:
-    return used["spem", "ours", "triton"] / used["none", "torch", "eager"]
 
 
 def _bandwidth(row: Row) -> list[Verdict]:

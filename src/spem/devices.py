@@ -4,7 +4,7 @@ import ctypes
 import gc
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -129,3 +129,15 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def record_graph(function: Callable[[], object]) -> Callable[[], None]:
+    """Record the CUDA work of a function on the current stream, and return what repeats it.
+
+    The stream must not be the default one, and what the function uses must have run there before:
+    autograd keeps the stream on which a parameter was first used.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        function()
+    return graph.replay

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spem.devices import record_graph
 from spem.extras import needs_extra
 from spem.gates import auxiliary_loss
 from spem.recipes import Recipe
@@ -171,24 +172,18 @@ def create_step(
 
 
 def capture_cuda(function: Callable[[], None]) -> Callable[[], None]:
-    """Record the CUDA work of a function on the current stream, and return what repeats it.
-
-    The stream must not be the default one, and what the function uses must have run there before:
-    autograd keeps the stream on which a parameter was first used.
+    """Record a step by `record_graph`, which see.
 
     Raises:
         ValueError: the function does what cannot be recorded, such as waiting for the device.
     """
-    graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-            function()
+        return record_graph(function)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"cuda_graph is true, but a step of this network cannot be captured: {reason}"
         ) from error
-    return graph.replay
 
 
 def check_draws(model: nn.Module, images: Tensor) -> None:

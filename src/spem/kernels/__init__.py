@@ -77,11 +77,8 @@ class Separate:
     """
 
     def __init__(self, ops: ModuleType, x: Tensor, wanted: tuple[str, ...]):
-        self._ops, self._x = ops, x
-        if ops is eager:
-            self._x, self.values = eager.pool(x, wanted)
-        else:
-            self.values = {name: getattr(ops, f"pool_{name}")(x) for name in wanted}
+        self._ops = ops
+        self._x, self.values = ops.pool(x, wanted)
 
     def recalibrate(
         self,

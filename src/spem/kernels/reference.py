@@ -36,6 +36,12 @@ def pool_min(x: Tensor) -> Tensor:
     return widen(x.flatten(2).min(-1).values)
 
 
+def pool(x: Tensor, wanted: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return x, (N, C, H, W), and its wanted statistics by name, each (N, C)."""
+    ways = {"mean": pool_mean, "var": pool_var, "max": pool_max, "min": pool_min}
+    return x, {name: ways[name](x) for name in wanted}
+
+
 def recalibrate(
     x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
 ) -> Tensor:
