@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spem
-from spem.devices import keep_freed_memory
+from spem.train.devices import keep_freed_memory
 
 MODEL, BATCH, STEPS = "resnet164", 128, 2
 

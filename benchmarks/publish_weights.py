@@ -16,12 +16,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from spem import cifar
-from spem.checkpoint import load_run, write_text
-from spem.choices import unknown
+from spem._messages import unknown
+from spem.data import cifar
 from spem.models import create_model, own_config
-from spem.pretrained import FOLDER, shipped_name
-from spem.recipes import Recipe, load_recipe
+from spem.models.pretrained import FOLDER, shipped_name
+from spem.train.checkpoint import load_run, write_text
+from spem.train.recipe import Recipe, load_recipe
 
 LIMIT = 2_000_000
 CARD = "model_card.md.jinja"

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 
 import spem
-from spem.data import Dataset, Split
-from spem.devices import create_fabric, keep_freed_memory
-from spem.loop import Run, hash_seed
-from spem.recipes import load_recipe
-from spem.turns import progress_bar
+from spem.data.dataset import Dataset, Split
+from spem.train.devices import create_fabric, keep_freed_memory
+from spem.train.recipe import load_recipe
+from spem.train.run import Run, hash_seed
+from spem.train.turns import progress_bar
 
 BATCH, WARM_UP = 128, 5
 RECIPE = load_recipe("cifar_quick", gate="spem", schedule="constant", warmup_epochs=0, device="cpu")

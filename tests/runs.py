@@ -5,7 +5,7 @@ import csv
 import torch
 from torch import nn
 
-from spem.recipes import Recipe
+from spem.train.recipe import Recipe
 
 # Three steps an epoch: of 500, 500 and 293 images.
 SMALL = Recipe(

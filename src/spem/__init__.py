@@ -1,15 +1,15 @@
 """Channel attention for image-recognition CNNs: SPEM and the modules it is compared with."""
 
 from spem import kernels
-from spem.attach import attach, detach
-from spem.backbone import load_backbone
-from spem.constancy import gate_report
-from spem.convert import convert_official
-from spem.deploy import deploy
+from spem.explain.gate_report import gate_report
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates import GATES, SPEM, Attention, Gate, auxiliary_loss, create_gate, register
 from spem.models import create_model
 from spem.norm import GatedBatchNorm2d
+from spem.surgery.attachment import attach, detach
+from spem.surgery.backbone import load_backbone
+from spem.surgery.deployment import deploy
+from spem.surgery.official import convert_official
 
 __all__ = [
     "GATES",

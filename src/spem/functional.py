@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spem import kernels
-from spem.choices import unknown
+from spem._messages import unknown
 
 STATISTICS = ("mean", "var", "max", "min")
 

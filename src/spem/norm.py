@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from spem import kernels
 from spem.functional import STATISTICS, Pooled, check_residual, pool, recalibrate
+from spem.gates.affine import norm_head
 from spem.gates.gate import Attention, Gate, gated, present
-from spem.head import norm_head
-from spem.kernels import segment
+from spem.kernels import fused
 from spem.kernels.reference import widen
 
 
@@ -111,8 +111,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
             return self._folded(x, folded, residual, relu)
         self._count_batch(x)
         if gate is None or folded is not None:
-            return segment.apply(ops, head, x, residual, relu)
-        return gated(gate, segment.apply(ops, head, x, None, False), residual, relu, source)
+            return fused.apply(ops, head, x, residual, relu)
+        return gated(gate, fused.apply(ops, head, x, None, False), residual, relu, source)
 
     def _count_batch(self, x: Tensor) -> None:
         if self.training or self.running_mean is None:

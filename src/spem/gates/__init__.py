@@ -7,7 +7,6 @@ from spem.gates.asr import ASR
 from spem.gates.cbam import CBAM
 from spem.gates.checks import check_choice
 from spem.gates.danet import DANet
-from spem.gates.descriptor import DescriptorGate, mixing_ratios
 from spem.gates.dianet import DIANet
 from spem.gates.eca import ECA
 from spem.gates.fcanet import FcaNet
@@ -18,6 +17,7 @@ from spem.gates.ie import IE
 from spem.gates.iebn import IEBN
 from spem.gates.lsas import LSAS
 from spem.gates.options import build_gate, options_of
+from spem.gates.pooling import DescriptorGate, mixing_ratios
 from spem.gates.se import SE
 from spem.gates.sem import SEM
 from spem.gates.sge import SGE

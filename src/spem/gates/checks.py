@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from spem.choices import unknown
+from spem._messages import unknown
 
 
 def is_whole(value: object) -> bool:

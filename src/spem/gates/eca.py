@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_odd
-from spem.gates.descriptor import DescriptorGate, Pooling
 from spem.gates.gate import start_at_zero
+from spem.gates.pooling import DescriptorGate, Pooling
 
 
 class ECA(DescriptorGate):

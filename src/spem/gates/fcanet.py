@@ -6,7 +6,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from spem.choices import unknown
+from spem._messages import unknown
 from spem.functional import recalibrate
 from spem.gates.checks import check_whole
 from spem.gates.gate import Attention, hidden_width, start_at_zero

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from spem import kernels
 from spem.functional import STATISTICS, Pooled, check_map, check_positions, check_residual
 from spem.gates.checks import check_choice, check_whole
-from spem.gates.head import gate_head
-from spem.kernels import segment
+from spem.gates.compiled import gate_head
+from spem.kernels import fused
 from spem.kernels.reference import widen
 
 
@@ -176,7 +176,7 @@ class Gate(Attention):
         ops = kernels.with_heads(x)
         head = None if ops is None else gate_head(self)
         if ops is not None and head is not None:
-            return segment.apply(ops, head, x, residual, relu, overwrite)
+            return fused.apply(ops, head, x, residual, relu, overwrite)
         passes = kernels.passes_over(x, self.statistics)
         pooled = self.refine(Pooled.of(passes.values, x), x)
         multiplier = self.multiplier(pooled).expand(x.shape[:2])

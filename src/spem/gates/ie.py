@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.descriptor import DescriptorGate, Pooling
-from spem.gates.folded import Folded
+from spem.gates.deployed import Folded
 from spem.gates.gate import Gate
+from spem.gates.pooling import DescriptorGate, Pooling
 
 
 class IE(DescriptorGate):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_whole
-from spem.gates.descriptor import Pooling
+from spem.gates.pooling import Pooling
 from spem.gates.se import SE
 
 

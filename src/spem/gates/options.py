@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from spem.choices import unknown
+from spem._messages import unknown
 from spem.gates.gate import Attention
 
 G = TypeVar("G", bound=Attention)

@@ -5,8 +5,8 @@ from typing import Unpack
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.descriptor import DescriptorGate, Pooling
 from spem.gates.gate import hidden_width, start_at_zero
+from spem.gates.pooling import DescriptorGate, Pooling
 
 
 class SE(DescriptorGate):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.descriptor import DescriptorGate, Pooling
 from spem.gates.eca import across_channels, channel_conv
 from spem.gates.gate import hidden_width, start_at_zero
+from spem.gates.pooling import DescriptorGate, Pooling
 
 
 class SEM(DescriptorGate):

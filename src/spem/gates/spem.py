@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_choice
-from spem.gates.descriptor import DescriptorGate
-from spem.gates.folded import Folded, FoldedSPEM
+from spem.gates.deployed import Folded, FoldedSPEM
 from spem.gates.gate import Gate, present
+from spem.gates.pooling import DescriptorGate
 
 
 class SPEM(DescriptorGate):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_finite
-from spem.gates.folded import FoldedSRM, style_deviation
+from spem.gates.deployed import FoldedSRM, style_deviation
 from spem.gates.gate import Gate, present
 
 

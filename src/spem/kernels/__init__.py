@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spem.choices import unknown
-from spem.kernels import compiled, eager, linked, reference
+from spem._messages import unknown
+from spem.kernels import autograd, eager, reference
+from spem.kernels.cpu import passes
 
 if TYPE_CHECKING:
-    from spem.kernels.traced import Traced
+    from spem.kernels.cpu.custom_ops import Traced
 
 _IMPLEMENTATIONS = ("eager", "compiled", "triton", "reference")
 
@@ -35,7 +36,7 @@ def chosen(x: Tensor) -> ModuleType:
         return _traced(x) or (eager if _forced is eager else reference)
     if x.numel() == 0:
         return reference if _forced is reference else eager
-    if _forced is not None and (_forced is not compiled or compiled.serves(x)):
+    if _forced is not None and (_forced is not passes or passes.serves(x)):
         return _forced
     return (_triton() if x.is_cuda else None) or eager
 
@@ -46,13 +47,13 @@ def _traced(x: Tensor) -> ModuleType | None:
     In NHWC only: Inductor gives the maps of NCHW networks other formats of its own, and operators
     would make it turn them back.
     """
-    if torch.compiler.is_exporting() or _forced not in (None, compiled):
+    if torch.compiler.is_exporting() or _forced not in (None, passes):
         return None
     if x.is_contiguous() or not torch.is_grad_enabled() or x.numel() == 0:
         return None
-    if not compiled.serves(x):
+    if not passes.serves(x):
         return None
-    from spem.kernels import traced  # brings in Dynamo, which is here already
+    from spem.kernels.cpu import custom_ops as traced  # brings in Dynamo, which is here already
 
     return traced if traced.works() else None
 
@@ -60,7 +61,7 @@ def _traced(x: Tensor) -> ModuleType | None:
 def with_heads(x: Tensor) -> ModuleType | None:
     """Return the implementation that serves a map if `segment` takes it, with compiled heads."""
     ops = chosen(x)
-    if ops is compiled:
+    if ops is passes:
         return ops
     return ops if hasattr(ops, "compiles_heads") and ops.compiles_heads() else None
 
@@ -94,7 +95,7 @@ class Separate:
         return self._ops.recalibrate(self._x, scale, shift, residual, relu)
 
 
-def passes_over(x: Tensor, wanted: tuple[str, ...]) -> "linked.Linked | Traced | Separate":
+def passes_over(x: Tensor, wanted: tuple[str, ...]) -> "autograd.Linked | Traced | Separate":
     """Pool a map that is to be recalibrated, by the chosen implementation."""
     ops = chosen(x)
     if wanted and hasattr(ops, "Traced"):
@@ -107,8 +108,8 @@ def _apart(ops: ModuleType) -> ModuleType:
     return reference if hasattr(ops, "Traced") else ops
 
 
-def _pooled(ops: ModuleType, x: Tensor, wanted: tuple[str, ...]) -> linked.Linked | Separate:
-    return (Separate if ops in (eager, reference) else linked.Linked)(ops, x, wanted)
+def _pooled(ops: ModuleType, x: Tensor, wanted: tuple[str, ...]) -> autograd.Linked | Separate:
+    return (Separate if ops in (eager, reference) else autograd.Linked)(ops, x, wanted)
 
 
 def pool(x: Tensor, wanted: tuple[str, ...]) -> dict[str, Tensor]:
@@ -123,7 +124,7 @@ def recalibrate(
     ops = _apart(chosen(x))
     if ops in (eager, reference):
         return ops.recalibrate(x, scale, shift, residual, relu)
-    return linked.recalibrate(ops, x, scale, shift, residual, relu)
+    return autograd.recalibrate(ops, x, scale, shift, residual, relu)
 
 
 def is_forced() -> bool:
@@ -154,21 +155,21 @@ def use(name: str) -> Iterator[None]:
 
 
 def _load(name: str) -> ModuleType:
-    if name == "compiled" and (reason := compiled.why_not()):
+    if name == "compiled" and (reason := passes.why_not()):
         raise RuntimeError(f"kernels cannot be compiled here: {reason}")
     if name == "triton":
         return _triton_or_reason()
-    return {"eager": eager, "compiled": compiled, "reference": reference}[name]
+    return {"eager": eager, "compiled": passes, "reference": reference}[name]
 
 
 def _triton_or_reason() -> ModuleType:
     try:
-        from spem.kernels import cuda
+        from spem.kernels.triton import passes
     except ImportError as error:
         raise RuntimeError(f"Triton's kernels need the package triton: {error}") from error
-    if not (torch.cuda.is_available() or cuda.INTERPRETED):
+    if not (torch.cuda.is_available() or passes.INTERPRETED):
         raise RuntimeError("Triton's kernels need a CUDA device, and this machine has none")
-    return cuda
+    return passes
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spem.kernels import correlations
+from spem.kernels import convolution
 
 if TYPE_CHECKING:
     from torch._subclasses import FakeTensorMode
@@ -107,8 +107,8 @@ def _compile(text: Text, examples: list[tuple[Tensor, list[bool]]]) -> Kernel | 
     aten = torch.ops.aten
     own = {
         aten.addcmul.default: _addcmul,  # whose shape rule takes no symbols
-        aten.convolution.default: correlations.forward,
-        aten.convolution_backward.default: correlations.backward,
+        aten.convolution.default: convolution.forward,
+        aten.convolution_backward.default: convolution.backward,
     }
     if device != "cpu":
         own |= {aten.sum.dim_IntList: _sum, aten.sum.default: _sum}

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from spem.choices import unknown
-from spem.models import attention, vgg
-from spem.models.attention import ResidualAttentionNet
+from spem._messages import unknown
+from spem.models import residual_attention, vgg
 from spem.models.densenet import DenseNet
 from spem.models.placement import Placement
 from spem.models.preresnet import PreBasicBlock, PreBottleneck, PreResNet
+from spem.models.pretrained import load_pretrained, shipped_config, shipped_name
+from spem.models.residual_attention import ResidualAttentionNet
 from spem.models.resnet import BasicBlock, Bottleneck, ResNet
 from spem.models.vgg import VGG
-from spem.pretrained import load_pretrained, shipped_config, shipped_name
 
 __all__ = [
     "VGG",
@@ -33,7 +33,9 @@ _RESIDUAL = {
 }
 _CONVOLUTIONS = {"basic": 6, "bottleneck": 9}  # of one block in each of the three stages
 _KNOWN = ["resnetDEPTH", "preresnetDEPTH", "densenetDEPTH"]
-_KNOWN += [f"vgg{depth}" for depth in vgg.PLANS] + [f"attention{d}" for d in attention.PLANS]
+_KNOWN += [f"vgg{depth}" for depth in vgg.PLANS] + [
+    f"attention{d}" for d in residual_attention.PLANS
+]
 
 
 def create_model(
@@ -132,8 +134,8 @@ def _network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], st
         raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
     if family == "vgg" and depth in vgg.PLANS:
         return partial(VGG, depth), None
-    if family == "attention" and depth in attention.PLANS:
-        return partial(ResidualAttentionNet, attention.PLANS[depth]), None
+    if family == "attention" and depth in residual_attention.PLANS:
+        return partial(ResidualAttentionNet, residual_attention.PLANS[depth]), None
     if family == "densenet":
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth {depth} of {name!r} is not 6n+4, as DenseNet-BC needs")

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spem.choices import unknown
+from spem._messages import unknown
 from spem.gates import GATES, Attention, DIANet, create_gate, gate_options
-from spem.slots import check_mask
+from spem.surgery.slots import check_mask
 
 PLACEMENTS = ("residual", "conv", "norm", "last-stage")
 

@@ -1,0 +1,300 @@
+"""What each command does; signatures are the flags, docstrings the help."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from spem.compare.tables import show
+from spem.models.pretrained import find_run
+from spem.train.recipe import Device, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from spem.data.dataset import Batches, Dataset, Split
+
+_MEASURES = ("images", "loss", "top1", "top5")
+_RESULTS = {
+    "final_test_top1": "test top-1 after the last epoch",
+    "test_top1_at_best_validation": "test top-1 at the best epoch by validation",
+    "best_validation_epoch": "best epoch by validation (from 0)",
+    "best_test_top1": "best test top-1 of all epochs (as the paper reports)",
+    "parameters": "parameters",
+    "macs": "multiply-adds of one image",
+    "images_per_second": "training images a second",
+    "seconds": "seconds in all",
+    "device": "device",
+    "seed": "seed",
+}
+
+
+def train(
+    recipe_keys: dict[str, Any],
+    *,
+    config: str | None = None,
+    out: str | None = None,
+    resume: str | bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Train a network and keep everything about the run in one folder.
+
+    Args:
+        recipe_keys: those of the keys below that were given.
+        config: a shipped recipe (paper, digits, cifar_quick) or a YAML file with the keys below;
+            if not given: digits for the digits, cifar_quick for any other data.
+        out: folder of the run; if not given: the next free one below runs/.
+        resume: continue the run in this folder, or else in --out, exactly where it stopped.
+        overwrite: replace the run that lies in --out.
+    """
+    from spem.train.devices import keep_freed_memory
+    from spem.train.fitting import fit
+
+    keep_freed_memory()
+    if resume:
+        config, out = _resumed(config, out, resume)
+    recipe = _recipe(config, recipe_keys)
+    result = fit(recipe, out=out, resume=bool(resume), overwrite=overwrite)
+    show(["result", ""], ((_RESULTS[key], result.summary[key]) for key in _RESULTS))
+    print(f"run folder: {result.folder}")
+
+
+def evaluate(
+    run: str,
+    *,
+    data: str | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+    device: Device = "auto",
+) -> None:
+    """Measure a trained network on the test images of a data set.
+
+    Args:
+        run: folder of the run that trained it, or the name of a trained network that comes along:
+            resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
+        data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
+        data_dir: folder below which the data sets lie; if not given: the run's.
+        download: fetch the data set when it is absent.
+        device: auto, cpu, cuda or mps.
+    """
+    from spem.train.metrics import evaluate as measure
+
+    model, config, where = _load(run, device)
+    dataset = _load_data(run, config, data, data_dir, download)
+    measured = measure(model, _batches(dataset.test, config, where))
+    show([f"test of {dataset.name}", ""], ((key, measured[key]) for key in _MEASURES))
+
+
+def predict(run: str, images: list[str], *, top: int = 5, device: Device = "auto") -> None:
+    """Say what is in pictures: class names and probabilities.
+
+    Args:
+        run: folder of the run that trained the network, or the name of a trained network that
+            comes along: resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
+        images: picture files.
+        top: number of classes shown for each picture; 5 if not given.
+        device: auto, cpu, cuda or mps.
+    """
+    from spem.data.dataset import normalise, prepare_image
+
+    model, config, where = _load(run, device)
+    if top < 1:
+        raise ValueError(f"top is {top}, must be at least 1")
+    shape = {"size": config["image_size"], "channels": config["in_channels"]}
+    pixels = torch.stack([prepare_image(image, **shape) for image in images]).to(where)
+    with torch.inference_mode():
+        logits = model(normalise(pixels, config["mean"], config["std"]))
+    best = logits.softmax(1).topk(min(top, len(config["classes"])))
+    rows = [
+        (image, config["classes"][label], probability)
+        for image, *ranked in zip(images, best.indices.tolist(), best.values.tolist(), strict=True)
+        for label, probability in zip(*ranked, strict=True)
+    ]
+    show(["picture", "class", "probability"], rows)
+
+
+def gates(*, channels: int = 64) -> None:
+    """List the known gates and the parameters that each adds.
+
+    Args:
+        channels: number of channels of the gated map; 64 if not given.
+    """
+    from spem.gates import GATES, create_gate
+
+    if channels < 1:
+        raise ValueError(f"channels is {channels}, must be at least 1")
+
+    def row(name: str) -> tuple[str, int | None, str]:
+        method = (GATES[name].__doc__ or "").partition("\n")[0]
+        try:
+            gate = create_gate(name, channels)
+        except ValueError as error:  # an option without a default, or a width that it cannot have
+            return name, None, f"{method} ({error})"
+        return name, sum(parameter.numel() for parameter in gate.parameters()), method
+
+    show(["gate", f"parameters at {channels} channels", "method"], map(row, GATES))
+
+
+def search_placement(
+    recipe_keys: dict[str, Any],
+    *,
+    config: str | None = None,
+    out: str | None = None,
+    overwrite: bool = False,
+    steps: int = 300,
+) -> None:
+    """Find the blocks of a network that deserve a gate.
+
+    Trains a supernet with one gate a stage, then a controller that learns masks on the held-out
+    images. The result is written to placement.json in the folder of the supernet's run.
+
+    Args:
+        recipe_keys: those of the keys below that were given; `gate` is spem if not given.
+        config: as for train.
+        out: folder of the supernet's run; if not given: the next free one below runs/.
+        overwrite: replace the run that lies in --out.
+        steps: steps of the controller; 300 if not given.
+    """
+    from spem.train import placement_search
+    from spem.train.devices import keep_freed_memory
+
+    keep_freed_memory()
+    recipe = _recipe(config, recipe_keys)
+    if "gate" in recipe_keys and recipe.gate is None:
+        raise ValueError("gate is none, but a search for the places of gates needs one")
+    gate, plain = recipe.gate or "spem", replace(recipe, gate=None, gate_options={})
+    settings = {
+        "settings": placement_search.Search(steps=steps),
+        "out": out,
+        "overwrite": overwrite,
+    }
+    found = placement_search.search_placement(plain, gate, **settings, **recipe.gate_options)
+    rows = [
+        ("mask", str(found.mask).replace(" ", "")),
+        ("gated blocks", f"{sum(found.mask)} of {len(found.mask)}"),
+        ("validation top-1 of the supernet with this mask", found.accuracy[0]),
+        ("validation top-1 of the supernet without gates", found.accuracy[1]),
+    ]
+    show(["placement", ""], rows)
+    print(f"run folder: {found.folder}")
+
+
+def gate_report(
+    run: str,
+    *,
+    fold: float | None = None,
+    out: str | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+    device: Device = "auto",
+) -> None:
+    """Measure how constant the gates of a trained network are over the images held out.
+
+    The spread of a gate is the deviation of its multipliers over the validation images, or the
+    training images where there are none, relative to their mean: 0 for a constant gate, which
+    could be folded into its norm.
+
+    Args:
+        run: folder of the run that trained the network.
+        fold: fold the gates whose spread is at most this, and show the accuracy on the test
+            images before and after.
+        out: new folder for the folded network, which evaluate and predict take.
+        data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
+        data_dir: folder below which the data sets lie; if not given: the run's.
+        download: fetch the data set when it is absent.
+        device: auto, cpu, cuda or mps.
+    """
+    from spem.explain import gate_report
+    from spem.gates import Gate
+    from spem.surgery.deployment import deploy
+    from spem.train.checkpoint import new_folder, save_run
+    from spem.train.metrics import evaluate as measure
+
+    if out is not None and fold is None:
+        raise ValueError("--out takes the folded network: give --fold a threshold as well")
+    if out is not None and Path(out).exists():
+        raise FileExistsError(f"{out} exists: name another folder")
+    model, config, where = _load(run, device)
+    dataset = _load_data(run, config, data, data_dir, download)
+    held_out = _batches(dataset.validation or dataset.train, config, where)
+    report = gate_report.gate_report(model, held_out.in_order())
+    rows = [(n, s.mean.mean().item(), s.std.mean().item(), s.spread) for n, s in report.items()]
+    show(["gate", "mean", "deviation over images", "spread"], rows)
+    if fold is None:
+        return
+    folded = deploy(model, constant_gates=fold, report=report)
+    left = sum(isinstance(module, Gate) for module in folded.modules())
+    print(f"folded {len(report) - left} of {len(report)} gates")
+    test = _batches(dataset.test, config, where)
+    before, after = measure(model, test), measure(folded, test)
+    show(["", "before", "after"], [(key, before[key], after[key]) for key in _MEASURES])
+    if out is not None:
+        folder = new_folder(Path(out), load_recipe(str(find_run(run) / "recipe.yaml")))
+        save_run(folder, folded, {**config, **vars(folded)["config"]})
+        print(f"run folder: {folder}")
+
+
+def report(folder: str) -> None:
+    """Make the page of a comparison: report.html, report.md and figures/ in its folder.
+
+    The page needs no network. A comparison that is not finished has a page of what there is.
+
+    Args:
+        folder: of a comparison, with records.jsonl.
+    """
+    from spem.report.writer import report as write_report
+
+    write_report(folder)
+
+
+def _recipe(config: str | None, recipe_keys: dict[str, Any]) -> Recipe:
+    if config is None:
+        config = "digits" if recipe_keys.get("data", "digits") == "digits" else "cifar_quick"
+    return load_recipe(config, **recipe_keys)
+
+
+def _resumed(config: str | None, out: str | None, resume: str | bool) -> tuple[str, str]:
+    if config is not None:
+        raise ValueError("--resume continues a run with its own recipe: leave out --config")
+    if isinstance(resume, str) == bool(out):
+        raise ValueError("--resume needs one folder: --resume FOLDER, or --out FOLDER --resume")
+    folder = out or str(resume)
+    return str(Path(folder, "recipe.yaml")), folder
+
+
+def _load(run: str, device: Device) -> tuple[nn.Module, dict[str, Any], torch.device]:
+    from spem.train.checkpoint import load_run
+    from spem.train.devices import create_fabric, keep_freed_memory
+
+    keep_freed_memory()
+    model, config = load_run(find_run(run))
+    where = create_fabric(Recipe(device=device)).device
+    return model.to(where), config, where
+
+
+def _load_data(
+    run: str, config: dict[str, Any], data: str | None, data_dir: str | None, download: bool
+) -> "Dataset":
+    """Return the data set of a run, or another one as the run would have loaded it."""
+    from spem.train.job import load_data
+
+    recipe = load_recipe(str(find_run(run) / "recipe.yaml"))
+    recipe = replace(
+        recipe,
+        data=data or recipe.data,
+        data_dir=data_dir or recipe.data_dir,
+        download=download,
+        image_size=config["image_size"][0],
+    )
+    dataset = load_data(recipe)
+    if list(dataset.classes) != config["classes"]:
+        raise ValueError(f"{run} tells other classes apart than those of {dataset.name}")
+    return dataset
+
+
+def _batches(split: "Split", config: dict[str, Any], device: torch.device) -> "Batches":
+    from spem.data.batches import EVALUATION_BATCH, Batches
+
+    statistics = {"mean": config["mean"], "std": config["std"]}
+    return Batches(split, EVALUATION_BATCH, device=device, **statistics)

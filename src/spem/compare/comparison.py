@@ -1,0 +1,108 @@
+"""`spem compare`: what its words mean."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from shlex import join
+from typing import Any, Literal
+
+Launcher = Literal["local", "ray"]
+_SEVERAL = ("gates", "model", "data", "overrides")  # flags of several words
+
+
+def compare(
+    recipe_keys: dict[str, Any],
+    *,
+    out: str,
+    study: str | None = None,
+    small: bool = False,
+    gates: Sequence[str] = (),
+    model: Sequence[str] = (),
+    data: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    seeds: int | None = None,
+    config: str | None = None,
+    jobs: int = 1,
+    launcher: Launcher = "local",
+    address: str | None = None,
+    costs: bool = True,
+) -> int:
+    """Train a grid of networks with many seeds, and keep a record of each run.
+
+    Runs that are finished in the folder are never run again, and those that were killed go on: the
+    same command continues. When all are finished, speed and memory are measured. `spem report`
+    makes the page.
+
+    Args:
+        recipe_keys: those of the keys below that were given; they hold for all runs.
+        out: folder of the comparison.
+        study: a shipped study (quick, paper, pooling, ablation, backbones) or a YAML file.
+        small: take the study's small form, which needs minutes on a CPU and no download.
+        gates: gates to compare; the first is the baseline. Each a name, none, or a mapping like
+            '{gate: se, pool: fixed, mix: 0.3, label: mixed}'.
+        model: networks, each a name or a mapping like '{model: vgg16, weight_decay: 5e-4}'.
+        data: data sets, each a name or a mapping like '{data: digits, image_size: 32}'.
+        overrides: mappings of recipe keys, one run of each, like '{lr: 0.05}'.
+        seeds: number of seeds, 0 and up.
+        config: a shipped recipe or a YAML file; if not given: that of the study, else digits for
+            the digits and cifar_quick for any other data.
+        jobs: runs at once on this machine; 1 if not given. They share the threads.
+        launcher: local or ray.
+        address: of the Ray cluster; if not given: one on this machine.
+        costs: measure speed and memory when all runs are finished, nothing else computing.
+    """
+    from spem.compare.runner import run_cells
+    from spem.compare.study import load_study
+
+    axes = {"gates": gates, "model": model, "data": data, "overrides": overrides}
+    given: dict[str, Any] = {
+        {"model": "models"}.get(key, key): list(map(_value, words))
+        for key, words in axes.items()
+        if words
+    }
+    given |= {k: v for k, v in (("seeds", seeds), ("config", config)) if v is not None}
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}, must be at least 1")
+    if address is not None and launcher != "ray":
+        raise ValueError(f"address belongs to the launcher ray, not to {launcher!r}")
+    run = _launcher(launcher, jobs, address)
+    chosen = load_study(study, small, **given)
+    cells = chosen.cells(**recipe_keys)
+    flags = {"study": study, "small": small or None, **axes, "seeds": seeds, "config": config}
+    # The question of a study is not that of another grid.
+    asked = None if any(axes.values()) else chosen.question
+    said: dict[str, Any] = {"title": chosen.title, "question": asked}
+    said["commands"] = [_command(flags | recipe_keys, out)]
+    return run_cells(cells, Path(out), run, jobs=jobs, costs=costs, said=said)
+
+
+def _value(text: str) -> Any:
+    """Return what a word of the command line says: a mapping in YAML or JSON, or a name."""
+    from spem._yaml import parse_yaml
+
+    return parse_yaml(text, text) if text.lstrip().startswith("{") else text
+
+
+def _launcher(name: str, jobs: int, address: str | None) -> Callable[..., None]:
+    from spem.compare import launchers
+
+    if launchers.under_torchrun():
+        if name != "local" or jobs != 1:
+            raise ValueError("under torchrun its processes share each run: --jobs 1, no launcher")
+        return launchers.run_here
+    if name == "ray":
+        return lambda runs, ended, tick: launchers.run_ray(runs, address, ended, tick)
+    return lambda runs, ended, tick: launchers.run_local(runs, jobs, ended, tick)
+
+
+def _command(flags: dict[str, Any], out: str) -> str:
+    """Return the command that makes the same comparison."""
+    words = ["spem", "compare"]
+    for key, value in flags.items():
+        if value is None or (isinstance(value, list | tuple) and not value):
+            continue
+        flag = f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, *map(str, value if key in _SEVERAL else [value])]
+    return join([*words, "--out", out])

@@ -1,0 +1,246 @@
+"""Where the runs of a comparison are computed: here, in processes of this machine, or by Ray."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+from spem._extras import needs_extra
+from spem.train.devices import keep_freed_memory
+from spem.train.fitting import fit
+from spem.train.recipe import Recipe
+from spem.train.turns import deferred_interrupt
+
+with needs_extra("train"):
+    from filelock import FileLock
+
+# Called with the folder of a run that ended and with why it came to no result, if it did not.
+Ended = Callable[[Path, str | None], None]
+# Called about twice a second with the folders of the runs that go on.
+Tick = Callable[[list[Path]], None]
+_TICK = 0.5  # seconds
+
+
+def run_one(recipe: Recipe, folder: Path) -> str | None:
+    """Train one run to its end, from where it stopped; a second process waits for the first.
+
+    Args:
+        recipe: of the run.
+        folder: of the run; it may hold one that was killed.
+
+    Returns:
+        Why it came to no result, or None.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the state is saved.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        return _train(recipe, folder)
+
+
+def _train(recipe: Recipe, folder: Path) -> str | None:
+    """Do what `run_one` does, without its lock; what is printed goes to `FOLDER.log`."""
+    log = folder.with_name(f"{folder.name}.log")
+    with log.open("a") as said, redirect_stdout(said), redirect_stderr(said):
+        try:
+            fit(recipe, out=folder, resume=(folder / "recipe.yaml").exists())
+        except (ValueError, OSError) as error:
+            return " ".join(str(error).split())
+        except Exception as error:
+            traceback.print_exc()
+            return f"{type(error).__name__}: {' '.join(str(error).split())} (see {log.name})"
+    return None
+
+
+def run_here(runs: Sequence[tuple[Recipe, Path]], ended: Ended, tick: Tick) -> None:
+    """Train runs one after the other in this process: under torchrun all its processes share each.
+
+    Args:
+        runs: recipe and folder of each.
+        ended: told of each run that ended.
+        tick: told of each run before it starts.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    keep_freed_memory()
+    for recipe, folder in runs:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tick([folder])
+        ended(folder, _train(recipe, folder))
+
+
+def run_local(runs: Sequence[tuple[Recipe, Path]], jobs: int, ended: Ended, tick: Tick) -> None:
+    """Train runs in processes of this machine, which end with this one.
+
+    Args:
+        runs: recipe and folder of each.
+        jobs: processes at once; each gets its share of the threads, for threads of two processes
+            on the same cores wait for each other.
+        ended: told of each run that ended.
+        tick: told of those that go on.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the runs that were going on have saved their states. A second
+            Ctrl-C ends them at once, and the states of their last epochs are kept.
+        ChildProcessError: a process died.
+    """
+    share = max(1, _cores() // jobs)
+    context = multiprocessing.get_context("spawn")
+    left = iter([(replace(r, threads=min(r.threads, share)), folder) for r, folder in runs])
+    running: dict[Future[str | None], Path] = {}
+    with (
+        ProcessPoolExecutor(jobs, context, initializer=_start_worker) as pool,
+        _killed_on_error(),
+        deferred_interrupt(True) as interrupted,
+    ):
+        while True:
+            while len(running) < jobs and (run := next(left, None)):
+                running[pool.submit(_run_in_worker, *run)] = run[1]
+            if not running:
+                return
+            tick(list(running.values()))
+            _collect(running, ended)
+            if interrupted.is_set():
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid or 0, signal.SIGINT)
+                while running:
+                    _collect(running, ended, stopping=True)
+                raise KeyboardInterrupt
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _killed_on_error() -> Iterator[None]:
+    """End the worker processes where the block fails, else the pool would wait for their runs."""
+    try:
+        yield
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
+
+
+def _collect(running: dict[Future[str | None], Path], ended: Ended, stopping: bool = False) -> None:
+    """Wait a little, and tell of the runs that ended meanwhile, but of none that was to stop."""
+    done, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
+    for future in done:
+        folder = running.pop(future)
+        try:
+            ended(folder, future.result())
+        except _StoppedError:
+            if not stopping:
+                ended(folder, "somebody interrupted its process; its state is saved")
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                f"the process of the run in {folder} died, perhaps for want of memory; finished"
+                " runs are kept, and the same command goes on"
+            ) from None
+
+
+class _StoppedError(Exception):
+    """A run was interrupted, and has saved its state."""
+
+
+def _start_worker() -> None:
+    """Prepare a worker process: it ends when its parent does, and obeys its parent's Ctrl-C."""
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # the terminal's Ctrl-C goes to the parent alone, which passes it on
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run_in_worker(recipe: Recipe, folder: Path) -> str | None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return run_one(recipe, folder)
+    except KeyboardInterrupt:
+        raise _StoppedError from None
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_ray(
+    runs: Sequence[tuple[Recipe, Path]], address: str | None, ended: Ended, tick: Tick
+) -> None:
+    """Train runs as tasks of a Ray cluster, whose machines see the same folders and have `spem`.
+
+    A task asks for its recipe's threads and, where the cluster has GPUs and the recipe does not
+    refuse them, for its devices. One whose process dies is started again and resumes its run.
+
+    Args:
+        runs: recipe and folder of each.
+        address: of the cluster; None: the one that the environment names, else one on this machine.
+        ended: told of each run that ended.
+        tick: told of those that go on.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: there is no cluster at this address.
+        KeyboardInterrupt: Ctrl-C; the runs that were going on have saved their states.
+    """
+    with needs_extra("cluster"):
+        import ray
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    try:
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        running = {}
+        for recipe, folder in runs:
+            gpus = recipe.devices if has_gpus and recipe.device in ("auto", "cuda") else 0
+            task = ray.remote(num_cpus=recipe.threads, num_gpus=gpus, max_retries=3)(run_one)
+            running[task.remote(recipe, folder.absolute())] = folder
+        with deferred_interrupt(True) as interrupted:
+            while running and not interrupted.is_set():
+                tick([folder for folder in running.values() if (folder / "recipe.yaml").exists()])
+                done, _ = ray.wait(list(running), timeout=_TICK)
+                for task in done:
+                    ended(running.pop(task), _outcome(ray, task))
+        for task in running:
+            ray.cancel(task)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=60)
+            raise KeyboardInterrupt
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _outcome(ray: object, task: object) -> str | None:
+    try:
+        return ray.get(task)  # pyright: ignore[reportAttributeAccessIssue]
+    except ray.exceptions.RayError as error:  # pyright: ignore[reportAttributeAccessIssue]
+        return f"Ray: {' '.join(str(error).split())[:300]}"
+
+
+def under_torchrun() -> bool:
+    """Return whether this is one of several processes that torchrun started."""
+    return torch.distributed.is_torchelastic_launched()
+
+
+def is_first_process() -> bool:
+    """Return whether this is the one of torchrun's processes that writes."""
+    return os.environ.get("RANK", "0") == "0"

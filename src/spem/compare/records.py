@@ -1,0 +1,183 @@
+"""What the folder of a comparison keeps: a JSON line for each run, appended, read back verified."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from spem._extras import needs_extra
+from spem.compare.planned import Cell, deciding, row_name
+from spem.train.checkpoint import atomically
+
+with needs_extra("train"):
+    import yaml
+
+Record = dict[str, Any]
+_KEYS = {"key", "gate", "model", "data", "overrides", "against", "seed", "recipe"}
+_KEYS |= {"summary", "history", "error"}
+_STUDY = {"title": (str, "text"), "question": (str, "text")}
+_STUDY |= {"planned": (int, "whole number"), "commands": (list, "list")}
+_COSTS = {"model", "data", "gate", "overrides", "train", "train_ratio", "inference"}
+_COSTS |= {"inference_ratio", "memory", "device", "threads", "kernels", "batch_size", "rounds"}
+_COSTS |= {"torch", "spem"}
+
+
+class Ledger:
+    """The file `records.jsonl` of a folder, and the records in it.
+
+    A record has the labels `gate`, `model`, `data` and `overrides` of its cell, the row `against`
+    which the cell is compared (None: it is a baseline), `seed`, the resolved `recipe` without where
+    it ran, `summary` (of the run's `summary.json`), `history` (columns of `metrics.csv`, one value
+    an epoch) and `error`: why a run came to no result, in which case the two before are None.
+
+    A line that a crash cut off, or that is no record, goes to `records.damaged`: nothing is lost,
+    and whoever has the cell's folder writes its record anew.
+
+    Args:
+        folder: of the comparison.
+
+    Attributes:
+        records: the last record of each key, in the order of their first lines.
+        damaged: the lines that are no records.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / "records.jsonl"
+        self.records: dict[str, Record] = {}
+        self.damaged: list[str] = []
+        text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        for line in text.splitlines():
+            record = _parse(line)
+            if record is None:
+                self.damaged.append(line)
+            else:
+                self.records[record["key"]] = record
+        self._cut_off = bool(text) and not text.endswith("\n")
+
+    def repair(self) -> None:
+        """Leave whole records alone in the file; the other lines are kept in `records.damaged`."""
+        if not (self.damaged or self._cut_off):
+            return
+        if self.damaged:
+            with self.path.with_name("records.damaged").open("a") as file:
+                file.writelines(f"{line}\n" for line in self.damaged)
+        with atomically(self.path) as temporary:
+            temporary.write_text("".join(map(_line, self.records.values())))
+        self._cut_off = False
+
+    def append(self, record: Record) -> None:
+        """Add a record, on the disk when this returns."""
+        with self.path.open("a") as file:
+            file.write(_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+        self.records[record["key"]] = record
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, separators=(",", ":")) + "\n"
+
+
+def _parse(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.keys() >= _KEYS else None
+
+
+def make_record(cell: Cell, folder: Path) -> Record:
+    """Return the record of a finished run.
+
+    Args:
+        cell: of the study.
+        folder: of the run.
+    """
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    history = {name: [_number(row[name]) for row in rows] for name in rows[0]}
+    summary = json.loads((folder / "summary.json").read_text())
+    return _labels(cell) | {"summary": summary, "history": history, "error": None}
+
+
+def make_failure(cell: Cell, error: str) -> Record:
+    """Return the record of a run that came to no result, with the sentence that says why."""
+    return _labels(cell) | {"summary": None, "history": None, "error": error}
+
+
+def relabel(record: Record, cell: Cell) -> Record | None:
+    """Return a record under the labels of a cell of the same key; None if it has them already."""
+    renamed = record | _labels(cell)
+    return None if renamed == record else renamed
+
+
+def _labels(cell: Cell) -> Record:
+    own = cell._asdict()
+    return {key: own[key] for key in ("key", "gate", "model", "data", "overrides", "against")} | {
+        "seed": cell.recipe.seed,
+        "recipe": deciding(cell.recipe),
+    }
+
+
+def _number(text: str) -> float | int | None:
+    if not text:
+        return None
+    value = float(text)
+    return int(value) if text.isdigit() else float(f"{value:.6g}")
+
+
+def row_of(record: Record) -> str:
+    """Return the name of a record's row in the tables: its gate, and its overrides if any."""
+    return row_name(record["gate"], record["overrides"])
+
+
+def groups(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
+    """Return records by (model, data) and by row, in their order."""
+    found: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for record in records:
+        rows = found.setdefault((record["model"], record["data"]), {})
+        rows.setdefault(row_of(record), []).append(record)
+    return found
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return what `study.yaml` says of a comparison: title, question, planned runs, commands.
+
+    Raises:
+        ValueError: the file is none that `spem compare` writes.
+    """
+    path = folder / "study.yaml"
+    try:
+        study = yaml.safe_load(path.read_text()) if path.exists() else {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(study, dict):
+        raise ValueError(f"{path} must map keys to values, it holds {study!r}")
+    for key, (kind, name) in _STUDY.items():
+        if not isinstance(study.get(key), kind | None):
+            raise ValueError(f"{key} of {path} is {study[key]!r}, must be a {name}")
+    return study
+
+
+def read_costs(folder: Path) -> list[dict[str, Any]]:
+    """Return what `costs.jsonl` holds: one object a row, see `costs.measure_costs`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / "costs.jsonl"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    costs = [cost for line in lines if (cost := _parse_cost(line)) is not None]
+    if len(costs) < len(lines):
+        raise ValueError(f"{path} is damaged: remove it, and the same spem compare measures again")
+    return costs
+
+
+def _parse_cost(line: str) -> dict[str, Any] | None:
+    try:
+        cost = json.loads(line)
+    except ValueError:
+        return None
+    return cost if isinstance(cost, dict) and cost.keys() >= _COSTS else None

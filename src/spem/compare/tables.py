@@ -1,0 +1,32 @@
+"""How the commands print what they found."""
+
+from collections.abc import Iterable, Sequence
+
+from spem._extras import needs_extra
+
+with needs_extra("train"):
+    from rich.console import Console
+    from rich.table import Table
+
+
+def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table.
+
+    Args:
+        header: one title a column.
+        rows: one value a column: texts, numbers, None, or `mean`, `std` and `n` of several runs.
+    """
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*map(_text, row))
+    Console().print(table)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return f"{value['mean']:.4g} ± {value['std']:.2g} (n = {value['n']})"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,149 @@
+"""Batches of a split that lies on the device as bytes, augmented and normalised there."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spem._extras import needs_extra
+
+EVALUATION_BATCH = 1000
+
+
+class Split(NamedTuple):
+    """Images, uint8 (N, C, H, W), and their labels, int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Batches:
+    """One split on one device, in batches that are augmented and normalised there.
+
+    A rank gets its contiguous share of every global batch. Shares differ by one image at most, so
+    in a last batch with fewer images than ranks some are empty: every rank does the same steps.
+
+    Args:
+        split: the images and labels.
+        batch_size: images a step, over all ranks; the last step may have fewer.
+        mean, std: one value a channel, of pixels in [0, 1]; None for 0.5.
+        crop: zero padding, in pixels, from which a training window of the images' size is cut at
+            random; 0 for none.
+        flip: mirror training images, each with probability 1/2.
+        device: where the split lies and the batches are made.
+        channels_last: memory format of the batches.
+        rank, world_size: this process and the number of processes.
+
+    Raises:
+        ValueError: a size is out of range, or `mean` or `std` do not fit the channels.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop: int = 0,
+        flip: bool = False,
+        device: str | torch.device = "cpu",
+        channels_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self._images, self._labels = split.images.to(device), split.labels.to(device)
+        self._mean, self._std = _statistics(mean, std, self._images)
+        self._batch_size = batch_size
+        height, width = split.images.shape[-2:]
+        self._augment = _augmentation(crop, flip, (height, width))
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._rank, self._world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._labels) / self._batch_size)
+
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images, float32 (N, C, H, W), and labels in the split's order, not augmented."""
+        for rows in self._shares(torch.arange(len(self._labels))):
+            yield self._standardise(_scale(self._images[rows])), self._labels[rows]
+
+    def shuffled(self, order: Tensor, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield augmented images, float32 (N, C, H, W), and labels.
+
+        A batch draws from torch's global generator of the CPU, when it is asked for.
+
+        Args:
+            order: the epoch's order of the split's rows, (N,).
+            start: the first step to take, counted from 0.
+        """
+        for rows in self._shares(order)[start:]:
+            pixels = self._augment(_scale(self._images[rows]))
+            yield self._standardise(pixels), self._labels[rows]
+
+    def _shares(self, order: Tensor) -> list[Tensor]:
+        """Return this rank's rows of each step."""
+        steps = order.to(self._labels.device).split(self._batch_size)
+        return [rows.tensor_split(self._world_size)[self._rank] for rows in steps]
+
+    def _standardise(self, pixels: Tensor) -> Tensor:
+        normal = pixels.sub_(self._mean).div_(self._std)
+        return normal.contiguous(memory_format=self._format)
+
+
+def normalise(
+    images: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Tensor:
+    """Return (pixels − mean) / std, where pixels are the images scaled to [0, 1].
+
+    Args:
+        images: uint8, (…, C, H, W).
+        mean: one value a channel; None for 0.5.
+        std: the same.
+
+    Returns:
+        float32, (…, C, H, W).
+
+    Raises:
+        ValueError: `mean` or `std` do not fit the channels.
+    """
+    mean_, std_ = _statistics(mean, std, images)
+    return _scale(images).sub_(mean_).div_(std_)
+
+
+def _scale(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, images: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return mean and std as (C, 1, 1) on the images' device."""
+    channels = images.shape[-3]
+    tensors = []
+    for name, values in (("mean", mean), ("std", std)):
+        values = [0.5] * channels if values is None else values
+        if len(values) != channels:
+            raise ValueError(f"{name} has {len(values)} values, the images {channels} channels")
+        tensors.append(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+    if not (tensors[1] > 0).all():
+        raise ValueError(f"std is {std}; every value must be positive")
+    return tensors[0].to(images.device), tensors[1].to(images.device)
+
+
+def _augmentation(crop: int, flip: bool, size: tuple[int, int]) -> nn.Sequential:
+    if crop < 0:
+        raise ValueError(f"crop is {crop}; it must be at least 0")
+    steps = nn.Sequential()
+    if crop or flip:
+        with needs_extra("train"):
+            from kornia.augmentation import RandomCrop, RandomHorizontalFlip
+        if crop:
+            steps.append(RandomCrop(size, padding=crop, cropping_mode="slice"))
+        if flip:
+            steps.append(RandomHorizontalFlip())
+    return steps

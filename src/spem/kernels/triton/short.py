@@ -1,0 +1,144 @@
+"""Reductions of short maps that do not start on a vector's boundary, like 7 × 7 in NCHW (Triton).
+
+Lanes that shared such a map would load one element at a time. So maps are loaded as one line, and
+dealt out through shared memory.
+"""
+
+# Arguments and results of kernels are the compiler's, not Python's.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportReturnType=false
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spem.kernels.triton.layout import Layout
+from spem.kernels.triton.moments import extremum
+
+_LONGEST = 64
+# Elements of a program: 64 for each of its 128 threads, all in registers.
+_BLOCK = 8192
+_VECTOR = 16  # bytes
+
+
+def is_short(layout: Layout, itemsize: int) -> bool:
+    """Tell whether maps are short, and lanes that shared one could load no vectors."""
+    row = layout.positions * itemsize
+    return not layout.channels_last and layout.positions <= _LONGEST and row % _VECTOR > 0
+
+
+def launch_short_pool(
+    x: Tensor, stack: Tensor, places: Tensor | None, layout: Layout, acc: Any
+) -> None:
+    """Write the moments of short maps; see `triton_pool.pool_stack` for the arguments."""
+    programs, constants = _plan(layout)
+    _short_pool_kernel[(programs,)](x, stack, places, layout.maps, ACC=acc, **constants)
+
+
+def launch_short_sums(
+    grad: Tensor, out: Tensor | None, x: Tensor, d: Tensor, into: Tensor, layout: Layout, acc: Any
+) -> None:
+    """Write d and the sums of short maps; see `triton_backward.sums` for the arguments."""
+    programs, constants = _plan(layout)
+    _short_sums_kernel[(programs,)](grad, out, x, d, into, layout.maps, ACC=acc, **constants)
+
+
+def _plan(layout: Layout) -> tuple[int, dict[str, int]]:
+    length = triton.next_power_of_2(layout.positions)
+    block = min(_BLOCK // length, triton.next_power_of_2(layout.maps))
+    constants = {"POSITIONS": layout.positions, "BLOCK_M": block, "BLOCK_L": length}
+    return triton.cdiv(layout.maps, block), constants
+
+
+@triton.jit
+def _line(maps, POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Return where this program's maps stand in memory: first map, base, offsets and mask."""
+    first = tl.program_id(0) * BLOCK_M
+    i = tl.arange(0, BLOCK_M * BLOCK_L)
+    left = tl.cast(maps - first, tl.int64) * POSITIONS
+    return first, tl.cast(first, tl.int64) * POSITIONS, i, (i < BLOCK_M * POSITIONS) & (i < left)
+
+
+@triton.jit
+def _deal(line, POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Deal a line of maps out, (BLOCK_L, BLOCK_M), so that neighbouring lanes hold maps.
+
+    Positions beyond a map repeat its last one.
+    """
+    i = tl.arange(0, BLOCK_M * BLOCK_L)
+    value = tl.gather(line, i % BLOCK_M * POSITIONS + tl.minimum(i // BLOCK_M, POSITIONS - 1), 0)
+    return tl.reshape(value, (BLOCK_L, BLOCK_M))
+
+
+@triton.jit
+def _short_pool_kernel(
+    x,
+    values,
+    places,
+    maps,
+    POSITIONS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Each lane follows a map of its own.
+
+    values: (7 or 2, maps): mean, variance, max, min, two for `places`, the values at position 0.
+    places: (2, maps), or None: no extrema.
+    """
+    first, base, i, mask = _line(maps, POSITIONS, BLOCK_M, BLOCK_L)
+    value = _deal(tl.load(x + base + i, mask, other=0), POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
+    place = tl.arange(0, BLOCK_L)[:, None]
+    exists = place < POSITIONS
+    mean = tl.sum(tl.where(exists, value, 0), axis=0) / POSITIONS
+    distance = tl.where(exists, value - mean[None, :], 0)
+    # What rounding left: under a large mean, it would show in the variance.
+    error = tl.sum(distance, axis=0) / POSITIONS
+    distance = tl.where(exists, distance - error[None, :], 0)
+    spread = tl.sum(distance * distance, axis=0)
+
+    m = first + tl.arange(0, BLOCK_M)
+    stored = m < maps
+    wide = tl.cast(maps, tl.int64)
+    tl.store(values + m, mean + error, stored)
+    tl.store(values + wide + m, spread / POSITIONS, stored)
+    if places is not None:
+        high, high_at = extremum(value, place, True, 0)
+        low, low_at = extremum(value, place, False, 0)
+        tl.store(values + 2 * wide + m, high, stored)
+        tl.store(values + 3 * wide + m, low, stored)
+        tl.store(places + m, high_at, stored)
+        tl.store(places + wide + m, low_at, stored)
+        start = tl.sum(tl.where(place == 0, value, 0), axis=0)
+        tl.store(values + 6 * wide + m, start, stored)
+
+
+@triton.jit
+def _short_sums_kernel(
+    grad,
+    out,
+    x,
+    d,
+    into,
+    maps,
+    POSITIONS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Write d and into (2, maps): Σ d·x and Σ d."""
+    first, base, i, mask = _line(maps, POSITIONS, BLOCK_M, BLOCK_L)
+    gradient = tl.load(grad + base + i, mask, other=0)
+    value = tl.load(x + base + i, mask, other=0)
+    if out is not None:
+        result = tl.load(out + base + i, mask, other=0)
+        gradient = tl.where(result <= 0, 0, gradient)
+        tl.store(d + base + i, gradient, mask)
+    gradient = _deal(gradient, POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
+    value = _deal(value, POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
+    exists = tl.arange(0, BLOCK_L)[:, None] < POSITIONS
+    m = first + tl.arange(0, BLOCK_M)
+    tl.store(into + m, tl.sum(tl.where(exists, gradient * value, 0), axis=0), m < maps)
+    total = tl.cast(maps, tl.int64)
+    tl.store(into + total + m, tl.sum(tl.where(exists, gradient, 0), axis=0), m < maps)

@@ -1,0 +1,31 @@
+"""The figures of a comparison, as SVG for its page and for files."""
+
+from collections.abc import Callable
+
+from spem.report.figures.looks import drawing_style
+from spem.report.figures.mixing import draw_depth, draw_epochs
+from spem.report.figures.results import draw_cost, draw_curves, draw_seeds
+from spem.report.figures.svg import PALETTE, Drawing, Picture, make_picture
+from spem.report.tables import Group
+
+__all__ = ["PALETTE", "Picture", "figures"]
+
+_DRAWN: tuple[Callable[[Group], Drawing | None], ...]
+_DRAWN = (draw_cost, draw_curves, draw_depth, draw_epochs, draw_seeds)
+
+
+def figures(group: Group) -> list[Picture]:
+    """Draw what a group has results for; the same records give the same bytes.
+
+    Args:
+        group: the networks of one model and one data set.
+
+    Returns:
+        Accuracy against cost, learning curves, seeds; and, where a gate learns λ, its mixing ratios
+        over depth and over epochs. Nothing without finished runs.
+    """
+    if not group.rows:
+        return []
+    with drawing_style():
+        drawn = [each for draw in _DRAWN if (each := draw(group)) is not None]
+        return [make_picture((group.model, group.data), each) for each in drawn]

@@ -1,0 +1,158 @@
+"""What the figures of a comparison share: style, colours, labels, legends and frames."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from textwrap import wrap
+from typing import Any
+
+from spem._extras import needs_extra
+from spem.compare.records import Record
+from spem.report.figures.svg import PALETTE
+from spem.report.significance import Summary
+from spem.report.tables import Group
+
+with needs_extra("report"):
+    import numpy as np
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+SERIES = [light for name, (light, _) in PALETTE.items() if name.startswith("series")]
+OTHERS, GRID, INK = (PALETTE[name][0] for name in ("others", "grid", "ink"))
+# Inches: 360 units, so that text of 9 units is as many pixels high on a phone.
+_WIDTH = 5.0
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "text.color": INK,
+    "text.parse_math": False,  # a label with two dollar signs is a label
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@contextmanager
+def drawing_style() -> Iterator[None]:
+    """Let figures that are made and saved inside have the style of a report."""
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # Text stays text: the reader's fonts show the letters that matplotlib's lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
+def empty_figure(height: float) -> Figure:
+    """Return a figure of the common width and a height in inches."""
+    return Figure(figsize=(_WIDTH, height), layout="constrained")
+
+
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes."""
+    figure = empty_figure(height)
+    return figure, figure.subplots()
+
+
+def baselines(group: Group) -> list[str]:
+    """Return the rows that others are compared with."""
+    named = {record["against"] for records in group.rows.values() for record in records}
+    return [row for row in group.rows if row in named]
+
+
+def colours(group: Group) -> dict[str, str]:
+    """Return the colour of each row: of many, the baselines and the best; the others are grey."""
+    first = baselines(group)
+    ranked = sorted(group.rows, key=lambda row: (row not in first, -group.accuracy[row].mean))
+    picked = set(ranked[: len(SERIES)])
+    own = iter(SERIES)
+    return {row: next(own) if row in picked else OTHERS for row in group.rows}
+
+
+def say_grey(by_row: Mapping[str, str]) -> str:
+    """Return the sentence for rows without a colour of their own; "" if there is none."""
+    grey = list(by_row.values()).count(OTHERS)
+    return f" Grey: the other {grey} rows, without bands." if grey else ""
+
+
+def columns(records: Sequence[Record], key: str) -> np.ndarray:
+    """Return a column of the histories of several seeds, (seeds, epochs) in float64."""
+    found = [record["history"][key] for record in records]
+    shortest = min(map(len, found))
+    return np.array([values[:shortest] for values in found], dtype=float)
+
+
+def label(row: str) -> str:
+    """Return the name of a row in lines of a length that leaves room for a drawing."""
+    return "\n".join(wrap(row, 24, max_lines=3, placeholder=" …")) or row
+
+
+def reach(summary: Summary) -> list[list[float]] | None:
+    """Return the two arms of the interval of a mean; None without one."""
+    if summary.low is None or summary.high is None:
+        return None
+    return [[summary.mean - summary.low], [summary.high - summary.mean]]
+
+
+def frame(group: Group, set_limits: Callable[[float, float], Any]) -> str:
+    """Frame the accuracies of all seeds; return the sentence for intervals that are wider.
+
+    Two seeds can have an interval of half the axis, which would hide everything else.
+    """
+    seeds = [
+        100 * record["summary"]["final_test_top1"]
+        for records in group.rows.values()
+        for record in records
+    ]
+    ends = [end for each in group.accuracy.values() for end in (each.low, each.high) if end]
+    spread = max(max(seeds) - min(seeds), 0.2)
+    low, high = min([*seeds, *ends]), max([*seeds, *ends])
+    lowest, highest = max(low, min(seeds) - spread), min(high, max(seeds) + spread)
+    set_limits(lowest - spread / 20, highest + spread / 20)
+    wider = low < lowest or high > highest
+    return " An interval without an end goes on beyond the frame." if wider else ""
+
+
+def add_band(axes: Axes, places: Sequence[int] | np.ndarray, seeds: np.ndarray, hue: str) -> None:
+    """Fill from the lowest seed to the highest; grey rows and single seeds have no band.
+
+    Args:
+        axes: to draw in.
+        places: along the axis.
+        seeds: values, (seeds, places).
+        hue: colour.
+    """
+    if len(seeds) > 1 and hue != OTHERS:
+        axes.fill_between(places, seeds.min(0), seeds.max(0), color=hue, alpha=0.12, linewidth=0)
+
+
+def count_epochs(axes: Axes) -> None:
+    """Mark whole epochs alone."""
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def add_legend(figure: Figure, handles: Mapping[str, Any], by_row: Mapping[str, str]) -> None:
+    """Name what is coloured below the axes.
+
+    Args:
+        figure: what the legend is for.
+        handles: drawn things by name.
+        by_row: their colours.
+    """
+    shown = {name: handle for name, handle in handles.items() if by_row.get(name) != OTHERS}
+    names = [label(name) for name in shown]
+    if len(shown) < len(handles):
+        names.append(f"{len(handles) - len(shown)} others")
+        shown[""] = Line2D([], [], color=OTHERS)
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    count = min(len(names), max(1, 56 // (longest + 6)))
+    figure.legend(list(shown.values()), names, loc="outside lower center", ncols=count)

@@ -1,0 +1,136 @@
+"""Mixing ratios λ, the share of the maximum, that gates have learned."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from spem._extras import needs_extra
+from spem.report.figures import looks
+from spem.report.figures.looks import OTHERS, SERIES
+from spem.report.figures.svg import Drawing
+from spem.report.tables import Group
+
+with needs_extra("report"):
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import MaxNLocator
+
+_PREFIX = "mixing."
+_LABEL = "λ, share of the maximum"
+_LIMITS = (-0.04, 1.04)
+_PANELS = 6
+_STAGES = 6
+
+
+def _learned(group: Group) -> dict[str, dict[str, np.ndarray]]:
+    """Return λ by row and gate, (seeds, epochs) each; rows that learn none are left out."""
+    found = {}
+    for row, records in group.rows.items():
+        names = [name for name in records[0]["history"] if name.startswith(_PREFIX)]
+        if names:
+            found[row] = {n.removeprefix(_PREFIX): looks.columns(records, n) for n in names}
+    return found
+
+
+def stages(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return the places of the gates of each stage of a network.
+
+    Args:
+        names: of the gates, in order of depth.
+
+    Returns:
+        By the first parts of the names if they tell a few stages apart, else equal parts.
+    """
+    for length in (1, 2):
+        found: dict[str, list[int]] = {}
+        for place, name in enumerate(names):
+            found.setdefault(".".join(name.split(".")[:length]), []).append(place)
+        if 1 < len(found) <= _STAGES:
+            return found
+    parts = np.array_split(np.arange(len(names)), min(4, len(names)))
+    return {_part(part[0] + 1, part[-1] + 1): part.tolist() for part in parts}
+
+
+def _part(first: int, last: int) -> str:
+    return f"gate {first}" if first == last else f"gates {first}–{last}"
+
+
+def _all_names(learned: dict[str, dict[str, np.ndarray]]) -> list[str]:
+    names = list(max(learned.values(), key=len))
+    return names + [n for n in dict.fromkeys(chain(*learned.values())) if n not in names]
+
+
+def draw_depth(group: Group) -> Drawing | None:
+    """Draw the final λ of each gate over depth; None where no gate learns one."""
+    learned = _learned(group)
+    if not learned:
+        return None
+    names = _all_names(learned)
+    figure, axes = looks.new_figure(3.6)
+    colours, handles = looks.colours(group), {}
+    for row, gates in learned.items():
+        final = np.array([values[:, -1] for values in gates.values()]).T
+        depth, grey = [names.index(name) + 1 for name in gates], colours[row] == OTHERS
+        style = {"color": colours[row], "linewidth": 0.6 if grey else 1}
+        (handles[row],) = axes.plot(depth, final.mean(0), ".-", zorder=2 if grey else 3, **style)
+        looks.add_band(axes, depth, final, colours[row])
+    _mark_stages(axes, names)
+    looks.add_legend(figure, handles, colours)
+    caption = (
+        "After the last epoch: mean over the seeds; bands from the lowest seed to the highest."
+    )
+    own = {row: colours[row] for row in learned}
+    title = "Learned mixing ratios over depth"
+    return Drawing("depth", title, caption + looks.say_grey(own), figure)
+
+
+def _mark_stages(axes: Axes, names: Sequence[str]) -> None:
+    for stage, places in stages(names).items():
+        if places[0]:
+            axes.axvline(places[0] + 0.5, color=OTHERS, linewidth=0.8, linestyle=":")
+        middle = (places[0] + places[-1]) / 2 + 1
+        axes.annotate(stage, (middle, 1.06), ha="center", fontsize=8, annotation_clip=False)
+    axes.set(xlabel="gate, in order of depth", ylabel=_LABEL, ylim=_LIMITS)
+    axes.set_xlim(0.5, len(names) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+
+
+def draw_epochs(group: Group) -> Drawing | None:
+    """Draw λ over the epochs, the gates of a stage in one colour; None where no gate learns one."""
+    learned, colours = _learned(group), looks.colours(group)
+    if not learned:
+        return None
+    shown = sorted(learned, key=lambda row: colours[row] == OTHERS)[:_PANELS]
+    wide, lines = 1 + (len(shown) > 1), -(-len(shown) // 2)
+    figure = looks.empty_figure(3.6 if wide == 1 else 0.8 + 1.8 * lines)
+    panels = list(figure.subplots(lines, wide, sharey=True, squeeze=False).flat)
+    handles = {}
+    for axes, row in zip(panels, shown, strict=False):
+        handles |= _plot_epochs(axes, learned[row], _all_names(learned))
+        axes.set_title(looks.label(row), fontsize=9)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    for axes in panels[max(0, len(shown) - wide) : len(shown)]:
+        axes.set_xlabel("epochs trained")
+    for axes in panels[::wide]:
+        axes.set_ylabel(_LABEL)
+    looks.add_legend(figure, handles, {})
+    caption = "Thin: one gate, mean over the seeds. Thick: mean of the gates of a stage."
+    if len(shown) < len(learned):
+        caption += f" Drawn are {len(shown)} of the {len(learned)} rows that learn λ."
+    return Drawing("epochs", "Learned mixing ratios over the epochs", caption, figure)
+
+
+def _plot_epochs(axes: Axes, gates: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    handles = {}
+    for colour, (stage, places) in zip(SERIES, stages(names).items(), strict=False):
+        own = [gates[names[place]].mean(0) for place in places if names[place] in gates]
+        if own:
+            epochs = 1 + np.arange(len(own[0]))
+            marker = "." if len(epochs) == 1 else ""
+            axes.plot(epochs, np.transpose(own), color=colour, linewidth=0.6, alpha=0.6)
+            style = {"color": colour, "marker": marker, "linewidth": 2}
+            (handles[stage],) = axes.plot(epochs, np.mean(own, 0), **style)
+    axes.set_ylim(*_LIMITS)
+    looks.count_epochs(axes)
+    return handles

@@ -1,0 +1,135 @@
+"""Accuracy: against cost, over the epochs, and of each seed."""
+
+from collections.abc import Sequence
+
+from spem._extras import needs_extra
+from spem.report.figures import looks
+from spem.report.figures.looks import OTHERS, SERIES
+from spem.report.figures.svg import Drawing
+from spem.report.tables import Group
+
+with needs_extra("report"):
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+_MARKERS = "osD^vPX*"
+_ZOOM_FROM = 12  # epochs, of which the last quarter is drawn again
+_DOTS_UP_TO = 20  # epochs
+
+
+def draw_cost(group: Group) -> Drawing:
+    """Draw accuracy against measured training time, or against what else the cost is."""
+    title, label, costs = _costs(group)
+    figure, axes = looks.new_figure(3.6)
+    colours, handles = looks.colours(group), {}
+    for index, (row, (middle, low, high)) in enumerate(costs.items()):
+        summary, grey = group.accuracy[row], colours[row] == OTHERS
+        handles[row] = axes.errorbar(
+            middle,
+            summary.mean,
+            xerr=[[middle - low], [high - middle]],
+            yerr=looks.reach(summary),
+            fmt="." if grey else _MARKERS[index % len(_MARKERS)],
+            color=colours[row],
+            elinewidth=0.6 if grey else 1,
+            capsize=0 if grey else 2,
+            zorder=2 if grey else 3,
+        )
+    cut = looks.frame(group, axes.set_ylim)
+    axes.set(xlabel=label, ylabel="final test top-1, %")
+    axes.locator_params("x", nbins=6)
+    axes.ticklabel_format(useOffset=False)
+    looks.add_legend(figure, handles, colours)
+    caption = f"{title}. Upright bars: 95 % interval of the mean over the seeds.{cut}"
+    if missing := [row for row in group.rows if row not in costs]:
+        caption += f" Not measured, so not drawn: {', '.join(missing)}."
+    return Drawing("cost", "Accuracy against cost", caption, figure)
+
+
+def _costs(group: Group) -> tuple[str, str, dict[str, tuple[float, float, float]]]:
+    """Return what the cost is, the label of its axis, and by row the cost with its quartiles."""
+    if measured := {
+        row: group.costs[row]["train_ratio"] for row in group.rows if row in group.costs
+    }:
+        found = {row: (r["median"], r["low"], r["high"]) for row, r in measured.items()}
+        first = next(iter(group.costs))
+        title = "Measured time of a training step; bars along the axis: quartiles of the rounds"
+        return title, f"training time, as a multiple of {first}", found
+    first = {row: records[0]["summary"] for row, records in group.rows.items()}
+    names = {"macs": "multiply-adds of an image", "parameters": "parameters"}
+    key = max(names, key=lambda key: _ratio([summary[key] for summary in first.values()]))
+    found = {row: (summary[key] / 1e6,) * 3 for row, summary in first.items()}
+    title = f"No times were measured; drawn are {names[key]}, which differ most"
+    return title, f"{names[key]}, millions", found
+
+
+def _ratio(values: Sequence[int]) -> float:
+    return max(values) / min(values)
+
+
+def draw_curves(group: Group) -> Drawing:
+    """Draw test accuracy over the epochs, and the last of many once more."""
+    colours = looks.colours(group)
+    longest = max(len(records[0]["history"]["epoch"]) for records in group.rows.values())
+    zoomed = longest >= _ZOOM_FROM
+    figure = looks.empty_figure(5.6 if zoomed else 3.6)
+    panels = list(figure.subplots(1 + zoomed, 1, squeeze=False).flat)
+    handles = _plot_curves(panels[0], group, colours, 0)
+    if zoomed:
+        _plot_curves(panels[1], group, colours, longest - longest // 4)
+    panels[-1].set_xlabel("epochs trained")
+    looks.add_legend(figure, handles, colours)
+    caption = "Mean over the seeds; bands from the lowest seed to the highest."
+    caption += " Below: the last quarter." if zoomed else ""
+    return Drawing("curves", "Learning curves", caption + looks.say_grey(colours), figure)
+
+
+def _plot_curves(
+    axes: Axes, group: Group, colours: dict[str, str], first: int
+) -> dict[str, Line2D]:
+    handles = {}
+    for row, records in group.rows.items():
+        curves = 100 * looks.columns(records, "test_top1")[:, first:]
+        epochs, grey = first + 1 + np.arange(curves.shape[1]), colours[row] == OTHERS
+        (handles[row],) = axes.plot(
+            epochs,
+            curves.mean(0),
+            "-" if grey or SERIES.index(colours[row]) < len(SERIES) // 2 else "--",
+            marker="." if len(records[0]["history"]["epoch"]) <= _DOTS_UP_TO else "",
+            markersize=4,
+            color=colours[row],
+            linewidth=0.6 if grey else 1.2,
+            zorder=2 if grey else 3,
+        )
+        looks.add_band(axes, epochs, curves, colours[row])
+    axes.set_ylabel("test top-1, %")
+    looks.count_epochs(axes)
+    return handles
+
+
+def draw_seeds(group: Group) -> Drawing:
+    """Draw the final accuracy of each seed, one strip a row, with mean and interval."""
+    labels, colours = [looks.label(row) for row in group.rows], looks.colours(group)
+    heights = np.array([max(2, label.count("\n") + 1) for label in labels])
+    places = np.cumsum(heights) - heights / 2
+    figure, axes = looks.new_figure(0.8 + 0.14 * heights.sum())
+    for place, (row, records) in zip(places, group.rows.items(), strict=True):
+        seeds = [100 * record["summary"]["final_test_top1"] for record in records]
+        mean, arms, colour = (
+            group.accuracy[row].mean,
+            looks.reach(group.accuracy[row]),
+            colours[row],
+        )
+        axes.plot(seeds, [place - 0.4] * len(seeds), "o", ms=4.5, mew=0, alpha=0.6, color=colour)
+        axes.errorbar(mean, place + 0.4, xerr=arms, fmt="d", ms=4, capsize=2, color=colour)
+    for row in looks.baselines(group):
+        axes.axvline(group.accuracy[row].mean, color=OTHERS, linewidth=0.8, linestyle=":")
+    cut = looks.frame(group, axes.set_xlim)
+    axes.set(xlabel="final test top-1, %", ylim=(heights.sum() + 0.4, -0.4))
+    axes.set_yticks(places, labels)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    caption = "Dots: one seed each. Diamonds: their mean, with its 95 % interval."
+    caption += " Dotted: means of what is compared with."
+    return Drawing("seeds", "Seeds", caption + cut, figure)

@@ -1,0 +1,128 @@
+"""From a drawing to SVG: an element in the colours of its page, and a file."""
+
+import re
+from collections.abc import Sequence
+from io import StringIO
+from typing import NamedTuple
+from xml.etree import ElementTree
+from zlib import crc32
+
+from spem._extras import needs_extra
+
+with needs_extra("report"):
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+# Name of a colour on the page, and its values on a light and on a dark background.
+PALETTE = {
+    "series-1": ("#1f6fb4", "#6cb2f2"),
+    "series-2": ("#c8500a", "#ff9a55"),
+    "series-3": ("#1b7f4d", "#5fcf95"),
+    "series-4": ("#8a4fbf", "#c79bf5"),
+    "series-5": ("#9a6b00", "#e3b94a"),
+    "series-6": ("#c2347f", "#f58cc0"),
+    "series-7": ("#0f7f8c", "#56cbd8"),
+    "series-8": ("#6b5b3e", "#c9b48a"),
+    "others": ("#868d96", "#858c95"),
+    "grid": ("#dfe3e8", "#363c44"),
+    "ink": ("#23272e", "#e4e7eb"),
+}
+_SVG = "http://www.w3.org/2000/svg"
+_LINK = "http://www.w3.org/1999/xlink"
+_REFERENCE = re.compile(r'(?:url\(|href=")#([^")]+)')
+_LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")  # a hundredth of a unit is not seen
+ElementTree.register_namespace("", _SVG)
+ElementTree.register_namespace("xlink", _LINK)
+
+
+class Drawing(NamedTuple):
+    """A figure that is drawn, and what is said of it."""
+
+    kind: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+class Picture(NamedTuple):
+    """One figure.
+
+    Attributes:
+        name: of its file, without the ending.
+        title: a few words.
+        caption: what is drawn, in sentences.
+        page_svg: an element for an HTML page that defines the colours of `PALETTE`.
+        file_svg: a whole file with a white background.
+    """
+
+    name: str
+    title: str
+    caption: str
+    page_svg: str
+    file_svg: str
+
+
+def make_picture(labels: Sequence[str], drawing: Drawing) -> Picture:
+    """Return a drawing as SVG; the same drawing gives the same bytes.
+
+    Args:
+        labels: model and data, of which the name is made.
+        drawing: the figure.
+    """
+    name = _file_name([*labels, drawing.kind])
+    text = StringIO()
+    # The salt keeps the names inside one figure from those in another on the same page.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        drawing.figure.savefig(text, format="svg", transparent=True, metadata=empty)
+    root = _cleaned(text.getvalue())
+    root.set("role", "img")
+    root.set("aria-label", f"{drawing.title}: {', '.join(labels)}")
+    file_svg = _for_file(root)
+    return Picture(name, drawing.title, drawing.caption, _for_page(root), file_svg)
+
+
+def _file_name(labels: Sequence[str]) -> str:
+    """Return the labels as a file name; those that lose letters are told apart by a checksum."""
+    name = "-".join(re.sub(r"\W+", "-", label, flags=re.ASCII).strip("-") for label in labels)
+    if all(re.fullmatch(r"\w+", label, re.ASCII) for label in labels):
+        return name
+    return f"{name}-{crc32(repr(labels).encode()):08x}"
+
+
+def _cleaned(text: str) -> ElementTree.Element:
+    """Return the root, short: no metadata, no rules for a whole page, no idle names."""
+    root = ElementTree.fromstring(text)
+    used = set(_REFERENCE.findall(text))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+                parent.remove(child)
+        if parent.get("id") not in used:
+            parent.attrib.pop("id", None)
+        if path := parent.get("d"):
+            parent.set("d", _LONG_NUMBER.sub(lambda number: f"{float(number[0]):.2f}", path))
+    root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
+    return root
+
+
+def _for_file(root: ElementTree.Element) -> str:
+    background = ElementTree.Element(
+        f"{{{_SVG}}}rect", {"width": "100%", "height": "100%", "fill": "white"}
+    )
+    root.insert(0, background)
+    text = ElementTree.tostring(root, encoding="unicode")
+    root.remove(background)
+    return text + "\n"
+
+
+def _for_page(root: ElementTree.Element) -> str:
+    """Return the element with the page's colours, fonts and width; the root is changed."""
+    variables = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
+    for element in root.iter():
+        style = element.get("style")
+        if style:
+            element.set("style", re.sub("#[0-9a-f]{6}", lambda m: variables.get(m[0], m[0]), style))
+    for key in ("width", "height", "version"):
+        root.attrib.pop(key, None)
+    return ElementTree.tostring(root, encoding="unicode")

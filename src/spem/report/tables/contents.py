@@ -1,0 +1,242 @@
+"""What the folder of a comparison holds, read for a report."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spem._extras import needs_extra
+from spem.compare.records import Ledger, Record, groups, read_costs, read_study, row_of
+from spem.report.published import PUBLISHED, Published, fits
+from spem.report.significance import RULE, WILCOXON_FROM, summary
+from spem.report.tables.group import Group, TextCell, TextTable, make_group, percents, spread
+
+with needs_extra("train"):
+    import yaml
+
+_READING = (
+    "Accuracies are of the test images after the last epoch, in percent; differences are in points,"
+    " paired by seed. ± is the sample standard deviation over the seeds, [ ] the 95 % interval by"
+    " Student's t. The p of Wilcoxon's signed-rank test is given from"
+    f" {WILCOXON_FROM} seeds on and is not corrected. The best test epoch is how the paper reports:"
+    " it is chosen on the test images, so it is no estimate of the accuracy on new ones."
+)
+_BESIDE = [
+    "The kinds differ: a published best test epoch stands beside our best test epoch, a final epoch"
+    " or a mean of several runs beside our final epoch, each a mean over our seeds. Recipes and"
+    " epochs may differ, too, so a distance between the columns is not the effect of anything.",
+]
+_PUBLISHED = [
+    "model",
+    "data",
+    "gate",
+    "published top-1, %",
+    "what it is",
+    "our row",
+    "ours, final epoch, %",
+    "ours, best test epoch, %",
+    "our n",
+    "our epochs",
+    "source",
+]
+_SUMMARY = {"final_test_top1", "best_test_top1", "test_top1_at_best_validation"}
+_SUMMARY |= {"parameters", "macs", "device", "kernels", "versions"}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a report shows.
+
+    Attributes:
+        title: of the comparison.
+        question: that it was to answer.
+        state: how many of the planned runs are finished.
+        notes: what is missing, and how to read the tables.
+        groups: in the order of the records.
+        published: published accuracies beside those of the records; None where there are none.
+        commands: that made the runs.
+        versions, devices: one line each, with the number of runs.
+        recipe: what all runs share, as YAML.
+        differing: what differs, one line a row.
+    """
+
+    title: str
+    question: str | None
+    state: str
+    notes: list[str]
+    groups: list[Group]
+    published: TextTable | None
+    commands: list[str]
+    versions: list[str]
+    devices: list[str]
+    recipe: str
+    differing: list[str]
+
+
+def read_contents(folder: Path) -> Contents:
+    """Read the folder of a comparison.
+
+    Args:
+        folder: with `records.jsonl` and, as far as they are there, `study.yaml` and `costs.jsonl`.
+
+    Raises:
+        FileNotFoundError: it holds no records.
+        ValueError: no run came to a result, or a file is none that `spem compare` writes.
+    """
+    ledger = Ledger(folder)
+    records = list(ledger.records.values())
+    finished = _finished(ledger)
+    study, costs = read_study(folder), read_costs(folder)
+    found = [
+        make_group(*place, rows, {row_of(c): c for c in costs if (c["model"], c["data"]) == place})
+        for place, rows in groups(records).items()
+    ]
+    recipe, differing = _recipes(records)
+    return Contents(
+        title=study.get("title") or "Comparison of " + _names(r["model"] for r in records),
+        question=study.get("question"),
+        state=_state(len(finished), study.get("planned"), len(records) - len(finished)),
+        notes=[*_losses(ledger), _READING, RULE],
+        groups=found,
+        published=_beside(found),
+        commands=list(map(str, study.get("commands") or [])),
+        versions=_counted(_versions(record["summary"]) for record in finished),
+        devices=[*_counted(map(_device, finished)), *dict.fromkeys(map(_measured, costs))],
+        recipe=recipe,
+        differing=differing,
+    )
+
+
+def _finished(ledger: Ledger) -> list[Record]:
+    """Return the records of finished runs, checked; an error says why there is none."""
+    folder, records = ledger.path.parent, list(ledger.records.values())
+    if not ledger.path.exists():
+        if (folder / "study.yaml").exists():
+            raise ValueError(f"no run of {folder} is finished yet: the same spem compare goes on")
+        raise FileNotFoundError(f"{folder} holds no comparison: records.jsonl is missing")
+    finished = [record for record in records if record["summary"]]
+    if not finished:
+        failed = f"; the first one failed: {records[0]['error']}" if records else ""
+        raise ValueError(f"no run of {folder} has come to a result{failed}")
+    for record in finished:
+        if missing := _SUMMARY - record["summary"].keys():
+            lacks = ", ".join(sorted(missing))
+            raise ValueError(
+                f"the record {record['key']} of {ledger.path} lacks {lacks} in its summary"
+            )
+    return finished
+
+
+def _names(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _state(finished: int, planned: int | None, failed: int) -> str:
+    all_ = planned if planned is not None and planned >= finished + failed else finished + failed
+    verb = "is" if finished == 1 else "are"
+    runs = "run" if all_ == 1 else "runs"
+    return f"{finished} of {all_} {runs} {verb} finished" + f", {failed} failed" * bool(failed)
+
+
+def _losses(ledger: Ledger) -> list[str]:
+    found = []
+    if n := len(ledger.damaged):
+        lines = "1 line of records.jsonl is" if n == 1 else f"{n} lines of records.jsonl are"
+        found.append(
+            f"{lines} damaged and left out; spem compare writes the records of finished runs anew."
+        )
+    for record in ledger.records.values():
+        if not record["summary"]:
+            where = f"{row_of(record)}, {record['model']}, {record['data']}, seed {record['seed']}"
+            found.append(f"Failed: {where}: {record['error']}")
+    return found
+
+
+def _versions(summary_: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in summary_["versions"].items())
+
+
+def _device(record: Record) -> str:
+    found = record["summary"]
+    used = _threads(n) if (n := found.get("threads")) else None  # older summaries say none
+    return ", ".join(filter(None, (found["device"], used, f"{found['kernels']} kernels")))
+
+
+def _threads(n: int) -> str:
+    return f"{n} thread{'s' * (n > 1)}"
+
+
+def _measured(cost: dict[str, Any]) -> str:
+    return (
+        f"speed and memory: {cost['device']}, {_threads(cost['threads'])},"
+        f" {cost['kernels']} kernels, batches of {cost['batch_size']}, {cost['rounds']} rounds,"
+        f" torch {cost['torch']}, spem {cost['spem']}"
+    )
+
+
+def _counted(lines: Iterable[str]) -> list[str]:
+    return [f"{line} ({n} run{'s' * (n > 1)})" for line, n in Counter(lines).items()]
+
+
+def _recipes(records: Sequence[Record]) -> tuple[str, list[str]]:
+    """Return as YAML what the recipes share, and one line a row of what they do not."""
+    recipes = [record["recipe"] for record in records]
+    keys = [key for key in recipes[0] if key != "seed"]
+    same = [key for key in keys if all(recipe.get(key) == recipes[0][key] for recipe in recipes)]
+    lines = {}
+    for record in records:
+        own = {key: value for key, value in record["recipe"].items() if key not in (*same, "seed")}
+        place = f"{row_of(record)}, {record['model']}, {record['data']}"
+        lines.setdefault((place, _flow(own)), []).append(record["seed"])
+    differing = [
+        f"{place}: {', '.join(filter(None, (own, 'seeds ' + ', '.join(map(str, seeds)))))}"
+        for (place, own), seeds in lines.items()
+    ]
+    return yaml.safe_dump({key: recipes[0][key] for key in same}, sort_keys=False), differing
+
+
+def _flow(values: dict[str, Any]) -> str:
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=True, width=10**6)
+    return text.strip().removeprefix("{").removesuffix("}")
+
+
+def _beside(found: Sequence[Group]) -> TextTable | None:
+    rows = [
+        cells
+        for group in found
+        for entry in PUBLISHED
+        if any(_place(records) == (entry.model, entry.data) for records in group.rows.values())
+        for cells in _published_rows(entry, group)
+    ]
+    return TextTable(_PUBLISHED, rows, _BESIDE) if rows else None
+
+
+def _place(records: Sequence[Record]) -> tuple[str, str]:
+    return records[0]["recipe"]["model"], records[0]["recipe"]["data"]
+
+
+def _published_rows(entry: Published, group: Group) -> list[list[TextCell]]:
+    gate = " ".join([entry.gate or "none", *(f"{k}={v}" for k, v in entry.options.items())])
+    said = [TextCell(text, text) for text in (entry.model, entry.data, gate)]
+    said += [TextCell(entry.top1, float(entry.top1)), TextCell(entry.kind, entry.kind)]
+    source = TextCell(entry.source, entry.source)
+    own = {row: r for row, r in group.rows.items() if fits(entry, r[0]["recipe"])}
+    if not own:
+        return [[*said, TextCell("not run"), *[TextCell("-")] * 4, source]]
+    return [
+        [*said, TextCell(row, row), *_our_cells(records), source] for row, records in own.items()
+    ]
+
+
+def _our_cells(records: Sequence[Record]) -> list[TextCell]:
+    found = [
+        summary(list(percents(records, key).values()))
+        for key in ("final_test_top1", "best_test_top1")
+    ]
+    epochs = records[0]["recipe"]["epochs"]
+    return [
+        *(TextCell(spread(each), each.mean) for each in found),
+        TextCell(str(found[0].n), found[0].n),
+        TextCell(str(epochs), epochs),
+    ]

@@ -1,0 +1,299 @@
+"""Gates for models that somebody else built: attach and detach."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spem.gates import GATES, Attention, DIANet, create_gate, gate_options
+from spem.gates.gate import parameter_groups
+from spem.models import own_config
+from spem.norm import GatedBatchNorm2d
+from spem.surgery.slots import At, find_slots, last_child, masked, output_channels, resolve
+
+
+@dataclass(frozen=True)
+class Attached:
+    """One gate: the name of its module, its channels and parameters, and the path it runs on."""
+
+    name: str
+    channels: int
+    parameters: int
+    path: str
+
+
+class Report(tuple[Attached, ...]):
+    """What `attach` did, one entry a gate; prints as a table."""
+
+    def __str__(self) -> str:
+        width = max([len("module"), *(len(entry.name) for entry in self)])
+        lines = [f"{'module':{width}}  channels  parameters  path"]
+        lines += [
+            f"{entry.name:{width}}  {entry.channels:8}  {entry.parameters:10}  {entry.path}"
+            for entry in self
+        ]
+        total = sum(entry.parameters for entry in self)
+        gates = "1 gate" if len(self) == 1 else f"{len(self)} gates"
+        return "\n".join([*lines, f"{gates}, {total} parameters"])
+
+
+def attach(
+    model: nn.Module,
+    gate: str,
+    *,
+    at: At = "residual",
+    init: str | None = "identity",
+    optimizer: Optimizer | None = None,
+    mask: Sequence[int] | None = None,
+    dry_run: bool = False,
+    **options: Any,
+) -> Report:
+    """Put gates into a model, in place, without a change to any existing key of its state dict.
+
+    A slot that is exactly `nn.BatchNorm2d` becomes a `GatedBatchNorm2d`: the same object with the
+    same parameters, buffers and hooks. Any other module whose output is (N, C, H, W) gets its gate
+    by a forward hook. The gate's keys lie below `gate.` of the slot (of its last child, where the
+    slot is a Sequential). The model can be copied, pickled and averaged as before.
+
+    Args:
+        model: any network of convolutions.
+        gate: a key of `GATES`.
+        at: "residual": the last norm of every residual branch of the ResNets, ResNeXts, Wide
+            ResNets and RegNets of torchvision, timm and transformers, and of this library's
+            networks (the last convolution of pre-activation blocks); "stage": the output of every
+            stage; else a module's name, a pattern ("layer*.*.bn3"), a list of these, or a predicate
+            (name, module) -> bool.
+        init: "identity" leaves the model's outputs as they are; "paper" is the authors' start; None
+            for a gate of your own that has no such option.
+        optimizer: takes the new parameters into groups like its first one. Attach before you build
+            a scheduler: `LambdaLR` does not take groups that come later.
+        mask: 0 or 1 for every slot found, in order, to gate only some.
+        dry_run: change nothing, only report.
+        options: keyword arguments of the gate.
+
+    Returns:
+        A report of what was done.
+
+    Raises:
+        ValueError: nothing matches, a slot has a gate already, the model is compiled or wrapped,
+            the optimizer does not hold its parameters, or a gate or option is not allowed.
+    """
+    _refuse_wrapped(model)
+    if optimizer is not None:
+        _check_optimizer(model, optimizer)
+    slots = masked(find_slots(model, at), mask)
+    if init is not None and gate in GATES and "init" not in gate_options(gate):
+        raise ValueError(f"init is {init!r}, but gate {gate!r} has no such option: give init=None")
+    plan = _plan(slots, gate, options if init is None else {**options, "init": init})
+    if not dry_run:
+        for slot, new in plan.values():
+            _insert(slot, new)
+        _guard(model, plan)
+        if optimizer is not None:
+            _extend(optimizer, [new for _, new in plan.values()])
+    return Report(
+        Attached(name, new.channels, sum(p.numel() for p in new.parameters()), _path(slot))
+        for name, (slot, new) in plan.items()
+    )
+
+
+def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Take all gates out of a model, in place.
+
+    The original classes and keys come back, with the weights as they are now.
+
+    Args:
+        model: a model that `attach` has changed, or one of `create_model` (the norms that DIANet
+            adds to pre-activation blocks stay).
+        optimizer: loses the parameters of the gates.
+
+    Raises:
+        ValueError: the model has no gate in a place that `attach` uses.
+    """
+    slots = [
+        (module, place)
+        for module in model.modules()
+        for place in ("gate", *_OWN_PLACES)
+        if isinstance(getattr(module, place, None), Attention)
+    ]
+    if not slots:
+        raise ValueError("the model has no gates to detach")
+    if optimizer is not None:
+        _shrink(optimizer, [getattr(*slot) for slot in slots])
+    for module, place in slots:
+        replace_gate(module, place, None)
+    _plain_config(model)
+    unguard(model)
+
+
+def replace_gate(slot: nn.Module, place: str, gate: Attention | None) -> None:
+    """Put another gate in the place of a module's gate, or none, and undo what `attach` did then.
+
+    Args:
+        slot: the module that has the gate.
+        place: the name of its attribute.
+        gate: the new one.
+    """
+    if gate is not None or place != "gate":
+        setattr(slot, place, gate)
+        return
+    del slot.gate
+    _unhook(slot._forward_hooks, apply_gate)
+    if vars(slot).pop(_CONVERTED, False):
+        del vars(slot)["sync"]
+        slot.__class__ = nn.BatchNorm2d
+    elif isinstance(slot, GatedBatchNorm2d):
+        slot.gate = None
+
+
+def unguard(model: nn.Module) -> None:
+    """Let a model no longer look whether the gates that were attached are still run."""
+    for module in model.modules():
+        guard = vars(module).pop(_ATTACHED, None)
+        if guard is not None:
+            _unhook(module._forward_pre_hooks, check_gates)
+            vars(module).update(guard["kept"])
+
+
+def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Pass a module's output through the gate that is registered on it (a forward hook)."""
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"a gate needs the output (N, C, H, W), got {kind}: attach it elsewhere")
+    return cast(Attention, module.gate)(output)
+
+
+def check_gates(model: nn.Module, args: Any) -> None:
+    """Raise RuntimeError if a gate that was attached is not run any more (a forward pre-hook)."""
+    for name in vars(model)[_ATTACHED]["names"]:
+        found = resolve(model, name)
+        module = None if found is None else last_child(found)
+        gated = isinstance(module, GatedBatchNorm2d) or (
+            module is not None and apply_gate in module._forward_hooks.values()
+        )
+        if not gated or not isinstance(getattr(module, "gate", None), Attention):
+            raise RuntimeError(
+                f"the gate of {name!r} is lost: something replaced that module, as fusing and "
+                "converting norms do, or detached it alone; detach the gates of the whole model "
+                "before, or attach them after"
+            )
+
+
+# Plain attributes, so that copies and pickles of a model carry them.
+_ATTACHED = "_attached_gates"
+_CONVERTED = "_was_batch_norm"
+# Where the blocks of this library keep gates of their own.
+_OWN_PLACES = ("branch_gate", "input_gate")
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "_orig_mod"):
+            raise ValueError("the model is compiled: attach gates first, then call torch.compile")
+        if type(module).__name__ in ("DistributedDataParallel", "DataParallel", "FSDPModule"):
+            raise ValueError(f"the model is wrapped in {type(module).__name__}: attach gates first")
+
+
+def _plan(
+    slots: dict[str, nn.Module], gate: str, options: dict[str, Any]
+) -> dict[str, tuple[nn.Module, Attention]]:
+    """Build all gates before anything is changed."""
+    plan: dict[str, tuple[nn.Module, Attention]] = {}
+    seen: set[int] = set()
+    leader: DIANet | None = None
+    for name, slot in slots.items():
+        if id(slot) in seen:
+            continue
+        seen.add(id(slot))
+        if getattr(slot, "gate", None) is not None:
+            raise ValueError(f"{name!r} has a gate already, or a part of that name")
+        channels = output_channels(name, slot)
+        if leader is not None and leader.channels == channels:
+            new = create_gate(gate, channels, **options, leader=leader)
+        else:
+            new = create_gate(gate, channels, **options)
+        leader = new if isinstance(new, DIANet) and not new.follows else leader
+        if new.needs_source:
+            raise ValueError(
+                f"gate {gate!r} with {options} reads the block's input, which attach cannot give "
+                "it: build the network with create_model"
+            )
+        plan[name] = slot, _like(slot, new)
+    return plan
+
+
+def _like(slot: nn.Module, gate: Attention) -> Attention:
+    """Move a gate to the device of its slot, and to its dtype where that is float32 or wider."""
+    tensor = next((t for t in (*slot.parameters(), *slot.buffers()) if t.is_floating_point()), None)
+    if tensor is None:
+        return gate.train(slot.training)
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return gate.to(tensor.device, dtype).train(slot.training)
+
+
+def _insert(slot: nn.Module, gate: Attention) -> None:
+    if type(slot) is nn.BatchNorm2d:
+        slot.__class__ = GatedBatchNorm2d
+        vars(slot)["sync"] = False
+        vars(slot)[_CONVERTED] = True
+    elif not isinstance(slot, GatedBatchNorm2d):
+        slot.register_forward_hook(apply_gate)
+    slot.gate = gate
+
+
+def _unhook(hooks: dict[int, Any], function: Callable[..., Any]) -> None:
+    for key in [key for key, hook in hooks.items() if hook is function]:
+        del hooks[key]
+
+
+def _guard(model: nn.Module, names: Iterable[str]) -> None:
+    """Let the model look, at every forward, whether its gates are still run.
+
+    The `config` of a network of `create_model` does not know the new gates: it is put aside.
+    """
+    guard = vars(model).setdefault(_ATTACHED, {"names": [], "kept": {}})
+    if not guard["names"]:
+        model.register_forward_pre_hook(check_gates)
+    guard["names"] += names
+    if own_config(model) is not None:
+        guard["kept"]["config"] = vars(model).pop("config")
+
+
+def _plain_config(model: nn.Module) -> None:
+    config = own_config(model)
+    if config is not None:
+        plain = {"gate": None, "gate_options": {}, "placement": None, "mask": None}
+        vars(model)["config"] = {**config, **plain}
+
+
+def _path(slot: nn.Module) -> str:
+    return "norm" if type(slot) in (nn.BatchNorm2d, GatedBatchNorm2d) else "hook"
+
+
+def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in model.parameters()):
+        raise ValueError(
+            "the optimizer holds no parameter of this model: give the one that trains it, or none"
+        )
+
+
+def _extend(optimizer: Optimizer, gates: list[Attention]) -> None:
+    """Add the gates' parameters in groups like the first one, undecayed where authors say so."""
+    template = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+    for gate_parameters, changes in parameter_groups(gates):
+        optimizer.add_param_group({**template, **changes, "params": gate_parameters})
+
+
+def _shrink(optimizer: Optimizer, gates: list[Attention]) -> None:
+    gone = {id(p) for gate in gates for p in gate.parameters()}
+    for group in list(optimizer.param_groups):
+        dropped = [p for p in group["params"] if id(p) in gone]
+        group["params"] = [p for p in group["params"] if id(p) not in gone]
+        for parameter in dropped:
+            optimizer.state.pop(parameter, None)
+        if not group["params"]:
+            optimizer.param_groups.remove(group)

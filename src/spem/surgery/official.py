@@ -1,0 +1,250 @@
+"""Published checkpoints: the names of the authors' repositories turned into those of this library.
+
+A layout lists, for every key of ours, where its tensor comes from. Layouts of networks are put
+together from those of the backbone and of the gates, so one comparison finds all foreign and all
+missing keys.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spem._messages import unknown
+
+
+class _Source(NamedTuple):
+    """An official key, None for the constant 1, and what brings its tensor into our shape."""
+
+    key: str | None = None
+    form: Callable[[Tensor], Tensor] | None = None
+
+
+_Layout = dict[str, _Source]
+
+_NORM = "weight bias running_mean running_var num_batches_tracked"
+_GAIN: _Layout = {"gain": _Source()}
+
+
+def _layer(ours: str, official: str, tensors: str = "weight bias") -> _Layout:
+    return {f"{ours}.{name}": _Source(f"{official}.{name}") for name in tensors.split()}
+
+
+def _vectors(ours: str, official: str) -> _Layout:
+    """Parameters of (C,) here and (1, C, 1, 1) there, named in the same order."""
+    pairs = zip(ours.split(), official.split(), strict=True)
+    return {name: _Source(key, Tensor.flatten) for name, key in pairs}
+
+
+def _under(ours: str, official: str, layout: _Layout) -> _Layout:
+    """Put a layout below a prefix on either side."""
+    return {
+        ours + name: source if source.key is None else source._replace(key=official + source.key)
+        for name, source in layout.items()
+    }
+
+
+def _perceptron(first: str, second: str, tensors: str = "weight bias") -> _Layout:
+    return _GAIN | _layer("fc1", first, tensors) | _layer("fc2", second, tensors)
+
+
+def _lsas(order: int) -> _Layout:
+    layout = _perceptron("fc1", "fc2")
+    for j in range(order):
+        suffix = "" if j == 0 else j + 1
+        layout |= _vectors(f"sub_scale.{j} sub_shift.{j}", f"w{suffix} b{suffix}")
+    return layout
+
+
+_SE = _perceptron("fc1", "fc2")
+_CBAM = _perceptron("ChannelGate.mlp.1", "ChannelGate.mlp.3")
+_SPA = _GAIN | _layer("pyramid.fc1", "fc.0", "weight") | _layer("pyramid.last", "fc.2", "weight")
+
+# Of each method all layouts that its repositories have. ASR and IEBN are norms there, so theirs are
+# those of a `GatedBatchNorm2d`.
+_LAYOUTS: dict[str, list[_Layout]] = {
+    "spem": [
+        _GAIN
+        | _vectors("excitation_scale excitation_shift", "w1 b1")
+        | _vectors("reweight_scale reweight_shift pool_weight", "w2 b2 p")
+    ],
+    "se": [_SE, _perceptron("fc.0", "fc.2"), _perceptron("fc.0", "fc.2", "weight")],
+    "eca": [_GAIN | _layer("conv", "conv", "weight")],
+    "srm": [_GAIN | {"style_weight": _Source("cfc")} | _layer("bn", "bn", _NORM)],
+    "gct": [_GAIN | _vectors("alpha gamma beta", "alpha gamma beta")],
+    "cbam": [
+        _CBAM
+        | _layer("spatial.conv", "SpatialGate.spatial.conv", "weight")
+        | _layer("spatial.bn", "SpatialGate.spatial.bn", _NORM),
+        _CBAM,
+    ],
+    "sge": [_GAIN | _vectors("weight bias", "weight bias")],
+    "fcanet": [_perceptron("fc.0", "fc.2", "weight") | {"dct": _Source("dct_layer.weight")}],
+    "spa": [
+        _SPA,
+        _SPA | _layer("matcher.0", "conv1.0", "weight") | _layer("matcher.1", "conv1.1", _NORM),
+        _GAIN
+        | _vectors("pyramid.level_weight", "weight")
+        | _layer("pyramid.conv", "transform.0", "weight")
+        | _layer("pyramid.bn", "transform.1", _NORM)
+        | _layer("pyramid.last", "transform.3", "weight"),
+    ],
+    "dianet": [
+        _GAIN
+        | _layer("w_ih.0", "w_ih.0.seq.0")
+        | _layer("w_ih.2", "w_ih.0.seq.2")
+        | _layer("w_hh.0", "w_hh.0.seq.0")
+        | _layer("w_hh.2", "w_hh.0.seq.2")
+    ],
+    "sem": [
+        _SE
+        | _layer("switch_fc", "switch_fc")
+        | _layer("conv", "conv", "weight")
+        | _vectors("scale shift", "w1 b1")
+    ],
+    "lsas": [_lsas(order) for order in range(6)],
+    "danet": [_GAIN | {"channel.gamma": _Source("gamma", Tensor.squeeze)}],
+    "asr": [
+        {name: _Source(f"bn.{name}") for name in _NORM.split()}
+        | {"gate.vector": _Source("vector", lambda vector: vector.flatten()[None])}
+        | _under("gate.", "", _GAIN)
+        | _under("gate.attention.", "attention_module.", _SE)
+    ],
+    "iebn": [
+        _vectors("weight bias", "weight bias")
+        | {name: _Source(name) for name in _NORM.split()[2:]}
+        | _vectors("gate.scale gate.shift", "weight_readjust bias_readjust")
+        | _under("gate.", "", _GAIN)
+    ],
+}
+_NETWORKS = ("asr", "dianet", "iebn", "lsas", "se", "sem", "spem")
+
+
+def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a state dict of the authors' repository into one for this library's module.
+
+    A network becomes one for `create_model("resnetDEPTH", gate=method)`, a gate one for
+    `create_gate(method, channels)`; ASR and IEBN, which are norms there, become one for a
+    `GatedBatchNorm2d` with the gate. Both take the options that the checkpoint was trained with.
+    Nothing is copied, the tensors share their memory.
+
+    Args:
+        method: a key of `GATES` with published parameter names.
+        state_dict: of one gate, or of a CIFAR ResNet with ASR, DIANet, IEBN, LSAS, SE, SEM or SPEM;
+            keys may begin with "module.".
+
+    Returns:
+        Our keys and the tensors in our shapes, complete, so that they load strictly. ASR's unused
+        `fused_bn` is left out.
+
+    Raises:
+        ValueError: the method is unknown, a key is not one of it, or a key is missing.
+
+    Source: the names in the authors' repositories.
+
+    Example:
+        >>> official = {"conv.weight": torch.ones(1, 1, 3)}
+        >>> convert_official("eca", official).keys()
+        dict_keys(['gain', 'conv.weight'])
+    """
+    if method not in _LAYOUTS:
+        raise unknown("official method", method, _LAYOUTS)
+    given = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    layouts = _LAYOUTS[method]
+    if method == "asr":
+        given = {key: v for key, v in given.items() if "fused_bn" not in key.split(".")}
+    if any(key.startswith("layer") for key in given):
+        if method not in _NETWORKS:
+            raise ValueError(
+                f"no official network of {method!r} is known, only of {', '.join(_NETWORKS)}"
+            )
+        layouts = [_network(method, gate, given) for gate in layouts]
+    layout = min(layouts, key=partial(_distance, given))
+    _check(method, _keys(layout), given)
+    return {name: _taken(source, given) for name, source in layout.items()}
+
+
+def _network(method: str, gate: _Layout, given: Mapping[str, Tensor]) -> _Layout:
+    """Return the layout of a CIFAR ResNet with as many blocks a stage as the given keys have."""
+    convolutions = 3 if "layer1.0.conv3.weight" in given else 2
+    indices = {match[1] for key in given if (match := re.match(r"layer\d\.(\d+)\.", key))}
+    layout = _layer("conv1", "conv1", "weight") | _layer("bn1", "bn1", _NORM) | _layer("fc", "fc")
+    for stage in (1, 2, 3):
+        for index in range(len(indices)):
+            # Basic blocks keep the width of the stem in the first stage.
+            projects = index == 0 and (convolutions == 3 or stage > 1)
+            layout |= _block(f"layer{stage}.{index}", convolutions, projects)
+    norms = [name.removesuffix("weight") for name in layout if re.search(r"bn\d\.weight$", name)]
+    for ours, official in _places(method, norms, f"bn{convolutions}.").items():
+        # The later blocks of a stage have no part of DIANet's unit but the gain.
+        owns = method != "dianet" or ".0." in ours
+        layout |= _under(ours, official, gate if owns else _GAIN)
+    return layout
+
+
+def _block(name: str, convolutions: int, projects: bool) -> _Layout:
+    layout: _Layout = {}
+    for i in range(1, convolutions + 1):
+        layout |= _layer(f"{name}.conv{i}", f"{name}.conv{i}", "weight")
+        layout |= _layer(f"{name}.bn{i}", f"{name}.bn{i}", _NORM)
+    if projects:
+        layout |= _layer(f"{name}.downsample.0", f"{name}.downsample.0", "weight")
+        layout |= _layer(f"{name}.downsample.1", f"{name}.downsample.1", _NORM)
+    return layout
+
+
+def _places(method: str, norms: list[str], last: str) -> dict[str, str]:
+    """Return our prefix and the official one of every gate of a network.
+
+    Args:
+        method: its method.
+        norms: the prefixes of the stem's norm and of those of the blocks.
+        last: how the last norm of a block is called.
+    """
+    if method == "iebn":
+        return {norm: norm for norm in norms}
+    ends = [norm for norm in norms if norm.endswith(last)]
+    if method == "asr":
+        return {norm: norm for norm in ends}
+    if method == "dianet":
+        return {f"{norm}gate.": f"{norm.partition('.')[0]}.lstm." for norm in ends}
+    # In LSAS's networks the first two stages are plain.
+    owners = [norm for norm in ends if method != "lsas" or norm.startswith("layer3.")]
+    return {f"{norm}gate.": norm.removesuffix(last) for norm in owners}
+
+
+def _keys(layout: _Layout) -> set[str]:
+    return {source.key for source in layout.values() if source.key is not None}
+
+
+def _distance(given: Mapping[str, Tensor], layout: _Layout) -> tuple[int, int]:
+    """Count the keys that a layout does not know, then those that it misses."""
+    wanted = _keys(layout)
+    return len(given.keys() - wanted), len(wanted - given.keys())
+
+
+def _check(method: str, wanted: set[str], given: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for keys that are given but not wanted, or wanted but not given."""
+    # Checkpoints from before PyTorch 0.4.1 have no counters.
+    missing = {key for key in wanted - given.keys() if not key.endswith("num_batches_tracked")}
+    problems = {"unknown": sorted(given.keys() - wanted), "missing": sorted(missing)}
+    found = [f"{kind} {_first(keys)}" for kind, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"not a state dict of {method!r} by its authors: {'; '.join(found)}")
+
+
+def _first(keys: list[str]) -> str:
+    """Name the first few keys."""
+    return ", ".join(keys[:3]) + f" and {len(keys) - 3} more" * (len(keys) > 3)
+
+
+def _taken(source: _Source, given: Mapping[str, Tensor]) -> Tensor:
+    if source.key is None:
+        return torch.ones(())
+    if source.key not in given:
+        return torch.zeros((), dtype=torch.int64)
+    tensor = given[source.key]
+    return tensor if source.form is None else source.form(tensor)

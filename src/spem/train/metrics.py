@@ -1,0 +1,62 @@
+"""Loss and accuracy of a classifier, kept on its device until they are read."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spem._extras import needs_extra
+from spem.data.batches import Batches
+
+with needs_extra("train"):
+    from torchmetrics import MeanMetric, MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy
+
+
+def create_metrics(classes: int, device: torch.device) -> MetricCollection:
+    """Return the mean loss ("loss", of `value`) and accuracies ("top1", "top5" above 5 classes).
+
+    Args:
+        classes: number of classes.
+        device: where they are kept.
+    """
+    accuracy: dict[str, Any] = {"num_classes": classes, "average": "micro", "validate_args": False}
+    metrics = {
+        # The check for NaN would wait for the device at every step.
+        "loss": MeanMetric(nan_strategy="disable"),
+        "top1": MulticlassAccuracy(**accuracy),
+    }
+    if classes > 5:
+        metrics["top5"] = MulticlassAccuracy(top_k=5, **accuracy)
+    collection = MetricCollection(metrics, compute_groups=False).to(device)
+    collection.persistent(True)
+    return collection
+
+
+def read(metrics: MetricCollection) -> dict[str, Any]:
+    """Return the numbers that have gathered; "top5" is None below six classes."""
+    # A float32 has seven digits; 0.9722222089767456 is only how it prints.
+    values = {name: round(value.item(), 7) for name, value in metrics.compute().items()}
+    return {"top5": None} | values
+
+
+def evaluate(model: nn.Module, batches: Batches) -> dict[str, Any]:
+    """Measure a classifier, which is left in eval mode.
+
+    Args:
+        model: from images (N, C, H, W) to logits (N, classes), on the device of the batches.
+        batches: the split, taken in its order and without augmentation.
+
+    Returns:
+        `loss`, the mean cross-entropy; `top1` and `top5`, fractions of 1, the latter None below
+        six classes; `images`, their number in this process.
+    """
+    model.eval()
+    with torch.inference_mode():
+        logits, labels = zip(*((model(x), y) for x, y in batches.in_order()), strict=True)
+        logits, labels = torch.cat(logits).float(), torch.cat(labels)
+        metrics = create_metrics(logits.shape[1], logits.device)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        metrics.update(value=losses, preds=logits, target=labels)
+    return {**read(metrics), "images": len(labels)}

@@ -1,0 +1,65 @@
+"""What moves the weights: optimiser, learning rate, averaging."""
+
+from torch import nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    SequentialLR,
+)
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from spem.gates.gate import parameter_groups
+from spem.train.recipe import Recipe
+
+
+def create_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
+    """Return SGD over all parameters.
+
+    The weight decay acts on every one, but for those that the authors of a gate exempt
+    (`Attention.undecayed`: SRM, and the shift of GCT).
+    """
+    groups = [{"params": values, **own} for values, own in parameter_groups([model])]
+    return SGD(
+        groups,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        # Without a graph PyTorch chooses; in one, only this form reads the rate from the device.
+        fused=recipe.cuda_graph or None,
+    )
+
+
+def create_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
+    """Return the learning rates: a linear warm-up, then the recipe's schedule.
+
+    Args:
+        optimizer: whose rates are set.
+        recipe: epochs, schedule, milestones, gamma and warmup_epochs.
+        steps: steps of an epoch; the schedule advances by one at each.
+    """
+    warmup = round(recipe.warmup_epochs * steps)
+    rest = max(1, recipe.epochs * steps - warmup)
+    if recipe.schedule == "step":
+        milestones = [epoch * steps - warmup for epoch in recipe.milestones]
+        schedule = MultiStepLR(optimizer, milestones, recipe.gamma)
+    elif recipe.schedule == "cosine":
+        schedule = CosineAnnealingLR(optimizer, rest)
+    else:
+        schedule = ConstantLR(optimizer, factor=1.0)
+    if warmup == 0:
+        return schedule
+    climb = LinearLR(optimizer, 1 / warmup, total_iters=warmup)
+    return SequentialLR(optimizer, [climb, schedule], [warmup])
+
+
+def create_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
+    """Return the exponential average of weights and buffers, or None where the recipe has none."""
+    if recipe.ema is None:
+        return None
+    average = get_ema_multi_avg_fn(recipe.ema)
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)

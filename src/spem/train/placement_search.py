@@ -1,0 +1,241 @@
+"""Which blocks of a network deserve a gate: a controller learns masks on a shared supernet."""
+
+import json
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spem.data.batches import EVALUATION_BATCH, Batches
+from spem.data.dataset import Dataset
+from spem.models import create_model
+from spem.train.checkpoint import write_text
+from spem.train.fitting import fit
+from spem.train.job import load_data
+from spem.train.metrics import evaluate
+from spem.train.recipe import Recipe
+from spem.train.supernet import Supernet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Settings of the controller, by default those of the authors.
+
+    Args:
+        steps: steps of the controller.
+        samples: masks drawn in each step.
+        lr: learning rate of Adam, for the controller and the curiosity bonus.
+        temperature: divides the controller's logits.
+        sparsity: reward of a mask without gates, in points of accuracy.
+        offset: subtracted from every reward, in points.
+        momentum: of the average reward that rewards are compared with.
+        replay_from: step from which one old mask joins each step.
+        replay_size: masks that are kept for it, the newest.
+        replay_weight: weight of its loss.
+        replay_clip: how far its importance ratio may be from 1.
+
+    Raises:
+        ValueError: steps or samples is below 1.
+    """
+
+    steps: int = 300
+    samples: int = 3
+    lr: float = 0.05
+    temperature: float = 5.0
+    sparsity: float = 2.0
+    offset: float = 54.0
+    momentum: float = 0.95
+    replay_from: int = 10
+    replay_size: int = 30
+    replay_weight: float = 0.1
+    replay_clip: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+
+
+class Found(NamedTuple):
+    """The result of a search.
+
+    Attributes:
+        mask: the most probable bit of every block, in the network's order; `create_model` and
+            `attach` take it.
+        probabilities: of a gate, by block.
+        accuracy: validation top-1 of the supernet under the mask, and without gates.
+        history: one row a step: mean reward, mean accuracy, mean share of gates.
+        folder: of the supernet's run, with `placement.json`.
+    """
+
+    mask: list[int]
+    probabilities: list[float]
+    accuracy: tuple[float, float]
+    history: list[dict[str, float]]
+    folder: Path | None = None
+
+
+class Controller(nn.Module):
+    """Independent probabilities of a gate for every block, from a constant input."""
+
+    def __init__(self, blocks: int, temperature: float):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 2 * blocks))
+        self.temperature = temperature
+
+    def forward(self) -> Tensor:
+        """Return log-probabilities, (blocks, 2), of a plain and of a gated block."""
+        logits = self.layers(torch.zeros(20)) / self.temperature
+        return logits.unflatten(0, (-1, 2)).log_softmax(-1)
+
+
+class Curiosity:
+    """A bonus for masks unlike those seen: the error of one network that imitates another."""
+
+    def __init__(self, blocks: int, lr: float):
+        layers = [nn.Linear(blocks, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()]
+        self.fixed = nn.Sequential(*layers, nn.Linear(32, 64)).requires_grad_(False)
+        self.learned = nn.Sequential(nn.Linear(blocks, 32), nn.ReLU(), nn.Linear(32, 64))
+        self.optimizer = torch.optim.Adam(self.learned.parameters(), lr)
+
+    def bonus(self, masks: Tensor) -> float:
+        """Return the error summed over masks (samples, blocks), and learn from them."""
+        error = (self.learned(masks) - self.fixed(masks)).square().sum()
+        self.optimizer.zero_grad()
+        error.backward()
+        self.optimizer.step()
+        return error.item()
+
+
+def search_placement(
+    recipe: Recipe,
+    gate: str,
+    *,
+    settings: Search | None = None,
+    out: str | None = None,
+    overwrite: bool = False,
+    **gate_options: Any,
+) -> Found:
+    """Train a supernet on the training images, then search the best mask on held-out ones.
+
+    Args:
+        recipe: of the supernet's training; its `validation` images judge the masks.
+        gate: a key of `GATES`.
+        settings: of the controller.
+        out: folder of the supernet's run; None: the next free one below `runs/`.
+        overwrite: replace the run in `out`.
+        gate_options: keyword arguments of the gate.
+
+    Raises:
+        ValueError: the recipe holds no images out, or names a gate, a placement or a mask, or the
+            gate has no supernet.
+        FileExistsError: `out` is in use.
+
+    Source: Huang et al., "Efficient Attention Network", 2020 (arXiv 2011.14058). Its code exists
+        for ImageNet's ResNet-50 alone; here the sizes follow the network.
+    """
+    for key in ("gate", "placement", "mask"):
+        if (value := getattr(recipe, key)) is not None:
+            raise ValueError(f"the recipe's {key} is {value!r}: the supernet brings its own gates")
+    dataset = load_data(recipe)
+    if dataset.validation is None:
+        raise ValueError("validation is none, but the search judges masks on held-out images")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        supernet = Supernet(_build_plain(recipe, dataset), gate, **gate_options)
+        run = fit(recipe, supernet, out=out, overwrite=overwrite)
+        device = next(supernet.parameters()).device
+        statistics: Any = {"mean": recipe.mean, "std": recipe.std}
+        batches = Batches(dataset.validation, EVALUATION_BATCH, device=device, **statistics)
+
+        def accuracy(mask: list[int]) -> float:
+            supernet.mask = mask
+            return evaluate(supernet, batches)["top1"]
+
+        torch.manual_seed(recipe.seed)
+        found = search_masks(accuracy, len(supernet.mask), settings or Search())
+    found = found._replace(folder=run.folder)
+    record = {key: value for key, value in found._asdict().items() if key != "folder"}
+    record = {"gate": gate, "gate_options": gate_options, "blocks": supernet.names, **record}
+    write_text(run.folder / "placement.json", json.dumps(record, indent=1) + "\n")
+    return found
+
+
+def _build_plain(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    classes, channels = len(dataset.classes), dataset.train.images.shape[1]
+    return create_model(recipe.model, None, classes, channels, block=recipe.block)
+
+
+def search_masks(accuracy: Callable[[list[int]], float], blocks: int, settings: Search) -> Found:
+    """Search the mask of highest reward with the controller, from torch's global generator.
+
+    Args:
+        accuracy: of a mask, a fraction of 1; asked once for each mask.
+        blocks: bits of a mask.
+        settings: of the controller.
+    """
+    measured: dict[tuple[int, ...], float] = {}
+
+    def points(mask: Tensor) -> float:
+        key = tuple(int(bit) for bit in mask)
+        if key not in measured:
+            measured[key] = accuracy(list(key))
+        return 100 * measured[key]
+
+    controller = Controller(blocks, settings.temperature)
+    optimizer = torch.optim.Adam(controller.parameters(), settings.lr)
+    curiosity = Curiosity(blocks, settings.lr)
+    kept: deque[tuple[Tensor, float, float]] = deque(maxlen=settings.replay_size)
+    baseline, history = None, []
+    for step in range(settings.steps):
+        logs = controller()
+        masks = torch.stack(
+            [torch.multinomial(logs.exp(), 1)[:, 0] for _ in range(settings.samples)]
+        )
+        bonus = curiosity.bonus(masks.float())
+        scores = [points(mask) for mask in masks]
+        zeros = 1 - masks.float().mean(1)
+        rewards = torch.tensor(scores) + settings.sparsity * zeros - settings.offset + bonus
+        mean = rewards.mean().item()
+        baseline = (
+            mean
+            if baseline is None
+            else (settings.momentum * baseline + (1 - settings.momentum) * mean)
+        )
+        chosen = _log_probability(logs, masks)
+        loss = -(chosen * (rewards - baseline)).mean()
+        if step >= settings.replay_from and kept:
+            loss = loss + _replay(logs, kept, baseline, settings)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        kept.extend(zip(masks, rewards.tolist(), chosen.tolist(), strict=True))
+        history.append(
+            {
+                "reward": mean,
+                "top1": sum(scores) / len(scores) / 100,
+                "gates": 1 - zeros.mean().item(),
+            }
+        )
+    probabilities = controller().exp()[:, 1].tolist()
+    mask = [int(p > 0.5) for p in probabilities]
+    plain = points(torch.zeros(blocks)) / 100
+    return Found(mask, probabilities, (points(torch.tensor(mask)) / 100, plain), history)
+
+
+def _log_probability(logs: Tensor, masks: Tensor) -> Tensor:
+    """Return the log-probability of masks (samples, blocks), (samples,)."""
+    return torch.where(masks.bool(), logs[:, 1], logs[:, 0]).sum(1)
+
+
+def _replay(
+    logs: Tensor, kept: "deque[tuple[Tensor, float, float]]", baseline: float, settings: Search
+) -> Tensor:
+    mask, reward, before = kept[int(torch.randint(len(kept), ()))]
+    now = _log_probability(logs, mask[None])[0]
+    ratio = (now.detach() - before).exp().clamp(1 - settings.replay_clip, 1 + settings.replay_clip)
+    return -settings.replay_weight * ratio * now * (reward - baseline)

@@ -1,0 +1,205 @@
+"""One step of the optimiser, run operation by operation or replayed as one graph of the device."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spem._extras import needs_extra
+from spem.gates import auxiliary_loss
+from spem.train.devices import record_graph
+from spem.train.recipe import Recipe
+
+with needs_extra("train"):
+    from lightning_fabric import Fabric
+
+# Records what a function does, without doing it, and returns what does it at every call.
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+
+# Libraries choose their algorithms and allocate in the first steps, which a capture does not allow.
+_WARM_UP = 3
+
+
+class Part(NamedTuple):
+    """What a micro-batch gave: losses (n,), logits (n, classes), labels (n,), auxiliary loss ()."""
+
+    losses: Tensor
+    logits: Tensor
+    labels: Tensor
+    auxiliary: Tensor
+
+
+class Step:
+    """Forward, loss, backward, clipping and one step of SGD on this process's share of a batch.
+
+    Args:
+        fabric: launched.
+        recipe: accumulate, clip_gradient and label_smoothing.
+        model: the network itself.
+        network: the same as `fabric.setup` returned it.
+        optimizer: as `fabric.setup` returned it.
+    """
+
+    def __init__(
+        self, fabric: Fabric, recipe: Recipe, model: nn.Module, network: Any, optimizer: Any
+    ):
+        self.fabric, self.recipe, self.model = fabric, recipe, model
+        self.network, self.optimizer = network, optimizer
+
+    def __call__(self, images: Tensor, labels: Tensor, batch: int) -> list[Part]:
+        """Take the step.
+
+        Args:
+            images: (n, C, H, W).
+            labels: (n,).
+            batch: images of the step, over all processes.
+        """
+        count = min(self.recipe.accumulate, len(labels))
+        pieces = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+        parts = []
+        for index, (x, y) in enumerate(pieces, start=1):
+            with self.fabric.no_backward_sync(self.network, enabled=index < count):
+                # Processes average their gradients, so shares are taken of the mean batch.
+                parts.append(self._backward(x, y, share=len(y) * self.fabric.world_size / batch))
+        if self.recipe.clip_gradient is not None:
+            self.fabric.clip_gradients(
+                self.network,
+                self.optimizer,
+                max_norm=self.recipe.clip_gradient,
+                error_if_nonfinite=False,  # the loss scaling of 16-mixed skips such steps itself
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return parts
+
+    def _backward(self, images: Tensor, labels: Tensor, share: float) -> Part:
+        logits = self.network(images)
+        smoothing = self.recipe.label_smoothing
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        auxiliary = auxiliary_loss(self.model)
+        self.fabric.backward(share * (losses.mean() + auxiliary))
+        return Part(losses.detach(), logits.detach(), labels, auxiliary.detach())
+
+
+class CapturedStep:
+    """A step whose full batches are replayed as one graph; a last, smaller batch is not.
+
+    The first full batches are steps as usual; then one is captured, and from there on each batch is
+    copied to where the graph reads it. What the graph returns is overwritten by the next replay.
+    SGD reads its learning rates from tensors, which are set before each step; in the groups of the
+    optimiser they stay numbers, so schedules and checkpoints are those of a run without a graph.
+
+    Args:
+        step: what is captured; its optimiser is SGD with `fused=True`, which alone takes a rate
+            from a tensor without waiting for the device.
+        capture: makes the graph.
+    """
+
+    def __init__(self, step: Step, capture: Capture):
+        self.step, self._capture = step, capture
+        self.full, self._early = step.recipe.batch_size, _WARM_UP
+        device = step.fabric.device
+        self._rates = [torch.zeros((), device=device) for _ in self._groups]
+        self._replay: Callable[[], None] | None = None
+        self._parts: list[Part] = []
+
+    def __call__(self, images: Tensor, labels: Tensor, batch: int) -> list[Part]:
+        """Take the step; the arguments and the result are those of `Step`."""
+        for rate, group in zip(self._rates, self._groups, strict=True):
+            rate.fill_(group["lr"])
+        if batch < self.full:
+            return self._take(images, labels, batch)
+        if self._early:
+            self._early -= 1
+            return self._take(images, labels, batch)
+        if self._replay is None:
+            self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
+            self._replay = self._capture(self._work)
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._replay()
+        return self._parts
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        # Asked anew: a checkpoint that is loaded replaces them.
+        return self.step.optimizer.optimizer.param_groups
+
+    def _work(self) -> None:
+        self._parts = self._take(self._images, self._labels, self.full)
+
+    def _take(self, images: Tensor, labels: Tensor, batch: int) -> list[Part]:
+        with self._rates_as_tensors():
+            return self.step(images, labels, batch)
+
+    @contextmanager
+    def _rates_as_tensors(self) -> Iterator[None]:
+        numbers = [group["lr"] for group in self._groups]
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group["lr"] = rate
+        try:
+            yield
+        finally:
+            for group, number in zip(self._groups, numbers, strict=True):
+                group["lr"] = number
+
+
+def create_step(
+    fabric: Fabric,
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    capture: Capture | None = None,
+) -> tuple[Any, Any, Step | CapturedStep]:
+    """Return the network and the optimiser as Fabric sets them up, and what takes their steps.
+
+    Args:
+        fabric: launched.
+        recipe: compile, cuda_graph and what `Step` reads.
+        model: the network.
+        optimizer: of its parameters.
+        capture: what makes a graph of a step where the recipe has `cuda_graph`; None for CUDA's.
+    """
+    network: Any = torch.compile(model) if recipe.compile else model
+    network, wrapped = fabric.setup(network, optimizer)
+    step = Step(fabric, recipe, model, network, wrapped)
+    taken = CapturedStep(step, capture or capture_cuda) if recipe.cuda_graph else step
+    return network, wrapped, taken
+
+
+def capture_cuda(function: Callable[[], None]) -> Callable[[], None]:
+    """Record a step by `record_graph`, which see.
+
+    Raises:
+        ValueError: the function does what cannot be recorded, such as waiting for the device.
+    """
+    try:
+        return record_graph(function)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"cuda_graph is true, but a step of this network cannot be captured: {reason}"
+        ) from error
+
+
+def check_draws(model: nn.Module, images: Tensor) -> None:
+    """Raise ValueError if a network draws random numbers in training, which a graph would repeat.
+
+    Args:
+        model: the network, left as it is.
+        images: two of them, (2, C, H, W).
+    """
+    twin = deepcopy(model).cpu().train()
+    with torch.random.fork_rng([]), torch.no_grad():
+        before = torch.get_rng_state()
+        twin(images)
+        drawn = not torch.equal(torch.get_rng_state(), before)
+    if drawn:
+        raise ValueError(
+            "cuda_graph is true, but this network draws random numbers in its forward pass"
+            " (dropout, random regions, a supernet), which a captured step does not do anew"
+        )

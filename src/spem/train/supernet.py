@@ -1,0 +1,84 @@
+"""A network whose gates are shared by stage and switched block by block."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spem.gates import Attention, DIANet, create_gate
+from spem.norm import GatedBatchNorm2d
+from spem.surgery.slots import find_slots, output_channels
+
+
+class Supernet(nn.Module):
+    """One gate for each stage, which serves those blocks of the stage whose bit is set.
+
+    In training every forward draws each bit with probability ½ from torch's global generator; in
+    evaluation `mask` holds, which is 0 everywhere at first.
+
+    Args:
+        model: a network without gates whose residual branches end in a `GatedBatchNorm2d`, as
+            `create_model` builds; it becomes a part of this module.
+        gate: a key of `GATES`.
+        options: keyword arguments of the gate.
+
+    Attributes:
+        mask: one bit a block, in the model's order.
+
+    Raises:
+        ValueError: the model has gates or other norms, or the gate reads a block's input.
+
+    Source: the supernet of Huang et al., "Efficient Attention Network", 2020 (arXiv 2011.14058).
+    """
+
+    def __init__(self, model: nn.Module, gate: str, **options: Any):
+        super().__init__()
+        slots = find_slots(model, "residual")
+        for name, slot in slots.items():
+            if not isinstance(slot, GatedBatchNorm2d) or slot.gate is not None:
+                raise ValueError(f"{name!r} must be a GatedBatchNorm2d without a gate")
+        self.model = model
+        self.names = list(slots)
+        self.units = nn.ModuleDict()
+        self._views: list[Attention] = []
+        for name, slot in slots.items():
+            self._views.append(
+                self._view(name.split(".")[0], output_channels(name, slot), gate, options)
+            )
+        self.mask = [0] * len(slots)
+
+    def _view(self, stage: str, channels: int, gate: str, options: dict[str, Any]) -> Attention:
+        """Return what a block of a stage calls: the stage's gate, or a follower of its unit."""
+        if stage not in self.units:
+            self.units[stage] = create_gate(gate, channels, **options)
+        unit = self.units[stage]
+        if not isinstance(unit, Attention) or unit.needs_source:
+            raise ValueError(
+                f"gate {gate!r} with {options} reads a block's input: it has no supernet"
+            )
+        # In a list, not registered: the unit is stored once.
+        if isinstance(unit, DIANet):
+            return create_gate(gate, channels, **options, leader=unit)
+        return unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's output with the gates of the drawn bits, or of `mask`."""
+        bits = (torch.rand(len(self.mask)) < 0.5).tolist() if self.training else self.mask
+        with self._gated(bits):
+            return self.model(x)
+
+    @contextmanager
+    def _gated(self, bits: Sequence[int]) -> Iterator[None]:
+        norms = [self.model.get_submodule(name) for name in self.names]
+        for norm, view, bit in zip(norms, self._views, bits, strict=True):
+            vars(norm)["gate"] = view if bit else None
+        try:
+            yield
+        finally:
+            for norm in norms:
+                vars(norm)["gate"] = None
+            for unit in self.units.values():
+                if isinstance(unit, DIANet):
+                    unit.reset()

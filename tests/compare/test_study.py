@@ -1,0 +1,206 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spem.compare.planned import key_of
+from spem.compare.study import Study, load_study, study_names
+from spem.train.checkpoint import FREE_KEYS
+from spem.train.recipe import load_recipe
+
+SMALL = {"models": "resnet8", "recipe": {"epochs": 1}}
+
+
+def rows(**keys):
+    return list(dict.fromkeys(cell.row for cell in Study(**SMALL | keys).cells()))
+
+
+def test_a_grid_is_the_product_of_its_axes_and_the_cells_of_a_seed_stand_together():
+    cells = Study(gates=["none", "se"], models=["resnet8", "resnet14"], seeds=3).cells()
+    assert [cell.recipe.seed for cell in cells] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [(c.model, c.row) for c in cells[:4]] == [
+        ("resnet8", "none"),
+        ("resnet8", "se"),
+        ("resnet14", "none"),
+        ("resnet14", "se"),
+    ]
+    assert len({cell.key for cell in cells}) == 12
+
+
+def test_a_gate_may_be_a_mapping_with_options_a_label_and_places():
+    gate = {"gate": "se", "pool": "fixed", "mix": 0.3, "label": "mixed", "placement": "norm"}
+    (cell,) = Study(**SMALL, gates=gate, seeds=1).cells()
+    assert (cell.gate, cell.row, cell.recipe.gate) == ("mixed", "mixed", "se")
+    assert cell.recipe.gate_options == {"pool": "fixed", "mix": 0.3}
+    assert cell.recipe.placement == "norm"
+
+
+def test_options_of_the_recipes_own_gate_do_not_reach_another():
+    (cell,) = Study(config="paper", gates="se", data="digits", seeds=1).cells()
+    assert cell.recipe.gate_options == {}
+
+
+def test_cross_stands_for_one_value_of_each_combination():
+    crossed = {"gate": "spem", "cross": {"pool": ["max", "min"], "excitation": [True, False]}}
+    assert rows(gates=crossed) == [
+        "spem pool=max excitation=True",
+        "spem pool=max excitation=False",
+        "spem pool=min excitation=True",
+        "spem pool=min excitation=False",
+    ]
+    assert rows(gates=crossed | {"label": "s"})[0] == "s pool=max excitation=True"
+
+
+def test_overrides_are_an_axis_and_name_their_rows():
+    assert rows(gates=["none", "se"], overrides=[{"lr": 0.1}, {"lr": 0.2, "label": "fast"}]) == [
+        "none, lr=0.1",
+        "se, lr=0.1",
+        "none, fast",
+        "se, fast",
+    ]
+
+
+def test_keys_of_a_model_stand_over_those_of_all_and_given_ones_over_both():
+    study = Study(
+        models={"model": "resnet8", "label": "eight", "lr": 0.3},
+        recipe={"lr": 0.2, "epochs": 4},
+        gates="none",
+        seeds=1,
+    )
+    (cell,) = study.cells()
+    assert (cell.model, cell.recipe.lr, cell.recipe.epochs) == ("eight", 0.3, 4)
+    (cell,) = study.cells(lr=0.5)
+    assert cell.recipe.lr == 0.5
+
+
+def test_no_flag_makes_the_name_of_a_row_untrue():
+    for keys in ({"overrides": {"lr": 0.1}}, {"models": {"model": "resnet8", "lr": 0.1}}):
+        with pytest.raises(
+            ValueError, match=r"lr is part of the name .*lr=0\.1': leave out its flag"
+        ):
+            Study(**{"models": "resnet8"} | keys).cells(lr=0.5)
+
+
+def test_the_example_of_the_documentation_is_sound(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "how-to-compare.md").read_text()
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "study.yaml").write_text(text)
+    for small, runs in ((False, 60), (True, 12)):
+        assert len(load_study(str(tmp_path / "study.yaml"), small).cells()) == runs
+
+
+def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
+    def against(**keys):
+        return {cell.row: cell.against for cell in Study(**SMALL, seeds=1, **keys).cells()}
+
+    assert against(gates=["none", "se"]) == {"none": None, "se": "none"}
+    assert against(gates=["none", "se"], baseline="se") == {"none": "se", "se": None}
+    rates = {"overrides": [{"lr": 0.1}, {"lr": 0.2}]}
+    assert against(gates=["none", "se"], **rates) == {
+        "none, lr=0.1": None,
+        "se, lr=0.1": "none, lr=0.1",
+        "none, lr=0.2": None,
+        "se, lr=0.2": "none, lr=0.2",
+    }
+    assert against(gates="se", **rates) == {"se, lr=0.1": None, "se, lr=0.2": "se, lr=0.1"}
+    own = {"gate": "eca", "against": "se"}
+    assert against(gates=["none", "se", own]) == {"none": None, "se": "none", "eca": "se"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"gates": []}, "the grid is empty: it has no gate"),
+        ({"models": []}, "the grid is empty: it has no model"),
+        ({"data": []}, "the grid is empty: it has no data"),
+        ({"seeds": 0}, "seeds must be a number of at least 1 or a list of seeds, got 0"),
+        ({"seeds": []}, "got []"),
+        ({"seeds": [0, 1, 0]}, "seeds are repeated: 0"),
+        ({"seeds": [-1]}, "seed must be a whole number of at least 0, got -1"),
+        ({"gates": ["se", "se"]}, "two cells are the same run: 'se' of resnet8"),
+        ({"gates": ["se", {"gate": "se", "label": "again"}]}, "'again' of resnet8 on digits"),
+        (
+            {"gates": [{"gate": "se", "label": "x"}, {"gate": "eca", "label": "x"}]},
+            "two cells have one name, 'x' of resnet8 on digits with seed 0: give them labels",
+        ),
+        ({"gates": 3}, "gate must be a name or a mapping that holds one, got 3"),
+        ({"gates": {"pool": "max"}}, "gate must be a name or a mapping that holds one"),
+        ({"models": 20}, "model must be a name or a mapping that holds one, got 20"),
+        ({"models": {"label": "x"}}, "model must be a name"),
+        ({"models": {"model": "resnet8", "seed": 3}}, "seed has an axis of its own in a study"),
+        ({"recipe": {"gate": "se"}}, "gate has an axis of its own in a study"),
+        ({"recipe": {"replicas": 2}}, "replicas has an axis of its own"),
+        ({"recipe": {"epoch": 2}}, "unknown recipe key 'epoch'; known: epochs"),
+        ({"recipe": 5}, "recipe must map recipe keys to values, got 5"),
+        ({"baseline": "sa"}, "unknown row to compare with 'sa'; known: "),
+        ({"gates": {"gate": "se", "cross": {"mix": 0.1}}}, "cross must map keys to lists"),
+        ({"gates": {"gate": "se", "cross": {"mix": []}}}, "cross must map keys to lists"),
+        ({"config": "papr"}, "unknown recipe 'papr'; known: paper"),
+    ],
+)
+def test_a_study_with_a_mistake_is_refused_in_one_sentence(keys, message):
+    study = Study(**SMALL | keys)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        study.cells()
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_file_with_an_unknown_key_names_the_known_ones(tmp_path):
+    for text in ("gate: [se]\n", "small: {gate: [se]}\n"):
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        with pytest.raises(ValueError, match="unknown study key 'gate'; known: gates"):
+            load_study(str(path))
+
+
+def test_study_files_that_are_none():
+    with pytest.raises(FileNotFoundError, match=r"there is no study file nothing\.yaml"):
+        load_study("nothing.yaml")
+    with pytest.raises(ValueError, match="unknown study 'poling'; known: pooling"):
+        load_study("poling")
+    with pytest.raises(ValueError, match="this comparison has no small form"):
+        load_study(None, small=True)
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("name", study_names())
+def test_shipped_studies_are_sound(name, small):
+    study = load_study(name, small)
+    cells = study.cells()
+    assert study.title
+    assert study.question
+    assert {cell.recipe.data for cell in cells} <= (
+        {"digits"} if small else {"cifar10", "cifar100"}
+    )
+    assert any(cell.against for cell in cells)
+
+
+def test_the_four_studies_of_the_paper_have_what_they_ask():
+    paper = load_study("paper").cells()
+    assert {"none", "se", "spem"} <= {cell.row for cell in paper}
+    assert {cell.recipe.data for cell in paper} == {"cifar10", "cifar100"}
+    assert {cell.model for cell in paper} == {"resnet164"}
+    assert all(cell.recipe.epochs == 164 for cell in paper)
+    pooling = {str(sorted(c.recipe.gate_options.items())) for c in load_study("pooling").cells()}
+    assert len(pooling) == 15  # average, three others, and eleven mixtures
+    options = [c.recipe.gate_options for c in load_study("ablation").cells() if c.recipe.gate]
+    assert {o["alpha"] for o in options if "alpha" in o} == {0, 0.01, 1}
+    parts = {
+        (o.get("pool", "adaptive"), o.get("excitation", True), o.get("reweighting", True))
+        for o in options
+    }
+    assert len({part for part in parts if part[0] != "fixed"}) == 16  # 4 x 2 x 2
+    models = {cell.recipe.model for cell in load_study("backbones").cells()}
+    wanted = "resnet20 resnet56 resnet83 resnet110 resnet164 preresnet164 vgg16 densenet100"
+    assert models == set(wanted.split())
+
+
+def test_the_key_is_that_of_what_decides_a_run_and_of_nothing_else():
+    recipe = load_recipe("digits")
+    elsewhere = {"data_dir": "x", "download": True, "device": "cpu", "threads": 7}
+    elsewhere["progress"] = False
+    assert set(elsewhere) == set(FREE_KEYS)
+    assert key_of(replace(recipe, **elsewhere)) == key_of(recipe)
+    assert key_of(replace(recipe, seed=1)) != key_of(recipe)
+    assert key_of(replace(recipe, gate_options={"alpha": 0.2})) != key_of(recipe)

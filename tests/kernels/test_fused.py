@@ -1,0 +1,399 @@
+"""Compiled segments: one kernel each way, equal to eager PyTorch in values and gradients."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from parity import assert_parity
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+import spem
+from spem import gates, kernels
+from spem.gates.compiled import compilable
+from spem.kernels import convolution, inductor
+from spem.kernels.cpu import passes
+from spem.norm import GatedBatchNorm2d
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+POOLED = ["spem", "se", "eca", "gct", "ie", "iebn", "sem", "lsas", "srm", "dianet"]
+
+
+def drawn(module):
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
+def draw(shape, number):
+    return [torch.randn(shape, dtype=torch.float64) for _ in range(number)]
+
+
+def run(module, implementation, x, residual, relu, weight):
+    """Return the output, the gradients and the buffers of a module."""
+    x, residual = (
+        None if t is None else t.detach().clone(memory_format=torch.preserve_format)
+        for t in (x, residual)
+    )
+    for t in (x, residual):
+        if t is not None:
+            t.requires_grad_()
+    module.zero_grad()
+    with kernels.use(implementation):
+        out = module(x, residual, relu)
+        (out * weight).sum().backward()
+    grads = {f"d{name}": p.grad for name, p in module.named_parameters()}
+    grads |= {"dx": x.grad} | ({} if residual is None else {"dresidual": residual.grad})
+    return {"out": out.detach(), **grads, **dict(module.named_buffers())}
+
+
+def compare(module, x, residual=None, relu=True):
+    weight = torch.randn_like(x)
+    expected = run(copy.deepcopy(module), "eager", x, residual, relu, weight)
+    actual = run(module, "compiled", x, residual, relu, weight)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        if value is None:
+            assert actual[name] is None, name
+            continue
+        torch.testing.assert_close(
+            actual[name], value, atol=1e-9, rtol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for layout in FORMATS:
+        same = (result["out"].is_contiguous(memory_format=layout) for result in (actual, expected))
+        assert len(set(same)) == 1
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_a_gated_norm_equals_eager(name):
+    norm = GatedBatchNorm2d(16, gate=drawn(spem.create_gate(name, 16))).double()
+    norm.weight.data.copy_(torch.linspace(-2, 2, 16).round())  # negative, zero and positive
+    nn.init.normal_(norm.bias)
+    for training in (True, False):
+        norm.train(training)
+        for shape, layout in (((3, 16, 5, 7), FORMATS[1]), ((6, 16, 4, 4), FORMATS[1])):
+            x = torch.randn(shape, dtype=torch.float64).to(memory_format=layout)
+            residual = torch.randn_like(x)
+            compare(norm, x, residual)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", [(4, 5, 5, 7), (1, 5, 4, 4), (3, 1, 5, 5), (4, 5, 1, 1)])
+def test_a_norm_alone_equals_eager(shape, layout):
+    norm = drawn(GatedBatchNorm2d(shape[1])).double()
+    x = torch.randn(shape, dtype=torch.float64).to(memory_format=layout)
+    for relu in (True, False):
+        compare(norm, x, torch.randn_like(x), relu)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_ties_and_a_gate_alone(layout):
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = drawn(spem.SPEM(16))
+
+        def forward(self, x, residual, relu):
+            return self.gate(x, residual, relu)
+
+    x = torch.randn(4, 16, 5, 7, dtype=torch.float64).round().to(memory_format=layout)
+    compare(Alone().double(), x)
+    norm = GatedBatchNorm2d(16, gate=drawn(spem.SPEM(16))).double()
+    compare(norm, x, torch.randn_like(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_other_norms_equal_eager(options):
+    norm = GatedBatchNorm2d(5, **options).double()
+    compare(norm, torch.randn(4, 5, 5, 7, dtype=torch.float64))
+
+
+def test_a_cumulative_average_equals_eager():
+    norm = GatedBatchNorm2d(5, momentum=None, gate=drawn(gates.ECA(5))).double()
+    for _ in range(2):
+        compare(norm, torch.randn(4, 5, 5, 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_low_precision_by_the_tolerance_rule(dtype, layout):
+    norm = GatedBatchNorm2d(16, gate=drawn(spem.SPEM(16)))
+    draws = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x, residual, weight = (
+            torch.randn(8, 16, 13, 17).to(dtype, memory_format=layout) for _ in range(3)
+        )
+        wide = [t.double() for t in (x, residual, weight)]
+        draws.append(
+            [
+                run(copy.deepcopy(norm), "compiled", x, residual, True, weight),
+                run(copy.deepcopy(norm), "eager", x, residual, True, weight),
+                run(copy.deepcopy(norm).double(), "reference", wide[0], wide[1], True, wide[2]),
+            ]
+        )
+    for name, value in draws[0][2].items():
+        if value.is_floating_point():
+            assert_parity(*(torch.stack([d[i][name] for d in draws]) for i in range(3)), name)
+
+
+def test_the_variance_keeps_its_digits_under_a_large_mean():
+    x = 1000 + torch.randn(2, 3, 32, 32)
+    for layout in FORMATS:
+        with kernels.use("compiled"):
+            var = spem.pool(x.to(memory_format=layout), ["var"]).var
+        truth = x.double().var((2, 3), correction=0)
+        assert ((var - truth).abs() / truth).max() < 1e-5
+
+
+def test_a_network_of_54_gates_needs_four_kernels():
+    model = spem.create_model("resnet164", "spem")
+    assert sum(isinstance(module, spem.Gate) for module in model.modules()) == 54
+    with kernels.use("compiled"):  # tries one kernel of its own where it is the first
+        before = inductor.count()
+        model(torch.randn(2, 3, 8, 8)).sum().backward()
+    # Norms with and without a gate, forward and backward.
+    assert inductor.count() - before <= 4
+
+
+def test_one_pair_of_kernels_convolves_along_any_number_of_channels():
+    with kernels.use("compiled"):
+        before = inductor.count()
+        for channels in (8, 12, 24):
+            gate = gates.ECA(channels, kernel_size=3, pool="max").double()
+            x = torch.randn(2, channels, 4, 4, dtype=torch.float64, requires_grad=True)
+            gate(x).sum().backward()
+    assert inductor.count() - before == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kernel_size": 1}, {"padding": 1}, {"padding": 4, "dilation": 2, "bias": True}],
+    ids=str,
+)
+def test_a_convolution_in_parts_equals_that_of_pytorch(options):
+    options = {"kernel_size": 5} | options
+    conv = nn.Conv1d(1, 1, **{"bias": False} | options).double()
+    x = torch.randn(3, 1, 11, dtype=torch.float64, requires_grad=True)
+    given = (x, conv.weight, conv.bias)
+    rest = (conv.stride, conv.padding, conv.dilation, False, (0,), 1)
+    out = conv(x)
+    torch.testing.assert_close(convolution.forward(*given, *rest), out)
+    grad = torch.randn_like(out)
+    wanted = [True, True, conv.bias is not None]
+    found = convolution.backward(grad, x, conv.weight, None, *rest, wanted)
+    leaves = [t for t in given if t is not None]
+    expected = torch.autograd.grad(out, leaves, grad)
+    for mine, theirs in zip(found, expected, strict=False):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "options", [{"stride": 2}, {"padding": 3}, {"kernel_size": 17}, {"out_channels": 2}], ids=str
+)
+def test_other_convolutions_are_left_to_the_library(options):
+    conv = nn.Conv1d(1, **{"out_channels": 1, "kernel_size": 3} | options)
+    rest = (conv.stride, conv.padding, conv.dilation, False, (0,), 1)
+    x = torch.randn(2, 1, 20)
+    assert convolution.forward(x, conv.weight, conv.bias, *rest) is NotImplemented
+    grad = torch.ones_like(conv(x))
+    given = (grad, x, conv.weight, None, *rest, [True] * 3)
+    assert convolution.backward(*given) is NotImplemented
+
+
+@pytest.mark.parametrize("shape", [(5000, 3, 2, 2), (40, 120, 3, 3)])
+def test_kernels_hold_for_more_images_and_channels_than_they_were_traced_with(shape):
+    compare(GatedBatchNorm2d(shape[1], gate=drawn(spem.SPEM(shape[1]))).double(), *draw(shape, 2))
+
+
+def test_only_gates_that_say_so_are_compiled():
+    class Loud(gates.SE):
+        def excite(self, pooled):
+            return super().excite(pooled)
+
+    assert compilable(gates.SE(16))
+    assert not compilable(Loud(16))
+    srm = gates.SRM(16)
+    assert compilable(srm)
+    srm.bn = nn.SyncBatchNorm(16)
+    assert not compilable(srm)
+    hooked = gates.SE(16)
+    hooked.fc1.register_forward_hook(lambda *_: None)
+    assert not compilable(hooked)
+    random = gates.SE(16, pool="srp", rho=0.5)
+    assert not compilable(random)
+    assert compilable(random.eval())
+
+
+def test_an_option_that_changes_is_seen():
+    norm = GatedBatchNorm2d(16, gate=gates.ECA(16, pool="fixed", mix=0.2)).double().eval()
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    with kernels.use("compiled"):
+        before = norm(x)
+        norm.gate.mix = 0.9
+        assert not torch.equal(norm(x), before)
+        torch.testing.assert_close(norm(x), norm.gate(nn.BatchNorm2d(16).double().eval()(x)))
+
+
+def test_what_is_known_of_a_gate_follows_its_parts_and_is_freed_with_it():
+    gate = gates.SE(16).double()
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    with kernels.use("compiled"):
+        gate(x)
+        gate.fc1 = nn.Linear(16, 3).double()
+        gate.fc2 = nn.Linear(3, 16).double()
+        result = gate(x)
+        parametrize.register_parametrization(gate.fc2, "weight", nn.Tanh())
+        bounded = gate(x)
+    torch.testing.assert_close(bounded, gate(x))
+    parametrize.remove_parametrizations(gate.fc2, "weight", leave_parametrized=False)
+    torch.testing.assert_close(result, gate(x))
+    last = weakref.ref(gate)
+    del gate, result, bounded
+    gc.collect()
+    assert last() is None
+
+
+def test_replaced_weights_and_options_are_seen():
+    gate = drawn(gates.SE(16, reduction=4)).double()
+    eca = drawn(gates.ECA(16)).double()
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    with kernels.use("compiled"):
+        gate(x), eca(x)
+        gate.fc1.weight = nn.Parameter(gate.fc1.weight[:2].clone())
+        gate.fc1.bias = None
+        gate.fc2.weight = nn.Parameter(torch.randn(2, 16, dtype=torch.float64).t())
+        eca.conv = nn.Conv1d(1, 1, 3, padding=2, dilation=2, bias=False).double()
+        changed, wide = gate(x), eca(x)
+    torch.testing.assert_close(changed, gate(x))
+    torch.testing.assert_close(wide, eca(x))
+
+
+def test_a_norm_sees_what_is_replaced_and_hooked_and_is_freed():
+    norm = drawn(GatedBatchNorm2d(16, gate=gates.SE(16))).double()
+    x = torch.randn(4, 16, 4, 4, dtype=torch.float64)
+    ones = torch.ones(16, dtype=torch.float64)
+    changes = [
+        lambda norm: setattr(norm, "eps", 0.5),
+        lambda norm: setattr(norm, "gate", drawn(spem.SPEM(16)).double()),
+        lambda norm: setattr(norm.gate.reweight_scale, "data", ones),
+        nn.Module.eval,
+        lambda norm: norm.gate.register_forward_hook(print),
+    ]
+    for change in changes:
+        with kernels.use("compiled"):
+            norm(x)
+            change(norm)
+            changed = norm(x)
+        torch.testing.assert_close(changed, norm(x))
+    last = weakref.ref(norm)
+    del norm, changed
+    gc.collect()
+    assert last() is None
+
+
+@pytest.mark.parametrize(("name", "channels"), [("sem", 3), ("eca", 3), ("spem", 2)])
+def test_sizes_that_equal_the_channels_by_chance(name, channels):
+    norm = GatedBatchNorm2d(channels, gate=drawn(spem.create_gate(name, channels))).double()
+    compare(norm, *draw((3, channels, 4, 4), 2))
+
+
+@pytest.mark.parametrize("pool", ["max", "adaptive"])
+def test_iebn_of_extrema_where_the_weight_is_zero(pool):
+    norm = GatedBatchNorm2d(8, gate=drawn(gates.IEBN(8, pool=pool))).double()
+    norm.weight.data[:4] = 0
+    compare(norm, *draw((4, 8, 4, 4), 2))
+
+
+def test_a_multiplier_for_all_images_alike():
+    class Constant(gates.SE):
+        traceable = True
+
+        def excite(self, pooled):
+            return self.fc2.bias.sigmoid()[None]
+
+    norm = GatedBatchNorm2d(16, gate=drawn(Constant(16))).double()
+    compare(norm, *draw((4, 16, 4, 4), 2))
+
+
+def test_a_pruned_norm_equals_eager():
+    norm = drawn(GatedBatchNorm2d(8, gate=gates.ECA(8))).double()
+    prune.l1_unstructured(norm, "weight", 3)
+    x = torch.randn(4, 8, 4, 4, dtype=torch.float64)
+    with kernels.use("compiled"):
+        compiled = norm(x)
+    torch.testing.assert_close(passes, norm(x))
+
+
+@pytest.mark.parametrize("options", [{"momentum": None}, {"affine": False}, {}])
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_norm_in_srm_counts_as_its_own(options, tracked, training):
+    gate = gates.SRM(8)
+    gate.bn = nn.BatchNorm1d(8, track_running_stats=tracked, **options)
+    norm = GatedBatchNorm2d(8, gate=drawn(gate)).double().train(training)
+    for seed in (1, 2):  # the second batch meets other running statistics
+        torch.manual_seed(seed)
+        compare(norm, *draw((4, 8, 4, 4), 2))
+
+
+def test_a_graph_that_was_used_is_freed():
+    norm = GatedBatchNorm2d(8, gate=gates.SRM(8))
+    x = torch.randn(4, 8, 4, 4, requires_grad=True)
+    with kernels.use("compiled"):
+        scaled = x * 2
+        last = weakref.ref(scaled)
+        norm(scaled).sum().backward()
+    del scaled
+    gc.collect()
+    assert last() is None
+
+
+def test_a_norm_used_twice_equals_eager():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = GatedBatchNorm2d(16, gate=drawn(spem.SPEM(16)))
+
+        def forward(self, x, residual, relu):
+            return self.norm(self.norm(x), residual, relu)
+
+    compare(Twice().double(), *draw((4, 16, 5, 5), 2))
+
+
+def test_training_on_one_value_is_refused():
+    with kernels.use("compiled"), pytest.raises(ValueError, match="more than one value"):
+        GatedBatchNorm2d(3)(torch.randn(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 1, 5), (1, 2), (2, 0)])
+def test_sums_of_everything_go_over_the_images_first(shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    for dim, keepdim in [(None, False), ([], True), (list(range(x.dim())), True), ([1, 0], False)]:
+        if dim and len(dim) < x.dim():
+            assert inductor._sum(x, dim, keepdim) is NotImplemented
+            continue
+        found = inductor._sum(x, dim, keepdim)
+        torch.testing.assert_close(found, x.sum(tuple(range(x.dim())), keepdim))
+    assert inductor._sum(x, [0]) is NotImplemented
+    assert inductor._sum(x, dtype=torch.float32) is NotImplemented
+    assert inductor._sum(x[0, ..., :1].flatten()) is NotImplemented
+
+
+def test_an_older_compiler_is_asked_what_it_knows(monkeypatch):
+    class Known:
+        cleared = 0
+
+        def cache_clear(self):
+            self.cleared += 1
+
+    def refuse(dtype):
+        raise OSError("unknown option -mavx512f")
+
+    known = Known()
+    monkeypatch.setattr("torch._inductor.cpu_vec_isa.valid_vec_isa_list", known)
+    monkeypatch.setattr(passes, "_library", refuse)
+    passes._find_instructions()
+    assert known.cleared == 1

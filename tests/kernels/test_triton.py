@@ -1,0 +1,33 @@
+"""The Triton kernels: in Triton's interpreter, on a CUDA device, and through its compiler."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is made for Linux"
+)
+PASSES = Path(__file__).with_name("triton_parity.py")
+SEGMENTS = PASSES.with_name("triton_fused.py")
+_POOLING = "pool or nan or variance or repeat"
+
+
+# Parts, for several test processes.
+@pytest.mark.parametrize(
+    ("bodies", "which"), [(PASSES, _POOLING), (PASSES, f"not ({_POOLING})"), (SEGMENTS, "test")]
+)
+def test_in_the_interpreter(bodies, which, request):
+    command = [sys.executable, "-m", "pytest", str(bodies), "-q", "-k", which]
+    # numpy warns of arithmetic with NaN, which a device does in silence.
+    command += ["-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    # Triton reads the variable at its first import, which another test of this process may have
+    # caused long ago.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        command, env=environment, cwd=request.config.rootpath, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout[-10_000:] + run.stderr[-2_000:]

@@ -1,0 +1,171 @@
+import csv
+import json
+import re
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from spem import create_model
+from spem.train import checkpoint
+from spem.train.recipe import Recipe
+
+CONFIG = {"classes": ["a", "b"], "data": "x", "image_size": [8, 8], "mean": [0.5], "std": [0.5]}
+
+
+@pytest.fixture
+def state():
+    return {"weights": torch.randn(100), "history": [{"loss": 0.25, "top5": None}], "epoch": 3}
+
+
+def half_a_write(path):
+    path.write_text("half")
+    raise OSError("disk full")
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "summary.json"
+    checkpoint.write_text(path, "old")
+    with pytest.raises(OSError, match="disk full"), checkpoint.atomically(path) as temporary:
+        half_a_write(temporary)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_reads_back_equal(tmp_path, state):
+    checkpoint.save_checkpoint(tmp_path / "checkpoint.pt", state)
+    loaded = checkpoint.load_checkpoint(tmp_path / "checkpoint.pt")
+    assert torch.equal(loaded.pop("weights"), state.pop("weights"))
+    assert loaded == state
+
+
+def test_any_damage_to_a_checkpoint_is_found(tmp_path, state):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save_checkpoint(path, state)
+    whole = path.read_bytes()
+    weights = whole.index(state["weights"].numpy().tobytes())
+    altered = whole[:weights] + bytes([whole[weights] ^ 1]) + whole[weights + 1 :]
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("notes.txt", "no tensors")
+    other = (tmp_path / "other.zip").read_bytes()
+    for damaged in (whole[:-100], whole[: len(whole) // 2], b"", b"text", altered, other):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+            checkpoint.load_checkpoint(path)
+
+
+def test_a_stored_model_is_rebuilt(tmp_path):
+    model = create_model("resnet8", "spem", num_classes=2, in_channels=1, alpha=0.2)
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model(torch.randn(4, 1, 8, 8))  # moves the running statistics
+    config = {**model.config, **CONFIG}
+    checkpoint.save_run(tmp_path, model, config)
+    rebuilt, read = checkpoint.load_run(tmp_path)
+    assert read == config
+    assert not rebuilt.training
+    stored = rebuilt.state_dict()
+    assert stored.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_that_are_shared_are_stored(tmp_path):
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    checkpoint.save_run(tmp_path, model, CONFIG)
+    weight = first.weight.detach().clone()
+    nn.init.zeros_(first.weight)
+    checkpoint.load_weights(model, tmp_path)
+    assert torch.equal(second.weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (nn.Sequential(nn.Linear(3, 4)), "of another shape: 0.bias, 0.weight$"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "missing: 1.bias, 1.weight$"),
+        (nn.Sequential(nn.Linear(3, 3, bias=False)), "unexpected: 0.bias$"),
+    ],
+)
+def test_weights_of_another_model_are_refused(tmp_path, other, named):
+    checkpoint.save_run(tmp_path, nn.Sequential(nn.Linear(3, 3)), CONFIG)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=named):
+        checkpoint.load_weights(other, tmp_path / "model.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_a_run_that_cannot_be_loaded_says_why(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        checkpoint.load_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        checkpoint.load_weights(nn.Linear(3, 3), tmp_path)
+    checkpoint.save_run(
+        tmp_path, nn.Linear(3, 3), CONFIG | {"model": None, "gate": None, "gate_options": {}}
+    )
+    with pytest.raises(ValueError, match="of your own"):
+        checkpoint.load_run(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        checkpoint.load_weights(nn.Linear(3, 3), tmp_path)
+    for text in ("{", "{}", "[]", "3", json.dumps(CONFIG), json.dumps({"model": "resnet8"})):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / "config.json"))):
+            checkpoint.load_run(tmp_path)
+
+
+def test_unnamed_folders_take_the_next_free_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain, gated = Recipe(data="some/pictures"), Recipe(gate="spem")
+    names = [str(checkpoint.new_folder(None, recipe)) for recipe in (plain, gated, gated)]
+    stems = ("resnet20-plain-pictures-0", "resnet20-spem-digits-0", "resnet20-spem-digits-1")
+    assert names == [f"runs/{stem}" for stem in stems]
+
+
+def test_an_overwritten_folder_loses_the_old_run_and_nothing_else(tmp_path):
+    for name in (*checkpoint.FILES, "notes.txt"):
+        (tmp_path / name).write_text("old")
+    recipe = Recipe(epochs=2)
+    checkpoint.refuse_folder(tmp_path, recipe, resume=False, overwrite=True)
+    checkpoint.new_folder(tmp_path, recipe)
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "notes.txt"}
+    assert (tmp_path / "recipe.yaml").read_text() == recipe.to_yaml()
+
+
+def test_a_folder_in_use_is_refused_unless_the_recipe_continues_it(tmp_path):
+    recipe = Recipe(lr=0.2)
+    checkpoint.refuse_folder(tmp_path, recipe, resume=False, overwrite=False)
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        checkpoint.refuse_folder(tmp_path, recipe, resume=True, overwrite=False)
+    checkpoint.new_folder(tmp_path, recipe)
+    with pytest.raises(FileExistsError, match="exists"):
+        checkpoint.refuse_folder(tmp_path, recipe, resume=False, overwrite=False)
+    with pytest.raises(ValueError, match="exclude"):
+        checkpoint.refuse_folder(tmp_path, recipe, resume=True, overwrite=True)
+    moved = Recipe(lr=0.2, data_dir="elsewhere", progress=False)
+    checkpoint.refuse_folder(tmp_path, moved, resume=True, overwrite=False)
+    with pytest.raises(ValueError, match=r"epochs \(15 there, 3 now\), lr \(0.2 there, 0.1 now\)"):
+        checkpoint.refuse_folder(tmp_path, Recipe(epochs=3), resume=True, overwrite=False)
+
+
+def test_tables_and_curves(tmp_path):
+    splits = ("train", "validation", "test")
+    rows: list[dict] = [{"epoch": epoch, "top5": None} for epoch in range(2)]
+    for row in rows:
+        row |= {f"{split}_{key}": 0.5 for split in splits for key in ("loss", "top1")}
+        row |= {"validation_loss": None, "validation_top1": None}
+    checkpoint.write_table(tmp_path / "metrics.csv", rows)
+    with (tmp_path / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["epoch"] for row in table] == ["0", "1"]
+    assert table[0]["top5"] == table[0]["validation_loss"] == ""
+    checkpoint.draw_curves(tmp_path / "curves.png", rows, "title")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stored_files_can_be_read_by_whom_the_umask_allows(tmp_path):
+    checkpoint.save_run(tmp_path, nn.Linear(3, 3), CONFIG)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
