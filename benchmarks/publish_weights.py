@@ -16,11 +16,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from spem._files import write_text
 from spem._messages import unknown
 from spem.data import cifar
-from spem.models import create_model, own_config
+from spem.export.network import load_network
+from spem.models import create_model
 from spem.models.pretrained import FOLDER, shipped_name
-from spem.train.checkpoint import load_run, write_text
+from spem.surgery.config import own_config
 from spem.train.recipe import Recipe, load_recipe
 
 LIMIT = 2_000_000
@@ -50,7 +52,7 @@ def publish(run: Path, root: Path = FOLDER) -> Path:
         FileNotFoundError: the run is not finished.
         ValueError: a file is damaged or too large, or nobody else could repeat the run.
     """
-    config = load_run(run)[1]
+    config = load_network(run)[1]
     if not (run / "summary.json").is_file():
         raise FileNotFoundError(f"{run} holds no finished run: summary.json is missing")
     size = (run / "model.safetensors").stat().st_size

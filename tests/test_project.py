@@ -12,77 +12,36 @@ import spem
 
 ROOT = Path(spem.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
-# The package's own `__init__` ("") stands above what it exports.
+# From top to bottom. "spem" is the package's own `__init__`; "_" stands for the private modules.
 LAYERS = (
     "cli",
-    "commands",
+    "demo",
     "report",
-    "report_page",
-    "report_figures",
-    "report_tables",
-    "significance",
-    "published",
     "compare",
-    "grid",
-    "board",
-    "costs",
-    "launch",
-    "records",
-    "study",
-    "cells",
-    "bench",
-    "bench_report",
-    "bench_targets",
-    "bench_table",
-    "bench_loop",
-    "bench_memory",
-    "bench_runs",
-    "bench_operations",
-    "bench_networks",
-    "bench_measure",
-    "bench_cases",
-    "bench_imagenet",
-    "flags",
-    "tables",
-    "search",
     "train",
-    "replicas",
-    "job",
-    "turns",
-    "loop",
-    "steps",
-    "devices",
-    "metrics",
-    "optimizer",
-    "checkpoint",
     "data",
-    "batches",
-    "cifar",
-    "recipes",
-    "",
-    "convert",
-    "deploy",
-    "fold",
-    "constancy",
-    "supernet",
-    "attach",
-    "backbone",
+    "spem",
+    "export",
+    "explain",
     "models",
-    "pretrained",
-    "slots",
+    "surgery",
     "norm",
-    "head",
     "gates",
     "functional",
     "kernels",
-    "extras",
-    "choices",
+    "_",
 )
 
 
 def layer(path: Path) -> str:
-    """Return the first name below `spem` of a module's file: "gates" for gates/spem.py."""
-    return path.relative_to(ROOT).with_suffix("").parts[0].replace("__init__", "")
+    """Return the layer of a file below `spem`: "gates" for gates/spem.py."""
+    return _named(path.relative_to(ROOT).with_suffix("").parts[0])
+
+
+def _named(first: str) -> str:
+    if first == "__init__" or (first not in LAYERS and not first.startswith("_")):
+        return "spem"
+    return "_" if first.startswith("_") else first
 
 
 def imported_layers(path: Path) -> Iterator[str]:
@@ -97,8 +56,7 @@ def imported_layers(path: Path) -> Iterator[str]:
         for name in names:
             package, _, rest = name.partition(".")
             if package == "spem":
-                first = rest.partition(".")[0]
-                yield first if first in LAYERS else ""
+                yield _named(rest.partition(".")[0])
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -9,7 +9,7 @@ from benchmarks.bench.cases import GROUPS, NETWORK_GROUPS, Case
 from benchmarks.bench.table import RUN, Row, read_rows
 from benchmarks.bench.targets import verdicts
 
-from spem.train.checkpoint import atomically
+from spem._files import atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

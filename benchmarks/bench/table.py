@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import spem
+from spem._files import write_table
 from spem.compare.timing import QUANTILES
-from spem.train.checkpoint import write_table
 
 Row = dict[str, str]
 RUN = ("device", "processor", "torch", "spem", "threads")

@@ -13,7 +13,7 @@ from spem.functional import STATISTICS, Pooled, check_residual, pool, recalibrat
 from spem.gates.affine import norm_head
 from spem.gates.gate import Attention, Gate, gated, present
 from spem.kernels import fused
-from spem.kernels.reference import widen
+from spem.kernels.reference import upcast
 
 
 class GatedBatchNorm2d(nn.BatchNorm2d):
@@ -105,7 +105,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     ) -> Tensor:
         """Do all in two kernels, one each way, or only normalise where the gate does not allow."""
         gate = self.gate
-        folded = gate if isinstance(gate, Gate) and gate.foldable else None
+        folded = gate if isinstance(gate, Gate) and gate.fuses_with_norm else None
         head = norm_head(self, folded)
         if head is None:
             return self._folded(x, folded, residual, relu)
@@ -143,14 +143,14 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     def _compiles(self, ops: ModuleType, x: Tensor) -> bool:
         if self._synchronises():
             return False
-        fused = isinstance(self.gate, Gate) and self.gate.foldable
+        fused = isinstance(self.gate, Gate) and self.gate.fuses_with_norm
         if not (fused or ops.normalises_faster(x)):
             return False
         # A cumulative average changes its factor at every batch.
         return self.momentum is not None or not self.training
 
     def _folds(self, gate: Gate, x: Tensor) -> bool:
-        if not gate.foldable:
+        if not gate.fuses_with_norm:
             return False
         return self._synchronises() or (kernels.chosen(x) is not kernels.eager and x.numel() > 0)
 
@@ -159,9 +159,9 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     ) -> Tensor:
         """Gate the normalised map `out` by the pooled values of the norm's input x."""
         pooled = gate.refine(pool(x, gate.statistics), x)
-        zeros = widen(x.new_zeros(self.num_features))
+        zeros = upcast(x.new_zeros(self.num_features))
         ones = torch.ones_like(zeros)
-        a, b = gate.fold(pooled, ones, zeros, self.bias if self.affine else zeros)
+        a, b = gate.coefficients(pooled, ones, zeros, self.bias if self.affine else zeros)
         return recalibrate(out, a, b, residual, relu)
 
     def _folded(
@@ -175,7 +175,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         # Widened once, so that the gradients of both uses of x add up before they are rounded;
         # the passes of our own do so by themselves.
         own = kernels.fused(x)
-        wide = x if own else widen(x)
+        wide = x if own else upcast(x)
         running = None if self.training else self._running()
         wanted = set() if gate is None else set(gate.statistics)
         wanted |= set() if running else {"mean", "var"}
@@ -189,9 +189,9 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         if gate is not None:
             if not gate.reads_input:
                 pooled = _at_first_position(pooled, wide, scale == 0)
-            a, b = gate.fold(gate.refine(pooled, wide), a, b, bias)
+            a, b = gate.coefficients(gate.refine(pooled, wide), a, b, bias)
         a, b = a.expand(x.shape[:2]), b.expand(x.shape[:2])
-        added = residual if own or residual is None else widen(residual)
+        added = residual if own or residual is None else upcast(residual)
         return passes.recalibrate(a, b, added, relu).to(x.dtype)
 
     def _running(self) -> tuple[Tensor, Tensor] | None:
@@ -266,7 +266,7 @@ def _at_first_position(pooled: Pooled, x: Tensor, flat: Tensor) -> Pooled:
     """
     if pooled.max is None or pooled.min is None:
         return pooled
-    first = widen(x[:, :, 0, 0].detach())
+    first = upcast(x[:, :, 0, 0].detach())
     return pooled._replace(
         max=torch.where(flat, first, pooled.max), min=torch.where(flat, first, pooled.min)
     )

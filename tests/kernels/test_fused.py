@@ -324,7 +324,7 @@ def test_a_pruned_norm_equals_eager():
     x = torch.randn(4, 8, 4, 4, dtype=torch.float64)
     with kernels.use("compiled"):
         compiled = norm(x)
-    torch.testing.assert_close(passes, norm(x))
+    torch.testing.assert_close(compiled, norm(x))
 
 
 @pytest.mark.parametrize("options", [{"momentum": None}, {"affine": False}, {}])

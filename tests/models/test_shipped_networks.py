@@ -7,8 +7,8 @@ from PIL import Image
 from weights import check_card, check_weights, example
 
 from spem.cli import main
+from spem.export.network import load_network
 from spem.models import pretrained
-from spem.train.checkpoint import load_run
 from spem.train.recipe import load_recipe
 
 SHIPPED = pretrained.shipped_names()
@@ -22,7 +22,7 @@ def test_a_shipped_network_is_what_its_files_say(name):
     config = pretrained.shipped_config(name)
     assert pretrained.shipped_name(config, config["data"]) == name
     check_card(folder)
-    model, _ = load_run(folder)
+    model, _ = load_network(folder)
     check_weights(model, folder)
     check_weights(example(folder), folder)
     recipe = load_recipe(str(folder / "recipe.yaml"))

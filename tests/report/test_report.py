@@ -5,11 +5,12 @@ import re
 import pytest
 import reports
 
-from spem.models import create_model, own_config
+from spem.models import create_model
 from spem.report.figures import figures
 from spem.report.published import PUBLISHED, fits
 from spem.report.tables import read_contents
 from spem.report.writer import render_markdown, report
+from spem.surgery.config import own_config
 
 
 def test_published_figures_stand_beside_the_networks_that_they_are_of(tmp_path):

@@ -13,7 +13,7 @@ import spem
 from spem import create_model
 from spem.functional import STATISTICS
 from spem.gates import Gate, create_gate
-from spem.gates.deployed import Folded
+from spem.gates.deployed import DeployedGate
 from spem.surgery.deployment import deploy
 from spem.surgery.fold import FoldedNorm, fold_gates
 
@@ -142,7 +142,7 @@ def test_a_gate_in_two_places_stays_one():
     model = nn.Sequential(gate, nn.ReLU(), nn.Sequential(gate))
     expected = model(maps(torch.float64))
     fold_gates(model)
-    assert isinstance(model[0], Folded)
+    assert isinstance(model[0], DeployedGate)
     assert model[0] is model[2][0]
     assert expected.shape == (4, C, 5, 5)
 
@@ -196,7 +196,7 @@ def test_whole_networks_are_deployed_within_the_tolerance_rule(name, gate):
     assert_parity(deployed(x), model(x), truth)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     kinds = {type(m).__name__ for m in deployed.modules() if isinstance(m, Gate)}
-    leaner = {"spem": {"FoldedSPEM"}, "srm": {"FoldedSRM"}, "ie": {"Folded"}}
+    leaner = {"spem": {"DeployedSPEM"}, "srm": {"DeployedSRM"}, "ie": {"DeployedGate"}}
     assert kinds == leaner.get(gate, {type(create_gate(gate, C)).__name__})
     if name == "resnet11" and gate != "iebn":
         assert sum(isinstance(m, FoldedNorm) for m in deployed.modules()) == 13

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from spem import create_model
+from spem._files import atomically, write_table, write_text
+from spem.export.network import load_network, load_weights, save_network
 from spem.train import checkpoint
 from spem.train.recipe import Recipe
 
@@ -26,8 +28,8 @@ def half_a_write(path):
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "summary.json"
-    checkpoint.write_text(path, "old")
-    with pytest.raises(OSError, match="disk full"), checkpoint.atomically(path) as temporary:
+    write_text(path, "old")
+    with pytest.raises(OSError, match="disk full"), atomically(path) as temporary:
         half_a_write(temporary)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -60,8 +62,8 @@ def test_a_stored_model_is_rebuilt(tmp_path):
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     model(torch.randn(4, 1, 8, 8))  # moves the running statistics
     config = {**model.config, **CONFIG}
-    checkpoint.save_run(tmp_path, model, config)
-    rebuilt, read = checkpoint.load_run(tmp_path)
+    save_network(tmp_path, model, config)
+    rebuilt, read = load_network(tmp_path)
     assert read == config
     assert not rebuilt.training
     stored = rebuilt.state_dict()
@@ -73,10 +75,10 @@ def test_weights_that_are_shared_are_stored(tmp_path):
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
     model = nn.Sequential(first, second)
-    checkpoint.save_run(tmp_path, model, CONFIG)
+    save_network(tmp_path, model, CONFIG)
     weight = first.weight.detach().clone()
     nn.init.zeros_(first.weight)
-    checkpoint.load_weights(model, tmp_path)
+    load_weights(model, tmp_path)
     assert torch.equal(second.weight, weight)
 
 
@@ -89,30 +91,30 @@ def test_weights_that_are_shared_are_stored(tmp_path):
     ],
 )
 def test_weights_of_another_model_are_refused(tmp_path, other, named):
-    checkpoint.save_run(tmp_path, nn.Sequential(nn.Linear(3, 3)), CONFIG)
+    save_network(tmp_path, nn.Sequential(nn.Linear(3, 3)), CONFIG)
     before = {name: value.clone() for name, value in other.state_dict().items()}
     with pytest.raises(ValueError, match=named):
-        checkpoint.load_weights(other, tmp_path / "model.safetensors")
+        load_weights(other, tmp_path / "model.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
 def test_a_run_that_cannot_be_loaded_says_why(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        checkpoint.load_run(tmp_path)
+        load_network(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
-        checkpoint.load_weights(nn.Linear(3, 3), tmp_path)
-    checkpoint.save_run(
+        load_weights(nn.Linear(3, 3), tmp_path)
+    save_network(
         tmp_path, nn.Linear(3, 3), CONFIG | {"model": None, "gate": None, "gate_options": {}}
     )
     with pytest.raises(ValueError, match="of your own"):
-        checkpoint.load_run(tmp_path)
+        load_network(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
-        checkpoint.load_weights(nn.Linear(3, 3), tmp_path)
+        load_weights(nn.Linear(3, 3), tmp_path)
     for text in ("{", "{}", "[]", "3", json.dumps(CONFIG), json.dumps({"model": "resnet8"})):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=re.escape(str(tmp_path / "config.json"))):
-            checkpoint.load_run(tmp_path)
+            load_network(tmp_path)
 
 
 def test_unnamed_folders_take_the_next_free_number(tmp_path, monkeypatch):
@@ -155,7 +157,7 @@ def test_tables_and_curves(tmp_path):
     for row in rows:
         row |= {f"{split}_{key}": 0.5 for split in splits for key in ("loss", "top1")}
         row |= {"validation_loss": None, "validation_top1": None}
-    checkpoint.write_table(tmp_path / "metrics.csv", rows)
+    write_table(tmp_path / "metrics.csv", rows)
     with (tmp_path / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["epoch"] for row in table] == ["0", "1"]
@@ -165,7 +167,7 @@ def test_tables_and_curves(tmp_path):
 
 
 def test_stored_files_can_be_read_by_whom_the_umask_allows(tmp_path):
-    checkpoint.save_run(tmp_path, nn.Linear(3, 3), CONFIG)
+    save_network(tmp_path, nn.Linear(3, 3), CONFIG)
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}
     assert len(modes) == 1
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG

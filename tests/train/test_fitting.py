@@ -12,8 +12,9 @@ from runs import SMALL, Net, check_same, net, rows
 from spem import create_model, kernels
 from spem.data.batches import Split
 from spem.data.dataset import Dataset
+from spem.export.network import load_network
 from spem.train import devices, job
-from spem.train.checkpoint import FILES, load_run
+from spem.train.checkpoint import FILES
 from spem.train.devices import keep_freed_memory
 from spem.train.fitting import fit
 from spem.train.recipe import load_recipe
@@ -39,7 +40,7 @@ def test_the_folder_holds_what_was_promised():
     assert run.summary["test_top1_at_best_validation"] == float(best["test_top1"])
     assert run.summary["parameters"] == sum(p.numel() for p in run.model.parameters())
     assert run.summary["seconds"] >= 2 * 1293 / run.summary["images_per_second"]
-    config = load_run(run.folder)[1]
+    config = load_network(run.folder)[1]
     assert (config["model"], config["gate"]) == ("resnet8", "spem")
     assert config["gate_options"] == {"alpha": 0.2}
     assert (config["image_size"], config["mean"], config["std"]) == ([8, 8], [0.5], [0.5])
@@ -72,7 +73,7 @@ def test_a_model_of_the_users_own_is_trained_in_place_and_named():
     assert run.folder.name == "Net-plain-digits-0"
     assert run.summary["final_test_top1"] > 0.5
     with pytest.raises(ValueError, match="of your own"):
-        load_run(run.folder)
+        load_network(run.folder)
 
 
 def test_a_run_starts_from_stored_weights():
@@ -106,7 +107,7 @@ def test_the_data_decide_what_a_recipe_leaves_open(tmp_path):
     run = fit(recipe)
     resolved = replace(recipe, image_size=32, mean=[0.5, 0.5, 0.5])
     assert load_recipe(str(run.folder / "recipe.yaml")) == resolved
-    config = load_run(run.folder)[1]
+    config = load_network(run.folder)[1]
     assert (config["image_size"], config["std"]) == ([32, 32], [0.1, 0.2, 0.3])
 
 

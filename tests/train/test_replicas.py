@@ -12,8 +12,9 @@ from runs import SMALL, check_same, net, rows, without_times
 
 from spem import create_model
 from spem.cli import main
+from spem.export.network import load_network
 from spem.train import job
-from spem.train.checkpoint import FILES, load_checkpoint, load_run
+from spem.train.checkpoint import FILES, load_checkpoint
 from spem.train.fitting import Interrupted, fit
 from spem.train.recipe import Recipe, load_recipe
 from spem.train.run import Run
@@ -40,7 +41,7 @@ def check_singles(folder, recipe):
         assert without_times(own) == without_times(alone.folder)
         assert (own / "recipe.yaml").read_text() == (alone.folder / "recipe.yaml").read_text()
         assert (own / "config.json").read_text() == (alone.folder / "config.json").read_text()
-        weights, others = load_run(own)[0].state_dict(), alone.model.state_dict()
+        weights, others = load_network(own)[0].state_dict(), alone.model.state_dict()
         assert all(torch.equal(value, others[name]) for name, value in weights.items())
         states = [load_checkpoint(f / "checkpoint.pt") for f in (own, alone.folder)]
         for key in ("optimizer", "model", "metrics"):
@@ -53,7 +54,7 @@ def test_replicas_equal_single_runs_bit_for_bit(variant):
     recipe = VARIANTS[variant]
     run = fit(recipe, out="all")
     check_singles(run.folder, recipe)
-    first = load_run(run.folder / "seed-3")[0].state_dict()
+    first = load_network(run.folder / "seed-3")[0].state_dict()
     assert all(torch.equal(value, first[name]) for name, value in run.model.state_dict().items())
 
 

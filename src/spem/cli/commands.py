@@ -206,9 +206,10 @@ def gate_report(
         device: auto, cpu, cuda or mps.
     """
     from spem.explain import gate_report
+    from spem.export.network import save_network
     from spem.gates import Gate
     from spem.surgery.deployment import deploy
-    from spem.train.checkpoint import new_folder, save_run
+    from spem.train.checkpoint import new_folder
     from spem.train.metrics import evaluate as measure
 
     if out is not None and fold is None:
@@ -231,7 +232,7 @@ def gate_report(
     show(["", "before", "after"], [(key, before[key], after[key]) for key in _MEASURES])
     if out is not None:
         folder = new_folder(Path(out), load_recipe(str(find_run(run) / "recipe.yaml")))
-        save_run(folder, folded, {**config, **vars(folded)["config"]})
+        save_network(folder, folded, {**config, **vars(folded)["config"]})
         print(f"run folder: {folder}")
 
 
@@ -264,11 +265,11 @@ def _resumed(config: str | None, out: str | None, resume: str | bool) -> tuple[s
 
 
 def _load(run: str, device: Device) -> tuple[nn.Module, dict[str, Any], torch.device]:
-    from spem.train.checkpoint import load_run
+    from spem.export.network import load_network
     from spem.train.devices import create_fabric, keep_freed_memory
 
     keep_freed_memory()
-    model, config = load_run(find_run(run))
+    model, config = load_network(find_run(run))
     where = create_fabric(Recipe(device=device)).device
     return model.to(where), config, where
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from spem._extras import needs_extra
+from spem._files import atomically
 from spem.compare.planned import Cell, deciding, row_name
-from spem.train.checkpoint import atomically
 
 with needs_extra("train"):
     import yaml

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spem._extras import needs_extra
+from spem._files import write_text
 from spem.compare import launchers
 from spem.compare.costs import load_in_turn, measure_costs
 from spem.compare.planned import Cell, folder_of
@@ -23,7 +24,6 @@ from spem.compare.records import (
     relabel,
 )
 from spem.compare.tables import show
-from spem.train.checkpoint import write_text
 from spem.train.devices import create_fabric, keep_freed_memory
 from spem.train.job import prepare
 

@@ -19,7 +19,7 @@ from spem.gates.compiled import (
 )
 from spem.gates.gate import Gate
 from spem.kernels.fused import Coefficients, Head, Values, number
-from spem.kernels.reference import widen
+from spem.kernels.reference import upcast
 
 
 def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head | None:
@@ -27,7 +27,8 @@ def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head | None:
 
     Args:
         norm: in training mode its momentum must be a number.
-        gate: of the norm; None for the normalisation alone of a norm whose gate is not foldable.
+        gate: of the norm; None for the normalisation alone, where the gate does not fuse
+            with its norm.
 
     Returns:
         The head; None where the gate is not compilable.
@@ -62,7 +63,7 @@ def _make_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head | None:
             values = _at_first_position(values, scale)
         pooled = pooled_from(values, count)
         (scale, shift), written = call_with(
-            gate, gate.fold, given[own:], pooled, scale, shift, bias
+            gate, gate.coefficients, given[own:], pooled, scale, shift, bias
         )
         updates |= {own + index: value for index, value in written.items()}
         return Coefficients(scale, shift, updates)
@@ -91,8 +92,8 @@ def _normalise(
             for place, (old, new) in enumerate(zip(running, observed, strict=True), start=index):
                 updates[place] = (old + momentum * (new - old)).to(old.dtype)
     else:
-        mean, var = map(widen, running)
-    weight, bias = (None if t is None else widen(t) for t in (weight, bias))
+        mean, var = map(upcast, running)
+    weight, bias = (None if t is None else upcast(t) for t in (weight, bias))
     scale = (var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     bias = torch.zeros_like(scale) if bias is None else bias

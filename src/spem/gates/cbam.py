@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates.checks import check_choice, check_normalises, check_odd
 from spem.gates.gate import Attention, hidden_width, present, start_at_zero
-from spem.kernels.reference import widen
+from spem.kernels.reference import upcast
 
 
 def _length(pooled: Pooled, x: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ _POOLS: dict[str, tuple[tuple[str, ...], Callable[[Pooled, Tensor], Tensor]]] = 
     "avg": (("mean",), lambda pooled, x: present(pooled.mean)),
     "max": (("max",), lambda pooled, x: present(pooled.max)),
     "lp": (("mean", "var"), _length),
-    "lse": ((), lambda pooled, x: widen(x).flatten(2).logsumexp(-1)),
+    "lse": ((), lambda pooled, x: upcast(x).flatten(2).logsumexp(-1)),
 }
 
 
@@ -93,7 +93,7 @@ class CBAM(Attention):
             return recalibrate(x, self.gain * multiplier)
         x = recalibrate(x, multiplier)
         with torch.autocast(x.device.type, enabled=False):
-            places = self.gain * self.spatial(widen(x))
+            places = self.gain * self.spatial(upcast(x))
         return x * places.to(x.dtype)
 
 

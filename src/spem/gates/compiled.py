@@ -41,7 +41,7 @@ def compilable(gate: Any) -> bool:
         "traceable" in vars(type(gate))
         and gate.traceable
         and not gate.refines
-        and not {"excite", "multiplier", "fold"} & vars(gate).keys()
+        and not {"excite", "multiplier", "coefficients"} & vars(gate).keys()
         and not any(m._forward_hooks or m._forward_pre_hooks for m in gate.modules())
     )
 

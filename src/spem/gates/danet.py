@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from spem.gates.checks import check_choice
 from spem.gates.gate import Attention
-from spem.kernels.reference import widen
+from spem.kernels.reference import upcast
 
 
 class DANet(Attention):
@@ -47,7 +47,7 @@ class DANet(Attention):
         """
         self.check_map(x)
         with torch.autocast(x.device.type, enabled=False):
-            y = wide = widen(x)
+            y = wide = upcast(x)
             for module in (self.position, self.channel):
                 y = y if module is None else y + module(wide)
         return y.to(x.dtype)

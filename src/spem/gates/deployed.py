@@ -9,7 +9,7 @@ from spem.functional import STATISTICS, Pooled
 from spem.gates.gate import Gate, present
 
 
-class Folded(Gate):
+class DeployedGate(Gate):
     """The multiplier gain · σ(Σ wₖ·pₖ + b) of pooled values pₖ, with constant wₖ and b.
 
     Args:
@@ -56,13 +56,14 @@ class Folded(Gate):
         return self.logits(pooled).sigmoid()
 
 
-class FoldedSPEM(Folded):
+class DeployedSPEM(DeployedGate):
     """SPEM with its reweighting: gain · σ(z)·σ(w·(max + min) + b), or gain · σ(z·σ(…)).
 
-    z is the sum of `Folded`; five vectors with both parts of the gate, two without the excitation.
+    z is the sum of `DeployedGate`; five vectors with both parts of the gate, two without the
+    excitation.
 
     Args:
-        gate, weights, shift: see `Folded`; without weights z is left out.
+        gate, weights, shift: see `DeployedGate`; without weights z is left out.
         sum_weight: w, (C,).
         sum_shift: b, (C,).
         inside: whether z multiplies the second sigmoid inside of the first.
@@ -100,11 +101,11 @@ class FoldedSPEM(Folded):
         return (z * factor).sigmoid() if self.inside else z.sigmoid() * factor
 
 
-class FoldedSRM(Folded):
+class DeployedSRM(DeployedGate):
     """SRM with its norm folded: gain · σ(w·mean + k·√(var + eps) + b), var unbiased.
 
     Args:
-        gate, weights, shift: see `Folded`; the weight is that of the mean.
+        gate, weights, shift: see `DeployedGate`; the weight is that of the mean.
         deviation_weight: k, (C,).
         eps: of the gate.
         parity: of the gate: NaN on maps of one position.

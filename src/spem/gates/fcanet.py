@@ -11,7 +11,7 @@ from spem.functional import recalibrate
 from spem.gates.checks import check_whole
 from spem.gates.gate import Attention, hidden_width, start_at_zero
 from spem.gates.regions import bin_means
-from spem.kernels.reference import widen
+from spem.kernels.reference import upcast
 
 # (u, v) pairs in units of a seventh of the DCT size: u along the height, v along the width.
 _FREQUENCIES = {
@@ -90,7 +90,7 @@ class FcaNet(Attention):
         """
         self.check_map(x)
         with torch.autocast(x.device.type, enabled=False):
-            z = widen(x)
+            z = upcast(x)
             if z.shape[2:] != self.dct.shape[1:]:
                 z = bin_means(z, self.dct_size)
             descriptor = (z * self.dct).sum((2, 3))

@@ -11,7 +11,7 @@ from spem.functional import STATISTICS, Pooled, check_map, check_positions, chec
 from spem.gates.checks import check_choice, check_whole
 from spem.gates.compiled import gate_head
 from spem.kernels import fused
-from spem.kernels.reference import widen
+from spem.kernels.reference import upcast
 
 
 class Attention(nn.Module):
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
     gain: Tensor
     # Names of parameters that the authors train without weight decay.
-    undecayed: tuple[str, ...] = ()
+    no_weight_decay: tuple[str, ...] = ()
     # Where `create_model` puts the gate by default, see `spem.models.placement`.
     placement = "residual"
     # Whether it wants a norm of its own where it would follow a convolution.
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `model.half()` comes through here: multipliers are float32, as all statistics are.
-        return super()._apply(lambda t: widen(fn(t)) if t.is_floating_point() else fn(t), recurse)
+        return super()._apply(lambda t: upcast(fn(t)) if t.is_floating_point() else fn(t), recurse)
 
 
 class Gate(Attention):
@@ -83,7 +83,7 @@ class Gate(Attention):
 
     statistics: tuple[str, ...] = STATISTICS
     # Whether the pooled values of a norm's output follow from those of its input.
-    foldable = True
+    fuses_with_norm = True
     # Whether it reads the pooled values of the input of its norm, instead of the output's.
     reads_input = False
     # Whether the multipliers are a function of the pooled values, parameters, buffers and plain
@@ -135,7 +135,7 @@ class Gate(Attention):
         self.unit_gain = bool((self.gain == 1).all())
         return self
 
-    def fold(
+    def coefficients(
         self, pooled: Pooled, scale: Tensor, shift: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return a and b, (N, C), such that the gated norm of x is a·x + b.
@@ -223,15 +223,15 @@ def parameter_groups(modules: Sequence[nn.Module]) -> list[tuple[list[nn.Paramet
     """Return the parameters of modules in at most two groups with their optimizer settings.
 
     The first group has no settings of its own; the second holds what the authors of a gate train
-    without weight decay (`Attention.undecayed`).
+    without weight decay (`Attention.no_weight_decay`).
     """
-    decayed, undecayed, exempt = [], [], set()
+    decayed, no_weight_decay, exempt = [], [], set()
     for gate in (m for module in modules for m in module.modules() if isinstance(m, Attention)):
-        exempt |= {id(gate.get_parameter(name)) for name in gate.undecayed}
+        exempt |= {id(gate.get_parameter(name)) for name in gate.no_weight_decay}
     unique = {id(p): p for module in modules for p in module.parameters()}
     for key, parameter in unique.items():
-        (undecayed if key in exempt else decayed).append(parameter)
-    groups = [(decayed, {}), (undecayed, {"weight_decay": 0.0})]
+        (no_weight_decay if key in exempt else decayed).append(parameter)
+    groups = [(decayed, {}), (no_weight_decay, {"weight_decay": 0.0})]
     return [(parameters, settings) for parameters, settings in groups if parameters]
 
 

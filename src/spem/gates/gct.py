@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from spem.functional import Pooled
 from spem.gates.checks import check_choice, check_finite
 from spem.gates.gate import Gate, present
-from spem.kernels.reference import pool_mean, widen
+from spem.kernels.reference import pool_mean, upcast
 
 
 class GCT(Gate):
@@ -30,7 +30,7 @@ class GCT(Gate):
     """
 
     traceable = True
-    undecayed = ("beta",)
+    no_weight_decay = ("beta",)
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class GCT(Gate):
         self.mode, self.after_relu, self.eps = mode, after_relu, eps
         self.statistics = ("mean", "var") if mode == "l2" else ("mean",) if after_relu else ()
         if not self.statistics:
-            self.foldable = False
+            self.fuses_with_norm = False
         self.alpha = nn.Parameter(torch.ones(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
@@ -61,7 +61,7 @@ class GCT(Gate):
 
     def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
         """Pool the absolute values where mode="l1" needs them."""
-        return pooled if self.statistics else pooled._replace(mean=pool_mean(widen(x).abs()))
+        return pooled if self.statistics else pooled._replace(mean=pool_mean(upcast(x).abs()))
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spem.gates.checks import check_finite, check_normalises, check_whole
 from spem.gates.gate import Attention, hidden_width
-from spem.kernels.reference import widen
+from spem.kernels.reference import upcast
 
 
 class HPDA(Attention):
@@ -63,14 +63,14 @@ class HPDA(Attention):
     def attentions(self, x: Tensor) -> Tensor:
         """Return the local attentions, (N, K, H, W), in float32 or wider."""
         with torch.autocast(x.device.type, enabled=False):
-            wide = widen(x)
+            wide = upcast(x)
             return torch.cat([branch(wide) for branch in self.branches], 1).sigmoid()
 
     def descriptors(self, x: Tensor) -> Tensor:
         """Return the mean of x under each attention, (N, K·C), in float32 or wider."""
         maps = self.attentions(x).flatten(2)
         with torch.autocast(x.device.type, enabled=False):
-            return (maps @ widen(x).flatten(2).transpose(1, 2) / maps.shape[2]).flatten(1)
+            return (maps @ upcast(x).flatten(2).transpose(1, 2) / maps.shape[2]).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the recalibrated map, (N, C, H, W) as x.

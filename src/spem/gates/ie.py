@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.deployed import Folded
+from spem.gates.deployed import DeployedGate
 from spem.gates.gate import Gate
 from spem.gates.pooling import DescriptorGate, Pooling
 
@@ -47,4 +47,6 @@ class IE(DescriptorGate):
         if type(self) is not IE:
             return super().deployed()
         shares = self.descriptor_weights().items()
-        return Folded(self, {k: share * self.scale.double() for k, share in shares}, self.shift)
+        return DeployedGate(
+            self, {k: share * self.scale.double() for k, share in shares}, self.shift
+        )

@@ -30,7 +30,7 @@ class IEBN(IE):
     reads_input = True
     placement = "norm"
 
-    def fold(
+    def coefficients(
         self, pooled: Pooled, scale: Tensor, shift: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return a and b, (N, C), such that the norm of x is a·x + b."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from spem.kernels.reference import pool_mean, widen
+from spem.kernels.reference import pool_mean, upcast
 
 
 def bin_means(x: Tensor, side: int) -> Tensor:
@@ -50,7 +50,7 @@ def region_mean(
         for side, extent in zip(sides, size, strict=True)
     )
     cover = (rows[..., :, None] & columns[..., None, :]).sum(0)
-    return (widen(x) * cover).sum((2, 3)) / (regions * sides[0] * sides[1])
+    return (upcast(x) * cover).sum((2, 3)) / (regions * sides[0] * sides[1])
 
 
 def _inside(

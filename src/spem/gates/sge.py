@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spem.gates.checks import check_finite, is_whole
 from spem.gates.gate import Attention
-from spem.kernels.reference import pool_mean, widen
+from spem.kernels.reference import pool_mean, upcast
 
 
 class SGE(Attention):
@@ -62,7 +62,7 @@ class SGE(Attention):
         self.check_map(x)
         _, c, h, w = x.shape
         with torch.autocast(x.device.type, enabled=False):
-            wide = widen(x)
+            wide = upcast(x)
             likeness = (wide * pool_mean(wide)[:, :, None, None]).unflatten(1, (self.groups, -1))
             s = likeness.sum(2)
             s = s - s.mean((2, 3), keepdim=True)

@@ -8,7 +8,7 @@ from spem.functional import recalibrate
 from spem.gates.checks import check_choice, check_normalises, check_whole
 from spem.gates.gate import Attention, hidden_width, start_at_zero
 from spem.gates.regions import bin_means
-from spem.kernels.reference import widen
+from spem.kernels.reference import upcast
 
 _VARIANTS = ("icme-a", "icme-b", "icme-c", "tmm-a", "tmm-b", "tmm-c")
 
@@ -91,7 +91,7 @@ class SPA(Attention):
         if self.matcher is not None:
             check_normalises("SPA", self.matcher, read)
         with torch.autocast(x.device.type, enabled=False):
-            wide = widen(read) if self.matcher is None else self.matcher(widen(read))
+            wide = upcast(read) if self.matcher is None else self.matcher(upcast(read))
             multiplier = self.gain * self.pyramid(wide).sigmoid()
         if multiplier.shape[2:] == (1, 1):
             return recalibrate(x, multiplier.flatten(1))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_choice
-from spem.gates.deployed import Folded, FoldedSPEM
+from spem.gates.deployed import DeployedGate, DeployedSPEM
 from spem.gates.gate import Gate, present
 from spem.gates.pooling import DescriptorGate
 
@@ -127,10 +127,10 @@ class SPEM(DescriptorGate):
         gate = deepcopy(self).double()
         weights, shift = gate._folded_excitation()
         if not self.reweighting:
-            return Folded(self, weights, shift)
+            return DeployedGate(self, weights, shift)
         figure = self.form == "figure"
         own = {"sum_weight": gate.reweight_scale, "sum_shift": 2 * gate.reweight_shift}
-        return FoldedSPEM(self, weights, shift, **own, inside=figure)
+        return DeployedSPEM(self, weights, shift, **own, inside=figure)
 
     def _folded_excitation(self) -> tuple[dict[str, Tensor], Tensor]:
         """Return the weights of the pooled values in the excitation, and its shift."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_finite
-from spem.gates.deployed import FoldedSRM, style_deviation
+from spem.gates.deployed import DeployedSRM, style_deviation
 from spem.gates.gate import Gate, present
 
 
@@ -34,7 +34,7 @@ class SRM(Gate):
     """
 
     statistics = ("mean", "var")
-    undecayed = ("style_weight", "bn.weight", "bn.bias")
+    no_weight_decay = ("style_weight", "bn.weight", "bn.bias")
 
     def __init__(
         self, channels: int, *, eps: float = 1e-5, parity: bool = False, init: str = "paper"
@@ -96,4 +96,4 @@ class SRM(Gate):
         mean, deviation = (gate.style_weight * scale[:, None]).unbind(1)
         shift = norm.bias - present(norm.running_mean) * scale
         own = {"deviation_weight": deviation, "eps": self.eps, "parity": self.parity}
-        return FoldedSRM(self, {"mean": mean}, shift, **own)
+        return DeployedSRM(self, {"mean": mean}, shift, **own)

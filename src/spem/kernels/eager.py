@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spem.kernels.reference import pool_mean, pool_var, widen
+from spem.kernels.reference import pool_mean, pool_var, upcast
 
 _MOMENTS = {"mean": pool_mean, "var": pool_var}
 
@@ -29,7 +29,7 @@ def pool(x: Tensor, wanted: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]
 def _without_gradient(name: str, x: Tensor) -> Tensor:
     if name in _MOMENTS:
         return _MOMENTS[name](x)
-    return widen(x.amax((2, 3)) if name == "max" else x.amin((2, 3)))
+    return upcast(x.amax((2, 3)) if name == "max" else x.amin((2, 3)))
 
 
 class _Pool(torch.autograd.Function):
@@ -45,7 +45,7 @@ class _Pool(torch.autograd.Function):
                 values.append(_MOMENTS[name](x))
             else:
                 value, at = _extremum(x, name == "max")
-                values.append(widen(value))
+                values.append(upcast(value))
                 positions.append(at)
         return x.view_as(x), *values, *positions
 
@@ -69,9 +69,9 @@ class _Pool(torch.autograd.Function):
         if mean is not None:
             total = total + (mean / count).to(x.dtype)[..., None, None]
         if var is not None:
-            centred = widen(x) - pool_mean(x)[..., None, None]
+            centred = upcast(x) - pool_mean(x)[..., None, None]
             factor = (2 / count * var)[..., None, None]
-            total = torch.addcmul(widen(total), centred, factor).to(x.dtype)
+            total = torch.addcmul(upcast(total), centred, factor).to(x.dtype)
         total = total.expand(ctx.shape).contiguous(memory_format=ctx.format)
         if mean is None and var is None:
             total = total.clone()  # what came may be in use elsewhere

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 
-def widen(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """Return x in float32, or as it is where it is wider: the precision of all statistics."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def pool_mean(x: Tensor) -> Tensor:
     """Mean over the positions of each map: (N, C, H, W) -> (N, C)."""
-    return widen(x).mean((2, 3))
+    return upcast(x).mean((2, 3))
 
 
 def pool_var(x: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def pool_var(x: Tensor) -> Tensor:
 
     A raw sum of squares would lose all digits where the mean is large beside the deviation.
     """
-    centred = widen(x) - pool_mean(x)[:, :, None, None]
+    centred = upcast(x) - pool_mean(x)[:, :, None, None]
     return centred.square().mean((2, 3))
 
 
@@ -28,12 +28,12 @@ def pool_max(x: Tensor) -> Tensor:
 
     The gradient goes to the first position in row-major order that holds the value.
     """
-    return widen(x.flatten(2).max(-1).values)
+    return upcast(x.flatten(2).max(-1).values)
 
 
 def pool_min(x: Tensor) -> Tensor:
     """Smallest value of each map; ties as in `pool_max`."""
-    return widen(x.flatten(2).min(-1).values)
+    return upcast(x.flatten(2).min(-1).values)
 
 
 def pool(x: Tensor, wanted: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -49,7 +49,7 @@ def recalibrate(
 
     x and residual are (N, C, H, W), scale and shift (N, C).
     """
-    out = widen(x) * scale[:, :, None, None]
+    out = upcast(x) * scale[:, :, None, None]
     if shift is not None:
         out = out + shift[:, :, None, None]
     if residual is not None:

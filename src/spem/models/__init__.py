@@ -24,7 +24,6 @@ __all__ = [
     "ResNet",
     "ResidualAttentionNet",
     "create_model",
-    "own_config",
 ]
 
 _RESIDUAL = {
@@ -106,16 +105,6 @@ def create_model(
         load_pretrained(model, config, pretrained)
     vars(model)["config"] = config
     return model
-
-
-def own_config(model: nn.Module) -> dict[str, Any] | None:
-    """Return the `config` that `create_model` gave a network; None for any other model.
-
-    Networks of other libraries have attributes of this name, too, with other contents.
-    """
-    config = vars(model).get("config")
-    keys = {"model", "block", "gate", "gate_options", "in_channels", "mask", "placement"}
-    return config if isinstance(config, dict) and keys <= config.keys() else None
 
 
 def _default_classes(config: dict[str, Any], pretrained: str | None) -> int:

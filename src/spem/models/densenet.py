@@ -15,6 +15,8 @@ GROWTH = 12
 class DenseLayer(nn.Module):
     """Two convolutions, each after norm and ReLU, whose 12 maps join those it read."""
 
+    gate_attribute = "branch_gate"
+
     def __init__(self, in_channels: int, gates: Placement):
         super().__init__()
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))

@@ -19,6 +19,7 @@ class PreBlock(nn.Module):
     """What both blocks share: the end, where the gate follows a convolution."""
 
     bn1: GatedBatchNorm2d
+    gate_attribute = "branch_gate"
     branch_gate: Attention | None
     bn_additional: GatedBatchNorm2d | None
     downsample: nn.Conv2d | None

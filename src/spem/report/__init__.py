@@ -1,1 +1,5 @@
-"""To be written."""
+"""The page of a comparison: statistics, tables, figures and the published results beside them."""
+
+from spem.report.writer import report
+
+__all__ = ["report"]

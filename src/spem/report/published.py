@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 
 from spem.gates import GATES, gate_options
-from spem.models import create_model, own_config
+from spem.models import create_model
+from spem.surgery.config import own_config
 
 BEST = "best test epoch"
 _README = "README of the authors' code"

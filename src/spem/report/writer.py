@@ -5,10 +5,10 @@ from importlib import resources
 from pathlib import Path
 
 from spem._extras import needs_extra
+from spem._files import write_text
 from spem.report.figures import Picture, figures
 from spem.report.page import render_html
 from spem.report.tables import Contents, read_contents
-from spem.train.checkpoint import write_text
 
 with needs_extra("report"):
     from jinja2 import Environment, StrictUndefined

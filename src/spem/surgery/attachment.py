@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from spem.gates import GATES, Attention, DIANet, create_gate, gate_options
 from spem.gates.gate import parameter_groups
-from spem.models import own_config
 from spem.norm import GatedBatchNorm2d
+from spem.surgery.config import own_config
 from spem.surgery.slots import At, find_slots, last_child, masked, output_channels, resolve
 
 
@@ -282,7 +282,7 @@ def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def _extend(optimizer: Optimizer, gates: list[Attention]) -> None:
-    """Add the gates' parameters in groups like the first one, undecayed where authors say so."""
+    """Add the gates' parameters in groups like the first, some without weight decay."""
     template = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     for gate_parameters, changes in parameter_groups(gates):
         optimizer.add_param_group({**template, **changes, "params": gate_parameters})

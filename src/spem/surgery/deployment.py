@@ -6,13 +6,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from spem.explain.gate_report import GateStatistics, pooled_gates
 from spem.gates import ASR, DIANet, Gate
-from spem.models import own_config
-from spem.models.densenet import DenseLayer
-from spem.models.preresnet import PreBlock
+from spem.gates.record import GateStatistics, pooled_gates
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.attachment import replace_gate, unguard
+from spem.surgery.config import own_config
 from spem.surgery.fold import fold_batchnorms, fold_gates
 
 
@@ -92,7 +90,7 @@ def _fold_asr(model: nn.Module) -> None:
     """Fold the constants of all ASR gates into what stands before them."""
     found = False
     for name, module in list(model.named_modules()):
-        place = "branch_gate" if isinstance(module, PreBlock | DenseLayer) else "gate"
+        place = getattr(module, "gate_attribute", "gate")
         gate = getattr(module, place, None)
         if not isinstance(gate, ASR):
             continue

@@ -11,6 +11,7 @@ from torch import nn
 
 from spem._extras import needs_extra
 from spem.data.dataset import image_format
+from spem.export.network import load_network, load_weights
 from spem.train import checkpoint
 from spem.train.devices import create_fabric, disconnect
 from spem.train.job import Job, network_config, prepare, train_jobs
@@ -164,7 +165,7 @@ def _start_replicas(recipe: Recipe, folder: Path | None, resume: bool) -> Path:
 def _read_result(folder: Path, recipe: Recipe, model: nn.Module | None) -> Result:
     if model is None:
         own = folder if recipe.replicas == 1 else replica_folder(folder, recipe.seed)
-        model, _ = checkpoint.load_run(own)
+        model, _ = load_network(own)
     else:
-        checkpoint.load_weights(model, folder)
+        load_weights(model, folder)
     return Result(folder, json.loads((folder / "summary.json").read_text()), model.eval())

@@ -16,9 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spem import kernels
 from spem._extras import needs_extra
+from spem._files import write_text
 from spem.data.dataset import Dataset, load_dataset
-from spem.models import create_model, own_config
+from spem.export.network import load_weights, save_network
+from spem.models import create_model
 from spem.norm import GatedBatchNorm2d
+from spem.surgery.config import own_config
 from spem.train import checkpoint
 from spem.train.devices import settings, synchronise
 from spem.train.recipe import Recipe
@@ -93,7 +96,7 @@ def prepare(
     if resume and not continued and fabric.is_global_zero:
         get_console().print(f"{folder} holds no checkpoint yet: the run starts from its beginning.")
     if recipe.weights is not None and not continued:
-        checkpoint.load_weights(network, recipe.weights)
+        load_weights(network, recipe.weights)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         network = synchronise(network, fabric.device)
     return Job(recipe, network, dataset, macs)
@@ -191,7 +194,8 @@ def _count_macs(model: nn.Module, dataset: Dataset) -> int:
     """
     device = next(model.parameters()).device
     image = torch.zeros(1, *dataset.train.images.shape[1:], device=device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Compiled kernels would be traced under the counter, and count once more with symbolic sizes.
+    with torch.no_grad(), kernels.use("eager"), FlopCounterMode(display=False) as counter:
         logits = model.eval()(image)
     if logits.shape != (1, len(dataset.classes)):
         raise ValueError(
@@ -208,7 +212,7 @@ def network_config(model: nn.Module) -> dict[str, Any]:
 
 def _write_results(run: Run, job: Job) -> None:
     folder = run.folder
-    checkpoint.save_run(folder, run.stored, _run_config(job))
+    save_network(folder, run.stored, _run_config(job))
     checkpoint.draw_curves(folder / "curves.png", run.history, folder.name)
     # The summary comes last: a run that has one is finished.
     write_summary(folder, _summarise(run, job.macs))
@@ -216,7 +220,7 @@ def _write_results(run: Run, job: Job) -> None:
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write `summary.json`, with which a folder counts as finished."""
-    checkpoint.write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _run_config(job: Job) -> dict[str, Any]:

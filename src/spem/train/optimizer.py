@@ -20,7 +20,7 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
     """Return SGD over all parameters.
 
     The weight decay acts on every one, but for those that the authors of a gate exempt
-    (`Attention.undecayed`: SRM, and the shift of GCT).
+    (`Attention.no_weight_decay`: SRM, and the shift of GCT).
     """
     groups = [{"params": values, **own} for values, own in parameter_groups([model])]
     return SGD(

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spem._files import write_text
 from spem.data.batches import EVALUATION_BATCH, Batches
 from spem.data.dataset import Dataset
 from spem.models import create_model
-from spem.train.checkpoint import write_text
 from spem.train.fitting import fit
 from spem.train.job import load_data
 from spem.train.metrics import evaluate

@@ -47,7 +47,7 @@ class Recipe:
         momentum: momentum of SGD.
         nesterov: Nesterov's form of the momentum.
         weight_decay: L2 penalty on every parameter but those that a gate's authors exempt
-            (`Attention.undecayed`).
+            (`Attention.no_weight_decay`).
         schedule: step (times `gamma` at `milestones`), cosine (to zero) or constant.
         milestones: epochs, counted from 0, before which the rate is multiplied by `gamma`.
         gamma: factor of the step schedule.

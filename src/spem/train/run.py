@@ -12,10 +12,11 @@ import torch.distributed
 from torch import Tensor, nn
 
 from spem._extras import needs_extra
+from spem._files import write_table
 from spem.data.batches import EVALUATION_BATCH, Batches
 from spem.data.dataset import Dataset
 from spem.gates import mixing_ratios
-from spem.train.checkpoint import load_checkpoint, save_checkpoint, write_table
+from spem.train.checkpoint import load_checkpoint, save_checkpoint
 from spem.train.metrics import create_metrics, evaluate, read
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
 from spem.train.recipe import Recipe

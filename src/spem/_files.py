@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all."""
+
+import csv
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """Yield a file to write beside `path` that takes its name once it is whole and on the disk.
+
+    Args:
+        path: the file that appears, or is replaced, if the block ends without an exception.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # safetensors keeps its files from all but their owner
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomically(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a CSV file whose columns are the keys of the first row; None leaves a cell empty."""
+    with atomically(path) as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
