@@ -1,4 +1,4 @@
-"""Pooling and recalibration: the two stages of channel attention that touch the whole map."""
+"""Pooling and recalibration: the two stages of channel attention that read the feature map."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -13,7 +13,7 @@ STATISTICS = ("mean", "var", "max", "min")
 
 
 class Pooled(NamedTuple):
-    """The pooled values of a batch of maps, each (N, C), in float32 or wider.
+    """The pooled values of a batch of feature maps, each (N, C), in float32 or wider.
 
     A statistic that was not asked for is None. `var` is biased; `count` is H·W.
     """
@@ -25,9 +25,9 @@ class Pooled(NamedTuple):
     count: int
 
     @classmethod
-    def of(cls, values: Mapping[str, Tensor], x: Tensor) -> "Pooled":
-        """Return the statistics of x, (N, C, H, W), that were computed by name."""
-        return cls(*map(values.get, STATISTICS), count=x.shape[2] * x.shape[3])
+    def of(cls, values: Mapping[str, Tensor], count: int) -> "Pooled":
+        """Return statistics, which are given by name, of feature maps of `count` positions."""
+        return cls(*map(values.get, STATISTICS), count=count)
 
     def affine(self, scale: Tensor, shift: Tensor) -> "Pooled":
         """Return the pooled values of scale·x + shift, without reading x.
@@ -57,7 +57,7 @@ class Pooled(NamedTuple):
 
 
 def pool(x: Tensor, statistics: Iterable[str] = STATISTICS) -> Pooled:
-    """Pool every map of a batch to single values (stage 1 of channel attention).
+    """Reduce every channel of every image to single values (stage 1 of channel attention).
 
     Args:
         x: (N, C, H, W), floating point, any memory format; N may be 0, H·W may not.
@@ -79,7 +79,8 @@ def pool(x: Tensor, statistics: Iterable[str] = STATISTICS) -> Pooled:
     for name in wanted.difference(STATISTICS):
         raise unknown("statistic", name, STATISTICS)
     check_positions(x)
-    return Pooled.of(kernels.pool(x, tuple(name for name in STATISTICS if name in wanted)), x)
+    ordered = tuple(name for name in STATISTICS if name in wanted)
+    return Pooled.of(kernels.chosen(x).pool(x, ordered).values, x.shape[2] * x.shape[3])
 
 
 def recalibrate(
@@ -93,8 +94,8 @@ def recalibrate(
 
     Args:
         x: (N, C, H, W), floating point.
-        scale: (N, C), the multiplier of each map.
-        shift: (N, C), added to every position of a map.
+        scale: (N, C), the multiplier of each channel.
+        shift: (N, C), added to every position of a channel.
         residual: (N, C, H, W), in the dtype of x.
         relu: whether negative results become 0.
 
@@ -110,11 +111,11 @@ def recalibrate(
             raise ValueError(f"{name} is {tuple(value.shape)}, must be {tuple(x.shape[:2])}")
     if residual is not None:
         check_residual(x, residual)
-    return kernels.recalibrate(x, scale, shift, residual, relu)
+    return kernels.chosen(x).recalibrate(x, scale, shift, residual, relu)
 
 
 def check_residual(x: Tensor, residual: Tensor) -> None:
-    """Raise ValueError unless a residual has the shape and dtype of the map it is added to."""
+    """Raise ValueError unless a residual has the shape and dtype of x, to which it is added."""
     if residual.shape != x.shape or residual.dtype != x.dtype:
         raise ValueError(
             f"residual is {tuple(residual.shape)} {residual.dtype}, "
@@ -123,13 +124,13 @@ def check_residual(x: Tensor, residual: Tensor) -> None:
 
 
 def check_positions(x: Tensor) -> None:
-    """Raise ValueError where a map has no positions to pool."""
+    """Raise ValueError where a feature map has no positions to pool."""
     if x.shape[2] * x.shape[3] == 0:
         raise ValueError(f"x has no positions to pool: its shape is {tuple(x.shape)}")
 
 
 def check_map(name: str, x: Tensor) -> None:
-    """Raise ValueError unless x is a floating-point map (N, C, H, W)."""
+    """Raise ValueError unless x is a floating-point feature map (N, C, H, W)."""
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(
             f"{name} is {tuple(x.shape)} {x.dtype}, must be (N, C, H, W) in floating point"

@@ -1,6 +1,5 @@
 """Batch normalisation whose statistics pass is the pooling pass of the gate behind it."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,11 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spem import kernels
-from spem.functional import STATISTICS, Pooled, check_residual, pool, recalibrate
-from spem.gates.affine import norm_head
+from spem.functional import STATISTICS, Pooled, check_residual, recalibrate
+from spem.gates.affine import merge_moments, normalise, resolve_ties
+from spem.gates.compiled_norm import norm_excitation
 from spem.gates.gate import Attention, Gate, gated, present
 from spem.kernels import fused
+from spem.kernels.fused import Excitation
 from spem.kernels.reference import upcast
+
+_MOMENTS = ("mean", "var")
 
 
 class GatedBatchNorm2d(nn.BatchNorm2d):
@@ -24,8 +27,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
 
     BatchNorm is an affine map of each channel, s·x + t, so the pooled values of its output follow
     from those of its input (`Pooled.affine`), and normalisation, gate, addition and ReLU are one
-    pass: relu((g·s)·x + g·t + residual). Eager PyTorch normalises with `F.batch_norm` instead,
-    which is faster there than the same text, and pools its output.
+    pass: relu((g·s)·x + g·t + residual). The eager backend normalises by `F.batch_norm` instead,
+    which is faster there than the same operations one by one, and pools its output.
 
     Args:
         num_features: C.
@@ -79,40 +82,65 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         if residual is not None:
             check_residual(x, residual)
         gate = self.gate
-        ops = kernels.with_heads(x)
-        if ops is not None and self._compiles(ops, x):
-            return self._compiled(ops, x, residual, relu, source)
-        if isinstance(gate, Gate) and self._folds(gate, x):
-            return self._folded(x, gate, residual, relu)
-        if gate is None and self._synchronises():
-            return self._folded(x, None, residual, relu)
-        out = self._folded(x) if self._synchronises() else super().forward(x)
+        fusing = gate if isinstance(gate, Gate) and gate.fuses_with_norm else None
+        if self._synchronises() or kernels.chosen_for_both(x).fuses_norms(x, fusing is not None):
+            if gate is fusing:
+                return self._fuse(x, gate, residual, relu)
+            out = self._fuse(x)
+        else:
+            out = super().forward(x)
         if isinstance(gate, Gate) and gate.reads_input:
-            return self._with_input(gate, x, out, residual, relu)
+            return self._gate_by_input(gate, x, out, residual, relu)
         if gate is not None:
             return gated(gate, out, residual, relu, source)
         # Batch normalisation keeps its input for the backward pass, not its output.
         out = out if residual is None else out.add_(residual)
         return F.relu_(out) if relu else out
 
-    def _compiled(
+    def _fuse(
         self,
-        ops: ModuleType,
         x: Tensor,
-        residual: Tensor | None,
-        relu: bool,
-        source: Tensor | None,
+        gate: Gate | None = None,
+        residual: Tensor | None = None,
+        relu: bool = False,
     ) -> Tensor:
-        """Do all in two kernels, one each way, or only normalise where the gate does not allow."""
-        gate = self.gate
-        folded = gate if isinstance(gate, Gate) and gate.fuses_with_norm else None
-        head = norm_head(self, folded)
-        if head is None:
-            return self._folded(x, folded, residual, relu)
-        self._count_batch(x)
-        if gate is None or folded is not None:
-            return fused.apply(ops, head, x, residual, relu)
-        return gated(gate, fused.apply(ops, head, x, None, False), residual, relu, source)
+        """Pool x, find the affine coefficients of norm and gate, and recalibrate once."""
+        if (excitation := self._excitation(x, gate)) is not None:
+            self._count_batch(x)
+            return fused.apply(kernels.chosen(x), excitation, x, residual, relu)
+        backend = kernels.chosen_for_both(x)
+        wide = x if backend.adds_gradients_wide else upcast(x)
+        running = None if self.training else self._running()
+        wanted = set(() if gate is None else gate.statistics) | set(() if running else _MOMENTS)
+        pooled_map = backend.pool(wide, tuple(n for n in STATISTICS if n in wanted))
+        pooled = Pooled.of(pooled_map.values, x.shape[2] * x.shape[3])
+        mean, var = running or self._batch_moments(pooled)
+        a, b, bias = normalise(mean, var, self.weight, self.bias, self.eps)
+        if gate is not None:
+            if not gate.reads_input:
+                pooled = resolve_ties(pooled, upcast(x[:, :, 0, 0].detach()), a)
+            a, b = gate.coefficients(pooled, a, b, bias)
+        a, b = a.expand(x.shape[:2]), b.expand(x.shape[:2])
+        added = residual if residual is None else residual.to(wide.dtype)
+        return pooled_map.recalibrate(a, b, added, relu).to(x.dtype)
+
+    def _excitation(self, x: Tensor, gate: Gate | None) -> Excitation | None:
+        """Return what computes the coefficients in compiled form; None if that is not possible."""
+        # A cumulative average changes its factor at every batch.
+        if self._synchronises() or (self.training and self.momentum is None):
+            return None
+        backend = kernels.chosen_for_both(x)
+        return norm_excitation(self, gate) if backend.compiles_excitations() else None
+
+    def _gate_by_input(
+        self, gate: Gate, x: Tensor, out: Tensor, residual: Tensor | None, relu: bool
+    ) -> Tensor:
+        """Gate the normalised feature map `out` by the pooled values of the norm's input x."""
+        zeros = upcast(x.new_zeros(self.num_features))
+        ones = torch.ones_like(zeros)
+        bias = self.bias if self.affine else zeros
+        a, b = gate.coefficients(gate.pool_map(x), ones, zeros, bias)
+        return recalibrate(out, a, b, residual, relu)
 
     def _count_batch(self, x: Tensor) -> None:
         if self.training or self.running_mean is None:
@@ -140,91 +168,35 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
                 f"{tuple(input.shape)}, must be (N, {self.num_features}, H, W)"
             )
 
-    def _compiles(self, ops: ModuleType, x: Tensor) -> bool:
-        if self._synchronises():
-            return False
-        fused = isinstance(self.gate, Gate) and self.gate.fuses_with_norm
-        if not (fused or ops.normalises_faster(x)):
-            return False
-        # A cumulative average changes its factor at every batch.
-        return self.momentum is not None or not self.training
-
-    def _folds(self, gate: Gate, x: Tensor) -> bool:
-        if not gate.fuses_with_norm:
-            return False
-        return self._synchronises() or (kernels.chosen(x) is not kernels.eager and x.numel() > 0)
-
-    def _with_input(
-        self, gate: Gate, x: Tensor, out: Tensor, residual: Tensor | None, relu: bool
-    ) -> Tensor:
-        """Gate the normalised map `out` by the pooled values of the norm's input x."""
-        pooled = gate.refine(pool(x, gate.statistics), x)
-        zeros = upcast(x.new_zeros(self.num_features))
-        ones = torch.ones_like(zeros)
-        a, b = gate.coefficients(pooled, ones, zeros, self.bias if self.affine else zeros)
-        return recalibrate(out, a, b, residual, relu)
-
-    def _folded(
-        self,
-        x: Tensor,
-        gate: Gate | None = None,
-        residual: Tensor | None = None,
-        relu: bool = False,
-    ) -> Tensor:
-        """Pool x, find the coefficients of everything else by autograd, and recalibrate once."""
-        # Widened once, so that the gradients of both uses of x add up before they are rounded;
-        # the passes of our own do so by themselves.
-        own = kernels.fused(x)
-        wide = x if own else upcast(x)
-        running = None if self.training else self._running()
-        wanted = set() if gate is None else set(gate.statistics)
-        wanted |= set() if running else {"mean", "var"}
-        passes = kernels.passes_over(wide, tuple(n for n in STATISTICS if n in wanted))
-        pooled = Pooled.of(passes.values, x)
-        mean, var = running or self._batch_moments(pooled)
-        scale = (var + self.eps).rsqrt()
-        scale = scale * self.weight if self.affine else scale
-        bias = self.bias if self.affine else torch.zeros_like(scale)
-        a, b = scale, bias - mean * scale
-        if gate is not None:
-            if not gate.reads_input:
-                pooled = _at_first_position(pooled, wide, scale == 0)
-            a, b = gate.coefficients(gate.refine(pooled, wide), a, b, bias)
-        a, b = a.expand(x.shape[:2]), b.expand(x.shape[:2])
-        added = residual if own or residual is None else upcast(residual)
-        return passes.recalibrate(a, b, added, relu).to(x.dtype)
-
     def _running(self) -> tuple[Tensor, Tensor] | None:
         if self.running_mean is None or self.running_var is None:
             return None
         return self.running_mean, self.running_var
 
     def _batch_moments(self, pooled: Pooled) -> tuple[Tensor, Tensor]:
-        """Merge the centred moments of the maps, (N, C), into those of the batch, (C,)."""
+        """Return mean and biased variance of the batch, (C,), and track them in training."""
         means, variances = present(pooled.mean), present(pooled.var)
-        maps = self._total(means)
-        _check_values(maps * pooled.count)
-        mean = self._sum(means.sum(0)) / maps
-        var = self._sum((variances + (means - mean).square()).sum(0)) / maps
+        images = self._count_images(means)
+        _check_values(images * pooled.count)
+        add = _AllReduce.apply if self._synchronises() else None
+        mean, var = merge_moments(means, variances, images, add)
         if self.training:
-            self._track(mean.detach(), var.detach(), maps * pooled.count)
+            self._track(mean.detach(), var.detach(), images * pooled.count)
         return mean, var
 
     def _synchronises(self) -> bool:
         return self.sync and self.training and dist.is_available() and dist.is_initialized()
 
-    def _total(self, means: Tensor) -> int:
+    def _count_images(self, means: Tensor) -> int:
+        """Return the number of images of all processes that share the statistics."""
         if not self._synchronises():
             return len(means)
         count = torch.tensor(len(means), device=means.device)
         dist.all_reduce(count)
         return int(count)
 
-    def _sum(self, x: Tensor) -> Tensor:
-        """Sum over the processes that share statistics; the gradient flows to all of them."""
-        return _AllReduce.apply(x) if self._synchronises() else x
-
     def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
+        """Update the running statistics by those of a batch of `values` values a channel."""
         running = self._running() if self.track_running_stats else None
         if running is None:
             return
@@ -255,18 +227,3 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _AllReduce.apply(grad)
-
-
-def _at_first_position(pooled: Pooled, x: Tensor, flat: Tensor) -> Pooled:
-    """Take both extrema from the first position where the norm's output is flat.
-
-    A scale of 0, the usual start of a residual branch's last norm, ties all positions of the
-    output: the first is its maximum and its minimum, and the gradient of the scale is taken there.
-    None flows on to x: it would be multiplied by the scale.
-    """
-    if pooled.max is None or pooled.min is None:
-        return pooled
-    first = upcast(x[:, :, 0, 0].detach())
-    return pooled._replace(
-        max=torch.where(flat, first, pooled.max), min=torch.where(flat, first, pooled.min)
-    )

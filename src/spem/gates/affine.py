@@ -1,112 +1,77 @@
-"""Batch normalisation, with a gate behind or without, as the head of a compiled segment."""
+"""Batch normalisation as an affine map: tensors (C,), one definition for every backend."""
 
-from collections.abc import Hashable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
-from weakref import ref
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from spem.functional import STATISTICS
-from spem.gates.compiled import (
-    call_with,
-    compilable,
-    head_of,
-    identity,
-    pooled_from,
-    tensors_of,
-)
-from spem.gates.gate import Gate
-from spem.kernels.fused import Coefficients, Head, Values, number
+from spem.functional import Pooled
 from spem.kernels.reference import upcast
 
 
-def norm_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head | None:
-    """Return the head of a norm: the coefficients of its affine map, times the gate's multipliers.
+def normalise(
+    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scale, shift and bias of a norm, each (C,), such that it is scale·x + shift.
 
     Args:
-        norm: in training mode its momentum must be a number.
-        gate: of the norm; None for the normalisation alone, where the gate does not fuse
-            with its norm.
-
-    Returns:
-        The head; None where the gate is not compilable.
+        mean: of the batch, or the running one, (C,).
+        var: likewise, biased.
+        weight: of the norm, (C,), or None.
+        bias: likewise.
+        eps: added to the variance.
     """
-    return head_of(norm, partial(_make_head, norm, gate))
-
-
-def _make_head(norm: nn.BatchNorm2d, gate: Gate | None) -> Head | None:
-    if gate is not None and not compilable(gate):
-        return None
-    batch = norm.training or norm.running_mean is None
-    tracked = norm.training and norm.track_running_stats and norm.running_mean is not None
-    wanted = {"mean", "var"} if batch else set()
-    options = (batch, tracked, norm.affine, norm.eps, norm.momentum)
-    tensors: list[Any] = [norm.weight, norm.bias] if norm.affine else []
-    if tracked or not batch:
-        tensors += [norm.running_mean, norm.running_var]
-    own = len(tensors)
-    key: tuple[Hashable, ...] = ("norm", options)
-    if gate is not None:
-        wanted |= set(gate.statistics)
-        tensors += tensors_of(gate)
-        key += (identity(gate),)
-    alive = None if gate is None else ref(gate)
-
-    def function(values: Values, count: Any, given: Sequence[Tensor]) -> Coefficients:
-        scale, shift, bias, updates = _normalise(options, values, count, given[:own])
-        gate: Any = None if alive is None else alive()
-        if gate is None:
-            return Coefficients(scale, shift, updates)
-        if not gate.reads_input:
-            values = _at_first_position(values, scale)
-        pooled = pooled_from(values, count)
-        (scale, shift), written = call_with(
-            gate, gate.coefficients, given[own:], pooled, scale, shift, bias
-        )
-        updates |= {own + index: value for index, value in written.items()}
-        return Coefficients(scale, shift, updates)
-
-    order = tuple(name for name in STATISTICS if name in wanted)
-    return Head(function, number(key), order, tensors)
-
-
-def _normalise(
-    options: tuple[Any, ...], values: Values, count: Any, tensors: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, dict[int, Tensor]]:
-    """Return scale, shift and bias of a norm, (C,), and the updates of its running statistics."""
-    batch, tracked, affine, eps, momentum = options
-    weight, bias = tensors[:2] if affine else (None, None)
-    running = tensors[2:] if affine else tensors
-    updates: dict[int, Tensor] = {}
-    if batch:
-        means, variances = values["mean"], values["var"]
-        mean = means.mean(0)
-        # The sum of squares has no slope in its own mean.
-        var = (variances + (means - mean.detach()).square()).mean(0)
-        if tracked:
-            seen = means.shape[0] * count
-            observed = (mean, var * (seen / (seen - 1)))
-            index = 2 if affine else 0
-            for place, (old, new) in enumerate(zip(running, observed, strict=True), start=index):
-                updates[place] = (old + momentum * (new - old)).to(old.dtype)
-    else:
-        mean, var = map(upcast, running)
-    weight, bias = (None if t is None else upcast(t) for t in (weight, bias))
     scale = (var + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    bias = torch.zeros_like(scale) if bias is None else bias
-    return scale, bias - mean * scale, bias, updates
+    scale = scale if weight is None else scale * upcast(weight)
+    bias = torch.zeros_like(scale) if bias is None else upcast(bias)
+    return scale, bias - mean * scale, bias
 
 
-def _at_first_position(values: Values, scale: Tensor) -> Values:
-    """Take both extrema from the first position where a scale of 0 ties all of them.
+def merge_moments(
+    means: Tensor,
+    variances: Tensor,
+    images: Any = None,
+    add: Callable[[Tensor], Tensor] | None = None,
+    differentiate: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Merge the mean and the variance of each image, (N, C), into those of the batch, (C,).
 
-    Their value has no influence there, so only a backward pass, which is given "first", needs it.
+    Args:
+        means: of the images of this process.
+        variances: likewise, biased.
+        images: number of images, if it is not that of `means`.
+        add: adds up a tensor over all processes that share the statistics.
+        differentiate: whether the variance hands its mean a gradient, which is 0 up to rounding.
     """
-    if not {"first", "max", "min"} <= values.keys():
-        return values
+    images = means.shape[0] if images is None else images
+    mean = means.sum(0)
+    mean = (mean if add is None else add(mean)) / images
+    centre = mean if differentiate else mean.detach()
+    var = (variances + (means - centre).square()).sum(0)
+    return mean, (var if add is None else add(var)) / images
+
+
+def update_running(old: Tensor, observed: Tensor, momentum: float | Tensor) -> Tensor:
+    """Return the new value of a running statistic, in its dtype."""
+    return (old + momentum * (observed - old)).to(old.dtype)
+
+
+def resolve_ties(pooled: Pooled, first: Tensor | None, scale: Tensor) -> Pooled:
+    """Take both extrema from the first position where the scale of a norm is 0.
+
+    Such a scale, the usual start of a residual branch's last norm, ties all positions of the norm's
+    output: the first is its maximum and its minimum. The values have no influence there, but the
+    gradient of the scale is taken from them.
+
+    Args:
+        pooled: the pooled values of the norm's input.
+        first: its values at position 0, (N, C); None where no gradient is asked for.
+        scale: of the norm, (C,).
+    """
+    if first is None or pooled.max is None or pooled.min is None:
+        return pooled
     flat = scale == 0
-    moved = {name: torch.where(flat, values["first"], values[name]) for name in ("max", "min")}
-    return values | moved
+    return pooled._replace(
+        max=torch.where(flat, first, pooled.max), min=torch.where(flat, first, pooled.min)
+    )

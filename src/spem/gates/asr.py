@@ -78,9 +78,14 @@ class ASR(Gate):
         pooled = Pooled(vector, torch.zeros_like(vector), vector, vector, count=1)
         return self.attention.multiplier(pooled)
 
-    def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
+    @property
+    def fuses_with_norm(self) -> bool:
+        """Whether the gate behind does."""
+        return self.behind is None or self.behind.fuses_with_norm
+
+    def pool_map(self, x: Tensor) -> Pooled:
         """Pool as the gate behind does."""
-        return pooled if self.behind is None else self.behind.refine(pooled, x)
+        return super().pool_map(x) if self.behind is None else self.behind.pool_map(x)
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers: (1, C), or (N, C) with a gate behind."""

@@ -1,18 +1,23 @@
-"""Gates as heads of compiled segments: what they are traced from and told apart by."""
+"""Excitations of gates as functions that are compiled once for all gates of a kind."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from spem.functional import Pooled
-from spem.kernels.fused import Coefficients, Head, Values, number
+from spem.gates.affine import normalise, update_running
+from spem.kernels.fused import Coefficients, Excitation, Values, number
 
+M = TypeVar("M", bound=nn.Module)
 _PLAIN = (bool, int, float, str, type(None))
+# Longer convolutions are left to the library: each tap is a line of what is compiled.
+_MOST_TAPS = 16
 
 
 def _is_plain(value: object) -> bool:
@@ -22,9 +27,9 @@ def _is_plain(value: object) -> bool:
 
 
 class _Structure(NamedTuple):
-    """What kernels depend on in a gate beside its own options: its parts and their tensors.
+    """What a compiled excitation depends on beside the gate's own options: parts and tensors.
 
-    The key has None for sizes that are the number of channels: one text serves any number.
+    The key has None for sizes that are the number of channels: one function serves any number.
     """
 
     key: Hashable
@@ -33,37 +38,38 @@ class _Structure(NamedTuple):
 
 
 def compilable(gate: Any) -> bool:
-    """Return whether a gate's multipliers may be computed by a kernel that is made only once.
+    """Return whether a gate's multipliers may be computed by a function that is compiled only once.
 
-    Its class itself must say so (`Gate.traceable`): of a derived one, nobody knows what it adds.
+    Its class itself must say so (`Gate.traceable`): nobody knows what a derived one adds.
     """
+    norms = (m for m in gate.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     return (
-        "traceable" in vars(type(gate))
-        and gate.traceable
-        and not gate.refines
+        vars(type(gate)).get("traceable", False)
+        and gate.fuses_with_norm
         and not {"excite", "multiplier", "coefficients"} & vars(gate).keys()
         and not any(m._forward_hooks or m._forward_pre_hooks for m in gate.modules())
+        and all(type(norm) is nn.BatchNorm1d for norm in norms)
     )
 
 
-class _Kept:
-    """The head of a module, and what it was made from but for the contents of tensors.
+class _Cached:
+    """The excitation of a module, and what it was made from but for the contents of tensors.
 
     It does not refer to the module, which would never be freed.
     """
 
-    def __init__(self, head: Head, owner: nn.Module):
-        self.head = head
+    def __init__(self, excitation: Excitation, owner: nn.Module):
+        self.excitation = excitation
         self._parts = [*owner.modules()][1:]
         self._names = [
             [name for name, value in vars(module).items() if _is_plain(value)]
             for module in (owner, *self._parts)
         ]
-        self._options, self._objects = self._find(owner)
-        self._shapes = [t.shape for t in head.tensors]
+        self._options, self._objects = self._read(owner)
+        self._shapes = [t.shape for t in excitation.tensors]
 
-    def _find(self, owner: nn.Module) -> tuple[list[Any], list[Any]]:
-        """Return what is to be equal and what is to be the same."""
+    def _read(self, owner: nn.Module) -> tuple[list[Any], list[Any]]:
+        """Return what must be equal and what must be the same object."""
         options, objects = [], []
         for module, names in zip((owner, *self._parts), self._names, strict=True):
             own = vars(module)
@@ -75,8 +81,8 @@ class _Kept:
 
     def holds(self, owner: nn.Module) -> bool:
         """Return whether no option, part or tensor was replaced, and no hook added."""
-        options, objects = self._find(owner)
-        tensors = self.head.tensors
+        options, objects = self._read(owner)
+        tensors = self.excitation.tensors
         return (
             options == self._options
             and len(objects) == len(self._objects)
@@ -86,99 +92,63 @@ class _Kept:
         )
 
 
-_kept: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[nn.Module, _Cached] = WeakKeyDictionary()
 
 
-def head_of(owner: nn.Module, make: Callable[[], Head | None]) -> Head | None:
-    """Return the head of a norm or a gate, made anew only where something of it was replaced.
+def cached_excitation(owner: nn.Module, make: Callable[[], Excitation | None]) -> Excitation | None:
+    """Return the excitation of a norm or a gate, made anew only where something was replaced.
 
     Args:
-        owner: the module to which the head's tensors belong.
-        make: returns the head, whose function must not refer to the owner, or None where the gate
-            is not `compilable`.
+        owner: the module to which the excitation's tensors belong.
+        make: returns the excitation, whose function must not refer to the owner, or None where the
+            gate is not `compilable`.
     """
-    kept = _kept.get(owner)
-    if kept is not None and kept.holds(owner):
-        return kept.head
-    head = make()
+    cached = _cache.get(owner)
+    if cached is not None and cached.holds(owner):
+        return cached.excitation
+    excitation = make()
     own = {id(t) for t in (*owner.parameters(), *owner.buffers())}
-    if head is not None and all(t.is_leaf and id(t) in own for t in head.tensors):
-        _kept[owner] = _Kept(head, owner)
+    if excitation is not None and all(t.is_leaf and id(t) in own for t in excitation.tensors):
+        _cache[owner] = _Cached(excitation, owner)
     else:
-        _kept.pop(owner, None)
-    return head
+        _cache.pop(owner, None)
+    return excitation
 
 
-def identity(gate: Any) -> Hashable:
-    """Return what tells a gate from others that compute something else from the same tensors."""
-    own = [v for name, v in vars(gate).items() if _is_plain(v) and name != "channels"]
-    return _structure(gate).key, tuple(own)
-
-
-def tensors_of(gate: Any) -> list[Tensor]:
-    """Return the parameters and buffers of a gate."""
-    return [t.contiguous() for t in _structure(gate).tensors]
-
-
-def call_with(
-    gate: Any, method: Callable[..., Any], tensors: Sequence[Tensor], *args: Any
-) -> tuple[Any, dict[int, Tensor]]:
-    """Call a method of a gate with other tensors in the place of its parameters and buffers.
-
-    Returns:
-        The result; and the new contents of tensors, by their index.
-    """
-    names = _structure(gate).names
-    replaced = {f"gate.{name}": t for name, t in zip(names, tensors, strict=True)}
-    gate.writes = {}
-    try:
-        found = functional_call(_Call(gate, method), replaced, args)
-        return found, {names.index(name): value for name, value in gate.writes.items()}
-    finally:
-        del gate.writes
-
-
-def pooled_from(values: Values, count: Any) -> Pooled:
-    """Return the values of a segment as `Pooled`."""
-    mean, var, largest, smallest = map(values.get, ("mean", "var", "max", "min"))
-    return Pooled(mean, var, largest, smallest, count)
-
-
-def gate_head(gate: Any) -> Head | None:
-    """Return the head of a gate that stands alone: the scale is its multiplier.
+def gate_excitation(gate: Any) -> Excitation | None:
+    """Return the excitation of a gate that stands alone: the scale is its multiplier.
 
     None where the gate is not `compilable`.
     """
-    return head_of(gate, partial(_make_head, gate))
+    return cached_excitation(gate, partial(_make_excitation, gate))
 
 
-def _make_head(gate: Any) -> Head | None:
+def _make_excitation(gate: Any) -> Excitation | None:
     if not compilable(gate):
         return None
     alive = ref(gate)
 
     def function(values: Values, count: Any, tensors: Sequence[Tensor]) -> Coefficients:
-        gate: Any = alive()
-        pooled = pooled_from(values, count)
-        multiplier, updates = call_with(gate, gate.multiplier, tensors, pooled)
+        pooled = Pooled.of(values, count)
+        multiplier, updates = call_with(alive(), "multiplier", tensors, pooled)
         return Coefficients(multiplier, None, updates)
 
-    key = ("gate", identity(gate))
-    return Head(function, number(key), gate.statistics, tensors_of(gate))
+    key = ("gate", kind_of(gate))
+    return Excitation(function, number(key), gate.statistics, tensors_of(gate))
 
 
-class _Call(nn.Module):
-    """A method of a gate as a module, which functional_call takes."""
-
-    def __init__(self, gate: nn.Module, method: Callable[..., Any]):
-        super().__init__()
-        self.gate, self.method = gate, method
-
-    def forward(self, *args: Any) -> Any:
-        return self.method(*args)
+def kind_of(gate: Any) -> Hashable:
+    """Return a key that differs for gates that compute something else from the same tensors."""
+    own = [v for name, v in vars(gate).items() if _is_plain(v) and name != "channels"]
+    return _read_structure(gate).key, tuple(own)
 
 
-def _structure(gate: Any) -> _Structure:
+def tensors_of(gate: Any) -> list[Tensor]:
+    """Return the parameters and buffers of a gate, contiguous."""
+    return [t.contiguous() for t in _read_structure(gate).tensors]
+
+
+def _read_structure(gate: Any) -> _Structure:
     names, tensors, key = [], [], []
     for prefix, module in gate.named_modules(prefix="", remove_duplicate=False):
         own = tuple(v for v in vars(module).values() if _is_plain(v))
@@ -191,3 +161,98 @@ def _structure(gate: Any) -> _Structure:
                     sizes = (None if size == gate.channels else size for size in tensor.shape)
                     key.append((name, *sizes))
     return _Structure(tuple(key), names, tensors)
+
+
+def call_with(
+    gate: Any, method: str, tensors: Sequence[Tensor], *args: Any
+) -> tuple[Any, dict[int, Tensor]]:
+    """Call a method of a gate with other tensors in the place of its parameters and buffers.
+
+    Returns:
+        The result; and the new contents of buffers that the method would have written, by index.
+    """
+    names = [f"gate.{name}" for name in _read_structure(gate).names]
+    replaced = dict(zip(names, tensors, strict=True))
+    # It leaves what the modules have assigned to their buffers in `replaced`.
+    result = functional_call(_Call(_copy_for_compiler(gate), method), replaced, args)
+    new = enumerate(zip(map(replaced.get, names), tensors, strict=True))
+    return result, {i: value for i, (value, t) in new if value is not None and value is not t}
+
+
+class _Call(nn.Module):
+    """A method of a gate as a module, which functional_call takes."""
+
+    def __init__(self, gate: nn.Module, method: str):
+        super().__init__()
+        self.gate, self.method = gate, method
+
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.gate, self.method)(*args)
+
+
+def _copy_for_compiler(module: M) -> M:
+    """Return a module with the same tensors and results, in forms that Inductor can fuse."""
+    copy = object.__new__(type(module))
+    vars(copy).update(vars(module))
+    for place in ("_parameters", "_buffers", "_modules"):
+        vars(copy)[place] = dict(vars(module)[place])
+    for name, part in module.named_children():
+        copy._modules[name] = _copy_for_compiler(part)
+    if type(module) is nn.BatchNorm1d:
+        copy.__class__ = _FunctionalBatchNorm1d
+    elif type(module) is nn.Conv1d and _is_short(module):
+        copy.__class__ = _ShiftedConv1d
+    return copy
+
+
+class _FunctionalBatchNorm1d(nn.BatchNorm1d):
+    """A BatchNorm1d that assigns new running statistics instead of writing into the old ones.
+
+    It computes in float64, in which PyTorch sums on the CPU, too: a batch has few images, and where
+    they are alike, their differences have few digits.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.BatchNorm1d)
+        x, mean, var = input.double(), self.running_mean, self.running_var
+        if self.training or mean is None or var is None:
+            mean = x.mean(0)
+            squares = (x - mean).square().sum(0)
+            var = squares / x.shape[0]
+            if self.training and self.num_batches_tracked is not None:
+                self.num_batches_tracked = self.num_batches_tracked + 1
+                share = self.momentum
+                if share is None:
+                    share = self.num_batches_tracked.double().reciprocal()
+                unbiased = squares / (x.shape[0] - 1)
+                self.running_mean = update_running(self.running_mean, mean, share)
+                self.running_var = update_running(self.running_var, unbiased, share)
+        scale, shift, _ = normalise(mean.double(), var.double(), self.weight, self.bias, self.eps)
+        return (scale * x + shift).to(input.dtype)
+
+
+def _is_short(conv: nn.Conv1d) -> bool:
+    return (
+        (conv.in_channels, conv.out_channels, conv.stride, conv.padding_mode)
+        == (1, 1, (1,), "zeros")
+        and not isinstance(conv.padding, str)
+        and conv.kernel_size[0] <= _MOST_TAPS
+    )
+
+
+class _ShiftedConv1d(nn.Conv1d):
+    """A short convolution of one channel as a sum of shifted products.
+
+    Inductor leaves convolutions to a library, in a function for one number of channels only.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Conv1d)
+        (padding,), (dilation,), size = self.padding, self.dilation, input.shape[-1]
+        # F.pad would make the number of images a constant of the trace.
+        zeros = input.new_zeros(*input.shape[:-1], size + 2 * padding)
+        padded = torch.slice_scatter(zeros, input, -1, padding, padding + size)
+        length = size + 2 * padding - dilation * (self.kernel_size[0] - 1)
+        taps = self.weight.flatten().unbind()
+        out = taps[0] * padded.narrow(-1, 0, length)
+        for index, tap in enumerate(taps[1:], start=1):
+            out = out + tap * padded.narrow(-1, index * dilation, length)
+        return out if self.bias is None else out + self.bias[:, None]

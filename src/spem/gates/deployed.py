@@ -108,7 +108,6 @@ class DeployedSRM(DeployedGate):
         gate, weights, shift: see `DeployedGate`; the weight is that of the mean.
         deviation_weight: k, (C,).
         eps: of the gate.
-        parity: of the gate: NaN on maps of one position.
     """
 
     traceable = True
@@ -122,20 +121,19 @@ class DeployedSRM(DeployedGate):
         *,
         deviation_weight: Tensor,
         eps: float,
-        parity: bool,
     ):
         super().__init__(gate, weights, shift)
         self.statistics = ("mean", "var")
-        self.eps, self.parity = eps, parity
+        self.eps = eps
         self.keep("deviation_weight", deviation_weight)
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""
-        deviation = style_deviation(present(pooled.var), pooled.count, self.eps, self.parity)
+        deviation = style_deviation(present(pooled.var), pooled.count, self.eps)
         return torch.addcmul(self.logits(pooled), self.deviation_weight, deviation).sigmoid()
 
 
-def style_deviation(var: Tensor, count: int | Tensor, eps: float, parity: bool) -> Tensor:
+def style_deviation(var: Tensor, count: int | Tensor, eps: float) -> Tensor:
     """Return SRM's deviation √(v + eps), v the unbiased variance, (N, C).
 
     Args:
@@ -143,10 +141,7 @@ def style_deviation(var: Tensor, count: int | Tensor, eps: float, parity: bool) 
         count: positions of a map, a tensor () only if more than one; a single one has no unbiased
             variance, and v is 0 there.
         eps: added under the root.
-        parity: return NaN for maps of one position.
     """
     if isinstance(count, Tensor) or count > 1:
         var = var * (count / (count - 1))
-    elif parity:
-        var = torch.full_like(var, float("nan"))
     return (var + eps).sqrt()

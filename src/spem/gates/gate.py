@@ -7,9 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from spem import kernels
-from spem.functional import STATISTICS, Pooled, check_map, check_positions, check_residual
+from spem.functional import (
+    STATISTICS,
+    Pooled,
+    check_map,
+    check_positions,
+    check_residual,
+    pool,
+    recalibrate,
+)
 from spem.gates.checks import check_choice, check_whole
-from spem.gates.compiled import gate_head
+from spem.gates.compiled import gate_excitation
 from spem.kernels import fused
 from spem.kernels.reference import upcast
 
@@ -82,23 +90,20 @@ class Gate(Attention):
     """
 
     statistics: tuple[str, ...] = STATISTICS
-    # Whether the pooled values of a norm's output follow from those of its input.
+    # Whether it reads `statistics` alone, which the norm before it pools in its own pass. A gate
+    # that pools in another way says False and defines `pool_map`.
     fuses_with_norm = True
     # Whether it reads the pooled values of the input of its norm, instead of the output's.
     reads_input = False
     # Whether the multipliers are a function of the pooled values, parameters, buffers and plain
     # options alone, so that one kernel serves all gates of a kind. Not inherited: each class says.
     traceable = False
-    # While its kernel is traced: new contents of its buffers, by name, which it hands out here
-    # instead of writing them.
-    writes: dict[str, Tensor] | None = None
     # Whether the gain is known to be 1, so that `multiplier` need not multiply by it.
     unit_gain = False
 
-    @property
-    def refines(self) -> bool:
-        """Whether `refine` replaces pooled values now."""
-        return type(self).refine is not Gate.refine
+    def pool_map(self, x: Tensor) -> Pooled:
+        """Return the pooled values of x, (N, C, H, W), that `excite` reads."""
+        return pool(x, self.statistics)
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multiplier of every channel, (N, C), or (1, C) for all images alike."""
@@ -121,10 +126,6 @@ class Gate(Attention):
                 f"must be (N, {self.channels})"
             )
         return multiplier
-
-    def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
-        """Return the pooled values to read; a gate that pools in its own way replaces some here."""
-        return pooled
 
     def deployed(self) -> "Gate":
         """Return what serves in this gate's place in inference: the same multiplier, fewer steps.
@@ -173,14 +174,16 @@ class Gate(Attention):
         check_positions(x)
         if residual is not None:
             check_residual(x, residual)
-        ops = kernels.with_heads(x)
-        head = None if ops is None else gate_head(self)
-        if ops is not None and head is not None:
-            return fused.apply(ops, head, x, residual, relu, overwrite)
-        passes = kernels.passes_over(x, self.statistics)
-        pooled = self.refine(Pooled.of(passes.values, x), x)
+        if not self.fuses_with_norm:
+            multiplier = self.multiplier(self.pool_map(x)).expand(x.shape[:2])
+            return recalibrate(x, multiplier, None, residual, relu)
+        backend = kernels.chosen_for_both(x)
+        if backend.compiles_excitations() and (excitation := gate_excitation(self)):
+            return fused.apply(backend, excitation, x, residual, relu, overwrite)
+        pooled_map = backend.pool(x, self.statistics)
+        pooled = Pooled.of(pooled_map.values, x.shape[2] * x.shape[3])
         multiplier = self.multiplier(pooled).expand(x.shape[:2])
-        return passes.recalibrate(multiplier, None, residual, relu, overwrite)
+        return pooled_map.recalibrate(multiplier, None, residual, relu, overwrite)
 
 
 def gated(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from spem.functional import Pooled
 from spem.gates.checks import check_choice, check_finite
 from spem.gates.gate import Gate, present
-from spem.kernels.reference import pool_mean, upcast
+from spem.kernels.reference import upcast
 
 
 class GCT(Gate):
@@ -47,21 +47,15 @@ class GCT(Gate):
             raise ValueError("after_relu belongs to mode='l1': the squares of 'l2' have no sign")
         check_finite("eps", eps)
         self.mode, self.after_relu, self.eps = mode, after_relu, eps
-        self.statistics = ("mean", "var") if mode == "l2" else ("mean",) if after_relu else ()
-        if not self.statistics:
-            self.fuses_with_norm = False
+        self.statistics = ("mean", "var") if mode == "l2" else ("mean",)
+        self.fuses_with_norm = mode == "l2" or after_relu
         self.alpha = nn.Parameter(torch.ones(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
-    @property
-    def refines(self) -> bool:
-        """Whether the absolute values are pooled."""
-        return not self.statistics
-
-    def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
-        """Pool the absolute values where mode="l1" needs them."""
-        return pooled if self.statistics else pooled._replace(mean=pool_mean(upcast(x).abs()))
+    def pool_map(self, x: Tensor) -> Pooled:
+        """Return the means of the absolute values where mode="l1" needs them."""
+        return super().pool_map(x if self.fuses_with_norm else upcast(x).abs())
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""

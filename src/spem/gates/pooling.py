@@ -1,15 +1,15 @@
 """The replaceable pooling: one value a channel, mixed from the pooled statistics."""
 
 from copy import deepcopy
-from typing import TypedDict
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.checks import check_choice, check_finite, check_whole, is_number
+from spem.gates.checks import check_choice, check_finite, is_number
 from spem.gates.gate import Gate, present
-from spem.gates.regions import region_mean
+from spem.gates.regions import RegionGate, Regions
 
 _STATISTICS = {
     "avg": ("mean",),
@@ -21,19 +21,16 @@ _STATISTICS = {
 }
 
 
-class Pooling(TypedDict, total=False):
+class Pooling(Regions, total=False):
     """The options of the descriptor, which every `DescriptorGate` takes by keyword."""
 
     pool: str
     mix: float | None
     mixing: str
     alpha: float | None
-    rho: float | None
-    regions: int
-    per_channel: bool
 
 
-class DescriptorGate(Gate):
+class DescriptorGate(RegionGate):
     """A gate that reads one descriptor u a channel, whose pooling can be chosen.
 
     Args:
@@ -46,13 +43,8 @@ class DescriptorGate(Gate):
             `pool_weight` (2,), both 1/2 at the start; only their ratio enters λ. "sigmoid": λ is
             the sigmoid of the scalar `pool_logit`, 0 at the start, which cannot run into 0/0.
         alpha: weight of the auxiliary loss α·(p₀² + p₁²) of mixing="squared", 0.1 by default.
-        rho: side of a region of "srp" as a fraction of the map's, in (0, 1]; it has no default.
-        regions: number of regions of "srp", whose means are averaged.
-        per_channel: whether every channel draws its own regions.
         init: see `Attention`.
-
-    Attributes:
-        generator: the `torch.Generator` that "srp" draws from; None for torch's global one.
+        **regions: rho, regions and per_channel of pool="srp", see `RegionGate`.
 
     Raises:
         ValueError: an option is unknown, out of range, or has no meaning beside the others.
@@ -69,17 +61,12 @@ class DescriptorGate(Gate):
         mix: float | None = None,
         mixing: str = "squared",
         alpha: float | None = None,
-        rho: float | None = None,
-        regions: int = 1,
-        per_channel: bool = False,
         init: str = "paper",
+        **regions: Unpack[Regions],
     ):
-        super().__init__(channels, init)
         _check_mix(pool, mix, mixing, alpha)
-        _check_regions(pool, rho, regions, per_channel)
+        super().__init__(channels, pool=pool, init=init, **regions)
         self.pool, self.mix, self.mixing = pool, mix, mixing
-        self.rho, self.regions, self.per_channel = rho, regions, per_channel
-        self.generator: torch.Generator | None = None
         self.statistics = _STATISTICS[pool]
         self.alpha: float | None = None
         if pool == "adaptive" and mixing == "squared":
@@ -94,19 +81,6 @@ class DescriptorGate(Gate):
             return self.pool_logit.sigmoid()
         squares = self.pool_weight.square()
         return squares[0] / squares.sum()
-
-    @property
-    def refines(self) -> bool:
-        """Whether the mean is that of random regions now."""
-        return self.rho is not None and self.training
-
-    def refine(self, pooled: Pooled, x: Tensor) -> Pooled:
-        """Replace the mean by that of random regions where pool="srp" trains."""
-        if self.rho is None or not self.training:
-            return pooled
-        return pooled._replace(
-            mean=region_mean(x, self.rho, self.regions, self.per_channel, self.generator)
-        )
 
     def descriptor(self, pooled: Pooled) -> Tensor:
         """Return u, (N, C)."""
@@ -181,13 +155,3 @@ def _check_mix(pool: str, mix: float | None, mixing: str, alpha: float | None) -
         raise ValueError(f"alpha is {alpha!r}, but only pool='adaptive', mixing='squared' has it")
     if alpha is not None:
         check_finite("alpha", alpha)
-
-
-def _check_regions(pool: str, rho: float | None, regions: int, per_channel: bool) -> None:
-    if (rho is None) == (pool == "srp"):
-        raise ValueError(f"rho is {rho!r} with pool={pool!r}: pool='srp' needs it, no other has it")
-    if rho is not None and not (is_number(rho) and 0 < rho <= 1):
-        raise ValueError(f"rho is {rho!r}, must lie in (0, 1]")
-    check_whole("regions", regions)
-    if pool != "srp" and (regions != 1 or per_channel):
-        raise ValueError(f"regions and per_channel belong to pool='srp', not to pool={pool!r}")

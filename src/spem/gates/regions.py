@@ -1,10 +1,81 @@
-"""The means of rectangles of a map: of the bins of a grid, and of random regions."""
+"""The means of rectangles of a feature map: of the bins of a grid, and of random regions."""
+
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from spem.functional import Pooled
+from spem.gates.checks import check_whole, is_number
+from spem.gates.gate import Gate
 from spem.kernels.reference import pool_mean, upcast
+
+
+class Regions(TypedDict, total=False):
+    """The options of random regions, which every `DescriptorGate` takes by keyword."""
+
+    rho: float | None
+    regions: int
+    per_channel: bool
+
+
+class RegionGate(Gate):
+    """A gate that with pool="srp" reads the mean of random regions in training.
+
+    In evaluation, and with any other pool, it is a `Gate`.
+
+    Args:
+        channels: C.
+        pool: "srp", or any other name, which leaves the options below no meaning.
+        rho: side of a region as a fraction of the feature map's, in (0, 1]; it has no default.
+        regions: number of regions, whose means are averaged.
+        per_channel: whether every channel draws its own regions; else all share an image's.
+        init: see `Attention`.
+
+    Attributes:
+        generator: the `torch.Generator` that regions are drawn from; None for torch's global one.
+
+    Raises:
+        ValueError: an option is out of range, or stands beside another pool.
+
+    Source: Luo et al., 2019, see `SRP`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        pool: str = "avg",
+        rho: float | None = None,
+        regions: int = 1,
+        per_channel: bool = False,
+        init: str = "paper",
+    ):
+        super().__init__(channels, init)
+        if (rho is None) == (pool == "srp"):
+            raise ValueError(
+                f"rho is {rho!r} with pool={pool!r}: pool='srp' needs it, no other has it"
+            )
+        if rho is not None and not (is_number(rho) and 0 < rho <= 1):
+            raise ValueError(f"rho is {rho!r}, must lie in (0, 1]")
+        check_whole("regions", regions)
+        if rho is None and (regions != 1 or per_channel):
+            raise ValueError(f"regions and per_channel belong to pool='srp', not to pool={pool!r}")
+        self.rho, self.regions, self.per_channel = rho, regions, per_channel
+        self.generator: torch.Generator | None = None
+
+    @property
+    def fuses_with_norm(self) -> bool:
+        """Whether the mean is that of all positions now."""
+        return self.rho is None or not self.training
+
+    def pool_map(self, x: Tensor) -> Pooled:
+        """Return the pooled values of x, with the mean of random regions in training."""
+        if self.rho is None or not self.training:
+            return super().pool_map(x)
+        mean = region_mean(x, self.rho, self.regions, self.per_channel, self.generator)
+        return Pooled(mean, None, None, None, x.shape[2] * x.shape[3])
 
 
 def bin_means(x: Tensor, side: int) -> Tensor:

@@ -14,16 +14,15 @@ from spem.gates.gate import Gate, present
 class SRM(Gate):
     """Style-based Recalibration Module.
 
-    With μ the mean and s = √(v + eps) the deviation of a map, v its unbiased variance:
+    With μ the mean and s = √(v + eps) the deviation of a channel, v its unbiased variance:
     multiplier σ(BN(k₀·μ + k₁·s)), BN over the images of the batch. 4C parameters.
 
-    A map of a single position has no unbiased variance: the authors' code returns NaN; here v is 0
-    there, unless `parity`.
+    A feature map of a single position has no unbiased variance: the authors' code returns NaN; here
+    v is 0 there.
 
     Args:
         channels: C.
         eps: added to the variance under the root.
-        parity: follow the authors' code into NaN on maps of one position.
         init: "paper" (k = 0, multiplier ½) or "identity", the same with gain 2.
 
     Raises:
@@ -33,58 +32,27 @@ class SRM(Gate):
         Networks", ICCV 2019 (arXiv 1903.10829). The authors train all four tensors without decay.
     """
 
+    traceable = True
     statistics = ("mean", "var")
     no_weight_decay = ("style_weight", "bn.weight", "bn.bias")
 
-    def __init__(
-        self, channels: int, *, eps: float = 1e-5, parity: bool = False, init: str = "paper"
-    ):
+    def __init__(self, channels: int, *, eps: float = 1e-5, init: str = "paper"):
         super().__init__(channels, init)
         check_finite("eps", eps)
-        self.eps, self.parity = eps, parity
+        self.eps = eps
         self.style_weight = nn.Parameter(torch.zeros(channels, 2))
         self.bn = nn.BatchNorm1d(channels)
         if init == "identity":
             self.gain.fill_(2)
-
-    @property
-    def traceable(self) -> bool:
-        """Whether the norm is the one whose formula is known here."""
-        return type(self.bn) is nn.BatchNorm1d
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""
         mean, var = present(pooled.mean), present(pooled.var)
         if self.training and mean.shape[0] == 1:
             raise ValueError("SRM normalises over the batch: training needs at least 2 images")
-        deviation = style_deviation(var, pooled.count, self.eps, self.parity)
+        deviation = style_deviation(var, pooled.count, self.eps)
         style = self.style_weight[:, 0] * mean + self.style_weight[:, 1] * deviation
-        return (self.bn(style) if self.writes is None else self._normalised(style)).sigmoid()
-
-    def _normalised(self, style: Tensor) -> Tensor:
-        """Return what the norm does, and hand out what it would write.
-
-        In float64, in which PyTorch sums on the CPU, too: a batch has few images, and where they
-        are alike, their differences have few digits.
-        """
-        norm, dtype = self.bn, style.dtype
-        style = style.double()
-        if not self.training and norm.running_mean is not None:
-            mean, var = norm.running_mean, present(norm.running_var)
-        else:
-            mean = style.mean(0)
-            squares = (style - mean).square().sum(0)
-            var = squares / style.shape[0]
-            if norm.running_mean is not None and norm.track_running_stats:
-                seen = present(norm.num_batches_tracked) + 1
-                share = seen.double().reciprocal() if norm.momentum is None else norm.momentum
-                observed = mean, squares / (style.shape[0] - 1)
-                running = norm.running_mean, present(norm.running_var)
-                self.writes = {"bn.num_batches_tracked": seen}
-                for name, old, new in zip(("mean", "var"), running, observed, strict=True):
-                    self.writes[f"bn.running_{name}"] = (old + share * (new - old)).to(old.dtype)
-        normal = (style - mean) * (var + norm.eps).rsqrt()
-        return (normal * norm.weight + norm.bias if norm.affine else normal).to(dtype)
+        return self.bn(style).sigmoid()
 
     def deployed(self) -> Gate:
         """Fold the running statistics of the norm into the weights."""
@@ -95,5 +63,5 @@ class SRM(Gate):
         scale = norm.weight * (present(norm.running_var) + norm.eps).rsqrt()
         mean, deviation = (gate.style_weight * scale[:, None]).unbind(1)
         shift = norm.bias - present(norm.running_mean) * scale
-        own = {"deviation_weight": deviation, "eps": self.eps, "parity": self.parity}
+        own = {"deviation_weight": deviation, "eps": self.eps}
         return DeployedSRM(self, {"mean": mean}, shift, **own)

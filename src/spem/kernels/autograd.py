@@ -1,85 +1,155 @@
-"""Pooling and recalibration as two differentiable operations whose gradients meet in one pass.
+"""Own passes over feature maps as differentiable operations whose gradients meet in one pass.
 
-Between them anything may happen to the pooled values, under autograd. The map goes through the
-pooling to the recalibration, whose gradient of it is handed back unscaled; the pooling multiplies
-it by the scale while it adds its own, so that the map's gradient is written once.
+Between pooling and recalibration anything may happen to the pooled values, under autograd. The
+feature map goes through the pooling to the recalibration, which hands the gradient back without
+its scale; the pooling multiplies by the scale while it adds the gradients of the pooled values, so
+that the gradient of the feature map is written once.
 """
 
-from types import ModuleType
+from abc import abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spem.kernels.memory_format import dense, like
+from spem.kernels.backend import Backend, PooledMap
+from spem.kernels.memory_format import make_dense, match_format
 
+# Tensors (N, C) by the name of their statistic.
 Values = dict[str, Tensor]
 
 
-class Linked:
-    """A pooled map and its recalibration, by the passes of one implementation.
+class PassesBackend(Backend):
+    """A backend with own passes over dense feature maps, forward and backward.
 
-    Args:
-        ops: the implementation: a module with `pool`, `recalibrate`, `sums`, `input_gradient`.
-        x: (N, C, H, W), not empty.
-        wanted: the statistics to pool.
-
-    Attributes:
-        values: the statistics by name, each (N, C), differentiable.
+    A pass reads x, (N, C, H, W) in one of the two memory formats, and writes feature maps of the
+    same format and (N, C) tensors in float32 or wider. None of them knows of autograd.
     """
 
-    def __init__(self, ops: ModuleType, x: Tensor, wanted: tuple[str, ...]):
-        self._ops = ops
-        # The nodes of the graph share this and not the object itself, which holds the graph.
-        self._link: dict[str, Tensor] = {}
-        self._x, *values = _Pool.apply(self._link, ops, wanted, dense(x))
-        self.values = dict(zip(wanted, values, strict=True))
+    adds_gradients_wide = True
 
-    def recalibrate(
+    @abstractmethod
+    def pooled_names(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of what `run_pool` returns where some statistics are wanted, in order.
+
+        Beside them there may be others: with extrema also their positions, "argmax" and "argmin",
+        and the values at position 0, "first".
+        """
+
+    @abstractmethod
+    def run_pool(self, x: Tensor, wanted: tuple[str, ...]) -> Tensor:
+        """Read x once and return what `pooled_names` names, in a stack (k, N, C)."""
+
+    @abstractmethod
+    def run_recalibrate(
         self,
+        x: Tensor,
         scale: Tensor,
         shift: Tensor | None,
         residual: Tensor | None,
         relu: bool,
         overwrite: bool = False,
     ) -> Tensor:
-        """Return relu(scale·x + shift + residual), in memory of its own; to be called once."""
-        residual = None if residual is None else like(self._x, residual)
-        return _Recalibrate.apply(self._link, self._ops, relu, self._x, scale, shift, residual)
+        """Return relu(scale·x + shift + residual), in the memory of x with `overwrite`.
+
+        scale and shift are (N, C), or (C,) for all images.
+        """
+
+    @abstractmethod
+    def run_sums(
+        self, grad: Tensor, out: Tensor | None, x: Tensor, masked: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return the gradient before the ReLU, and those of scale and shift, (2, N, C).
+
+        Args:
+            grad: of the recalibrated feature map.
+            out: the recalibrated feature map; None where there was no ReLU.
+            x: the feature map that was recalibrated.
+            masked: whether the first is wanted; without, it may be None.
+        """
+
+    @abstractmethod
+    def run_input_gradient(
+        self,
+        x: Tensor,
+        wanted: tuple[str, ...],
+        stack: Tensor | None,
+        gradients: Values,
+        grad: Tensor | None,
+        scale: Tensor | None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return the gradient of x from those of its statistics and of its recalibration.
+
+        Args:
+            x: the feature map.
+            wanted: the statistics that were pooled.
+            stack: what `run_pool` returned; None if nothing was pooled.
+            gradients: of the statistics, each (N, C); one that is left out is 0.
+            grad: of the recalibrated feature map, before the ReLU, or behind it if `out` is given.
+            scale: by which x was recalibrated, (N, C) or (C,).
+            out: the recalibrated feature map, if `run_sums` returned no gradient before the ReLU.
+        """
+
+    def pool(self, x: Tensor, wanted: tuple[str, ...]) -> PooledMap:
+        """See `Backend.pool`."""
+        # The nodes of the graph share this and not the result, which holds the graph.
+        link: dict[str, Tensor] = {}
+        x, *values = _Pool.apply(link, self, wanted, make_dense(x))
+        return PooledMap(
+            dict(zip(wanted, values, strict=True)), partial(_recalibrate, link, self, x)
+        )
+
+    def recalibrate(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        overwrite: bool = False,
+    ) -> Tensor:
+        """See `Backend.recalibrate`; the memory of x is not taken."""
+        return _recalibrate(None, self, make_dense(x), scale, shift, residual, relu)
 
 
-def recalibrate(
-    ops: ModuleType,
+def _recalibrate(
+    link: dict[str, Tensor] | None,
+    backend: PassesBackend,
     x: Tensor,
     scale: Tensor,
     shift: Tensor | None,
     residual: Tensor | None,
     relu: bool,
+    overwrite: bool = False,
 ) -> Tensor:
-    """Recalibrate a map that was not pooled by `Linked`."""
-    x = dense(x)
-    residual = None if residual is None else like(x, residual)
-    return _Recalibrate.apply(None, ops, relu, x, scale, shift, residual)
+    residual = None if residual is None else match_format(residual, x)
+    return _Recalibrate.apply(link, backend, relu, x, scale, shift, residual)
 
 
 class _Pool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, link: dict[str, Tensor], ops: ModuleType, wanted: tuple[str, ...], x: Tensor):
-        values = ops.pool(x, wanted) if wanted else {}
+    def forward(ctx, link, backend: PassesBackend, wanted: tuple[str, ...], x: Tensor):
+        stack = backend.run_pool(x, wanted) if wanted else None
         ctx.set_materialize_grads(False)
-        ctx.link, ctx.ops, ctx.wanted, ctx.names = link, ops, wanted, tuple(values)
-        ctx.save_for_backward(x, *values.values())
+        ctx.link, ctx.backend, ctx.wanted = link, backend, wanted
+        ctx.save_for_backward(x, stack)
+        if stack is None:
+            return (x,)
+        values = dict(zip(backend.pooled_names(wanted), stack.unbind(), strict=True))
         return x, *(values[name] for name in wanted)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor | None, *grads: Tensor | None):
-        x, *saved = ctx.saved_tensors
-        values = dict(zip(ctx.names, saved, strict=True))
+        x, stack = ctx.saved_tensors
         named = zip(ctx.wanted, grads, strict=True)
         gradients = {name: value for name, value in named if value is not None}
-        grad = None if grad is None else like(x, grad)
-        return None, None, None, ctx.ops.input_gradient(x, values, gradients, grad, **ctx.link)
+        grad = None if grad is None else match_format(grad, x)
+        scale = ctx.link.get("scale")
+        dx = ctx.backend.run_input_gradient(x, ctx.wanted, stack, gradients, grad, scale)
+        return None, None, None, dx
 
 
 class _Recalibrate(torch.autograd.Function):
@@ -87,15 +157,15 @@ class _Recalibrate(torch.autograd.Function):
     def forward(
         ctx,
         link: dict[str, Tensor] | None,
-        ops: ModuleType,
+        backend: PassesBackend,
         relu: bool,
         x: Tensor,
         scale: Tensor,
         shift: Tensor | None,
         residual: Tensor | None,
     ):
-        out = ops.recalibrate(x, scale, shift, residual, relu)
-        ctx.link, ctx.ops = link, ops
+        out = backend.run_recalibrate(x, scale, shift, residual, relu)
+        ctx.link, ctx.backend = link, backend
         ctx.save_for_backward(x, scale, out if relu else None)
         return out
 
@@ -104,14 +174,14 @@ class _Recalibrate(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, scale, out = ctx.saved_tensors
         _, _, _, needs_x, needs_scale, needs_shift, needs_residual = ctx.needs_input_grad
-        d, dscale, dshift = ctx.ops.sums(like(x, grad), out, x)
+        d, sums = ctx.backend.run_sums(match_format(grad, x), out, x)
         dx = None
         if needs_x and ctx.link is None:
-            dx = ctx.ops.input_gradient(x, {}, {}, d, scale)
+            dx = ctx.backend.run_input_gradient(x, (), None, {}, d, scale)
         elif needs_x:
             # Not the gradient of x yet: `_Pool` multiplies by the scale, which is detached since
             # the link must not hold the graph that holds the link.
             ctx.link["scale"], dx = scale.detach(), d
-        dscale = dscale.to(scale.dtype) if needs_scale else None
-        dshift = dshift if needs_shift else None
+        dscale = sums[0].to(scale.dtype) if needs_scale else None
+        dshift = sums[1] if needs_shift else None
         return None, None, None, dx, dscale, dshift, d if needs_residual else None

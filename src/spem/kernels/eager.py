@@ -1,39 +1,25 @@
-"""The operations for eager PyTorch: as `reference`, with fewer passes over the map."""
+"""The operations in eager mode: as in `reference`, with fewer passes over the feature map."""
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spem.kernels.backend import Backend, PooledMap
 from spem.kernels.reference import pool_mean, pool_var, upcast
 
 _MOMENTS = {"mean": pool_mean, "var": pool_var}
 
 
-def pool(x: Tensor, wanted: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pool a map that goes on to its recalibration.
-
-    Args:
-        x: (N, C, H, W).
-        wanted: the statistics to pool.
-
-    Returns:
-        x, to be used instead of the given one, so that its gradient takes up those of the pooled
-        values on its way; and the statistics by name, each (N, C).
-    """
-    if not (wanted and x.requires_grad and torch.is_grad_enabled()):
-        return x, {name: _without_gradient(name, x) for name in wanted}
-    x, *found = _Pool.apply(x, wanted)
-    return x, dict(zip(wanted, found, strict=False))
-
-
-def _without_gradient(name: str, x: Tensor) -> Tensor:
+def _pool_without_gradient(name: str, x: Tensor) -> Tensor:
     if name in _MOMENTS:
         return _MOMENTS[name](x)
     return upcast(x.amax((2, 3)) if name == "max" else x.amin((2, 3)))
 
 
 class _Pool(torch.autograd.Function):
-    """The map, its statistics and where extrema are; all gradients are added to one map."""
+    """The feature map, its statistics and the positions of extrema; gradients add up in one map."""
 
     generate_vmap_rule = True
 
@@ -103,27 +89,47 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def recalibrate(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    overwrite: bool = False,
-) -> Tensor:
-    """Compute relu(scale * x + shift + residual) in the dtype of x, the addition fused.
+class Eager(Backend):
+    """PyTorch's operations with fewer passes over the feature map than `reference` takes."""
 
-    With `overwrite`, allowed only where no gradient is asked for, the result is in the memory of x.
-    """
-    scale = scale.to(x.dtype)[:, :, None, None]
-    added = residual if shift is None else shift.to(x.dtype)[:, :, None, None]
-    if added is None:
-        out = x.mul_(scale) if overwrite else x * scale
-    elif torch.is_grad_enabled():
-        # The backward pass of addcmul makes one more copy of the map than that of a product.
-        out = (x * scale).add_(added)
-    else:
-        out = torch.addcmul(added, x, scale, out=x if overwrite else None)
-    if shift is not None and residual is not None:
-        out = out.add_(residual)
-    return out.relu_() if relu else out
+    name = "eager"
+
+    def pool(self, x: Tensor, wanted: tuple[str, ...]) -> PooledMap:
+        """See `Backend.pool`; the gradients of all statistics are added to one feature map."""
+        if wanted and x.requires_grad and torch.is_grad_enabled():
+            x, *found = _Pool.apply(x, wanted)
+            values = dict(zip(wanted, found, strict=False))
+        else:
+            values = {name: _pool_without_gradient(name, x) for name in wanted}
+        return PooledMap(values, partial(self.recalibrate, x))
+
+    def recalibrate(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        overwrite: bool = False,
+    ) -> Tensor:
+        """See `Backend.recalibrate`."""
+        overwrite = overwrite and not torch.is_grad_enabled()
+        scale = scale.to(x.dtype)[:, :, None, None]
+        added = residual if shift is None else shift.to(x.dtype)[:, :, None, None]
+        if added is None:
+            out = x.mul_(scale) if overwrite else x * scale
+        elif torch.is_grad_enabled():
+            # The backward pass of addcmul copies the feature map once more than that of a product.
+            out = (x * scale).add_(added)
+        else:
+            out = torch.addcmul(added, x, scale, out=x if overwrite else None)
+        if shift is not None and residual is not None:
+            out = out.add_(residual)
+        return out.relu_() if relu else out
+
+    def fuses_norms(self, x: Tensor, gated: bool) -> bool:
+        """See `Backend.fuses_norms`: `F.batch_norm` is faster in eager mode."""
+        return False
+
+
+EAGER = Eager()

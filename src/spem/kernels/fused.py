@@ -1,14 +1,13 @@
-"""Pooling, head and recalibration as one differentiable operation with a compiled head.
+"""Pooling, excitation and recalibration as one differentiable operation, the excitation compiled.
 
-The head is what lies between the passes over the map: it turns pooled values into the coefficients
-of the recalibration. It works on (N, C) tensors alone and is differentiated by autograd, once.
+The excitation works on (N, C) tensors alone. It is differentiated by autograd, once, while it is
+compiled: one compiled function forward, one backward.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from itertools import count as count_from_zero
 from math import prod
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,16 +15,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spem.kernels import inductor
-from spem.kernels.memory_format import dense, like
-
-Values = dict[str, Tensor]
+from spem.kernels.autograd import PassesBackend, Values
+from spem.kernels.memory_format import make_dense, match_format
 
 
 class Coefficients(NamedTuple):
-    """What a head returns: the recalibration is scale·x + shift.
+    """What an excitation returns: the recalibration is scale·x + shift.
 
-    scale and shift are (N, C), or (C,) for all images alike; shift may be None. `updates` holds
-    new contents for some of the head's tensors, by their index.
+    Attributes:
+        scale: (N, C), or (C,) for all images.
+        shift: in the shape of scale, or None.
+        updates: new contents of some of the excitation's tensors, by their index.
     """
 
     scale: Tensor
@@ -33,14 +33,14 @@ class Coefficients(NamedTuple):
     updates: dict[int, Tensor]
 
 
-class Head(NamedTuple):
-    """A head that can be compiled: a pure function of pooled values and tensors.
+class Excitation(NamedTuple):
+    """A pure function from pooled values to coefficients, which can be compiled.
 
-    Args:
-        function: from the pooled values of maps, the number of their positions, 1 or a tensor (),
-            and the tensors to coefficients. The values of a backward pass also hold "first",
-            those at position 0, if "max" is wanted.
-        key: equal for two heads only where their functions are.
+    Attributes:
+        function: from pooled values, the number of positions (1, or a tensor ()) and the tensors to
+            coefficients. In a backward pass the values also hold "first", those at position 0, if
+            "max" is wanted.
+        key: equal for two excitations only where their functions are.
         wanted: the statistics that it reads.
         tensors: parameters and buffers; their sizes follow from the key and C.
     """
@@ -51,11 +51,9 @@ class Head(NamedTuple):
     tensors: Sequence[Tensor]
 
 
-# The keys of all heads, by which they are numbered: nested tuples are slow to look up.
+# The keys of all excitations, by which they are numbered: nested tuples are slow to look up.
 _numbers: dict[Hashable, int] = {}
 _next = count_from_zero()
-# Which gradients a head's kernel returns, in order: names of values and indices of tensors.
-_returned: dict[Hashable, list[str | int]] = {}
 
 
 def number(key: Hashable) -> int:
@@ -65,69 +63,68 @@ def number(key: Hashable) -> int:
 
 
 def apply(
-    ops: ModuleType,
-    head: Head,
+    backend: PassesBackend,
+    excitation: Excitation,
     x: Tensor,
     residual: Tensor | None,
     relu: bool,
     overwrite: bool = False,
 ) -> Tensor:
-    """Return relu(scale·x + shift + residual) with the coefficients of a head.
+    """Return relu(scale·x + shift + residual) with the coefficients of an excitation.
 
     Args:
-        ops: the implementation of the passes over the map, `compiled` or `cuda`.
-        head: gives the coefficients.
+        backend: runs the passes over the feature map.
+        excitation: gives the coefficients.
         x: (N, C, H, W), not empty.
         residual: in the shape and dtype of x, or None.
         relu: whether negative results become 0.
         overwrite: whether the result may take the memory of x where no gradient is asked for.
     """
-    x = dense(x)
-    residual = None if residual is None else like(x, residual)
+    x = make_dense(x)
+    residual = None if residual is None else match_format(residual, x)
     if torch.is_grad_enabled():
-        return _Segment.apply(ops, head, relu, x, residual, *head.tensors)
-    return _forward(ops, head, relu, x, residual, head.tensors, overwrite)[0]
+        return _Fused.apply(backend, excitation, relu, x, residual, *excitation.tensors)
+    return _run(backend, excitation, relu, x, residual, excitation.tensors, overwrite)[0]
 
 
-class _Segment(torch.autograd.Function):
+class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
-        ops: ModuleType,
-        head: Head,
+        backend: PassesBackend,
+        excitation: Excitation,
         relu: bool,
         x: Tensor,
         residual: Tensor | None,
         *tensors: Tensor,
     ):
-        out, scale, pooled = _forward(ops, head, relu, x, residual, tensors)
-        ctx.ops, ctx.head = ops, head
-        ctx.save_for_backward(x, out if relu else None, scale, pooled, *tensors)
+        out, scale, stack = _run(backend, excitation, relu, x, residual, tensors)
+        ctx.backend, ctx.excitation = backend, excitation
+        ctx.save_for_backward(x, out if relu else None, scale, stack, *tensors)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        x, out, scale, pooled, *tensors = ctx.saved_tensors
-        ops, head, needed = ctx.ops, ctx.head, ctx.needs_input_grad
-        wanted = tuple([i for i, needs in enumerate(needed[5:]) if needs])
-        grad = like(x, grad)
-        d, sums = ops.sums_stack(grad, out, x, needed[4])
-        found = _through_head(ops, head, wanted, x, pooled, tensors, scale.dim(), sums)
+        x, out, scale, stack, *tensors = ctx.saved_tensors
+        backend, excitation = ctx.backend, ctx.excitation
+        _, _, _, needs_x, needs_residual, *needs = ctx.needs_input_grad
+        trained = tuple([i for i, needed in enumerate(needs) if needed])
+        grad = match_format(grad, x)
+        d, sums = backend.run_sums(grad, out, x, needs_residual)
+        found = _differentiate(backend, excitation, trained, x, stack, tensors, scale.dim(), sums)
         dx = None
-        if needed[3]:
-            behind = (grad, scale, out) if d is None else (d, scale)
-            if pooled is None:
-                dx = ops.input_gradient(x, {}, {}, *behind)
-            else:
-                of_values = {name: g for name, g in found.items() if isinstance(name, str)}
-                dx = ops.input_gradient_of_stack(x, head.wanted, pooled, of_values, *behind)
-        return None, None, None, dx, d if needed[4] else None, *map(found.get, range(len(tensors)))
+        if needs_x:
+            rest = (grad, scale, out) if d is None else (d, scale)
+            values = {n: found[n] for n in excitation.wanted if found.get(n) is not None}
+            dx = backend.run_input_gradient(x, excitation.wanted, stack, values, *rest)
+        dresidual = d if needs_residual else None
+        return None, None, None, dx, dresidual, *map(found.get, range(len(tensors)))
 
 
-def _forward(
-    ops: ModuleType,
-    head: Head,
+def _run(
+    backend: PassesBackend,
+    excitation: Excitation,
     relu: bool,
     x: Tensor,
     residual: Tensor | None,
@@ -135,101 +132,105 @@ def _forward(
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the result, the scale and the stack of pooled values, if there are any."""
-    stack = ops.pool_stack(x, head.wanted) if head.wanted else None
+    stack = backend.run_pool(x, excitation.wanted) if excitation.wanted else None
     n, c, *size = x.shape
     count = prod(size)
-    key = ("forward", ops, head.key, head.wanted, count == 1)
-    text = partial(_forward_text, ops, head, count == 1)
+    key = ("forward", backend.name, excitation.key, excitation.wanted, count == 1)
+    function = partial(_compute_coefficients, backend, excitation, count == 1)
     pooled = [] if stack is None else [stack]
-    rest = [_number(count, x.device), *tensors]
-    scale, *shift = inductor.call(text, key, pooled, rest, n, c)
+    rest = [_as_tensor(count, x.device), *tensors]
+    scale, *shift = inductor.call(function, key, pooled, rest, n, c)
     shift = shift[0] if shift else None
-    out = ops.recalibrate(x, scale, shift, residual, relu, overwrite)
+    out = backend.run_recalibrate(x, scale, shift, residual, relu, overwrite)
     return out, scale, stack
 
 
 @cache
-def _number(count: int, device: torch.device) -> Tensor:
+def _as_tensor(count: int, device: torch.device) -> Tensor:
     return torch.tensor(count, dtype=torch.float64, device=device)
 
 
-def _forward_text(ops: ModuleType, head: Head, single: bool, *given: Tensor) -> list[Tensor]:
-    """Return scale and shift, and update the head's tensors."""
-    values, (number, *tensors) = _split(ops, head, given)
-    values = {name: values[name] for name in head.wanted}
-    count = 1 if single else number
-    coefficients, updates = _coefficients(head, values, count, tensors)
+def _compute_coefficients(
+    backend: PassesBackend, excitation: Excitation, single: bool, *given: Tensor
+) -> list[Tensor]:
+    """Return scale and shift, and update the excitation's tensors (a function to compile)."""
+    values, (count, *tensors) = _split(backend, excitation, given)
+    values = {name: values[name] for name in excitation.wanted}
+    coefficients, updates = _broadcast(excitation, values, 1 if single else count, tensors)
     for index, value in updates.items():
         tensors[index].copy_(value)
     return coefficients
 
 
-def _split(ops: ModuleType, head: Head, given: Sequence[Tensor]) -> tuple[Values, Sequence[Tensor]]:
-    """Return the pooled values by name, of their stack if the head has any, and what follows."""
-    if not head.wanted:
+def _split(
+    backend: PassesBackend, excitation: Excitation, given: Sequence[Tensor]
+) -> tuple[Values, Sequence[Tensor]]:
+    """Return the pooled values by name, of their stack if there is one, and what follows it."""
+    if not excitation.wanted:
         return {}, given
-    return dict(zip(ops.found_by_pool(head.wanted), given[0], strict=True)), given[1:]
+    names = backend.pooled_names(excitation.wanted)
+    return dict(zip(names, given[0], strict=True)), given[1:]
 
 
-def _coefficients(
-    head: Head, values: Values, count: Tensor | int, tensors: Sequence[Tensor]
+def _broadcast(
+    excitation: Excitation, values: Values, count: Tensor | int, tensors: Sequence[Tensor]
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
-    scale, shift, updates = head.function(values, count, tensors)
+    """Return scale and shift of an excitation in one shape, contiguous, and its updates."""
+    scale, shift, updates = excitation.function(values, count, tensors)
     both = [scale] if shift is None else [scale, shift]
-    # A multiplier may be (1, C) for all images alike.
+    # A multiplier may be (1, C) for all images.
     images = [next(iter(values.values()))] if values and scale.dim() == 2 else []
-    found = torch.broadcast_tensors(*both, *images)[: len(both)]
-    return [t.contiguous() for t in found], updates
+    expanded = torch.broadcast_tensors(*both, *images)[: len(both)]
+    return [t.contiguous() for t in expanded], updates
 
 
-def _through_head(
-    ops: ModuleType,
-    head: Head,
-    wanted: tuple[int, ...],
+def _differentiate(
+    backend: PassesBackend,
+    excitation: Excitation,
+    trained: tuple[int, ...],
     x: Tensor,
     stack: Tensor | None,
     tensors: Sequence[Tensor],
     dimensions: int,
     sums: Tensor,
-) -> dict[str | int, Tensor]:
-    """Return the gradients of the pooled values, by name, and of the tensors, by index."""
-    if not head.wanted and not wanted:
+) -> dict[str | int, Tensor | None]:
+    """Return the gradients of the pooled values, by name, and of trained tensors, by index."""
+    if not excitation.wanted and not trained:
         return {}
     n, c, *size = x.shape
     count = prod(size)
-    key = ("backward", ops, head.key, head.wanted, wanted, count == 1)
-    text = partial(_backward_text, ops, head, key, dimensions)
+    key = ("backward", backend.name, excitation.key, excitation.wanted, trained, count == 1)
+    function = partial(_compute_gradients, backend, excitation, trained, count == 1, dimensions)
     pooled = [sums] if stack is None else [stack, sums]
-    found = inductor.call(text, key, pooled, [_number(count, x.device), *tensors], n, c)
-    return dict(zip(_returned[key], found, strict=True))
+    gradients = inductor.call(function, key, pooled, [_as_tensor(count, x.device), *tensors], n, c)
+    return dict(zip((*excitation.wanted, *trained), gradients, strict=True))
 
 
-def _backward_text(
-    ops: ModuleType, head: Head, key: tuple[Any, ...], dimensions: int, *given: Tensor
-) -> list[Tensor]:
-    *_, wanted, single = key
-    values, (sums, number, *tensors) = _split(ops, head, given)
+def _compute_gradients(
+    backend: PassesBackend,
+    excitation: Excitation,
+    trained: tuple[int, ...],
+    single: bool,
+    dimensions: int,
+    *given: Tensor,
+) -> list[Tensor | None]:
+    """Return the gradients of all wanted values, then of the trained tensors; None for zero.
+
+    A function to compile. `dimensions` is 2 for a scale of each image, 1 for one of all images.
+    """
+    values, (sums, count, *tensors) = _split(backend, excitation, given)
     gradients = list(sums if dimensions == 2 else sums.sum(1))
-    count = 1 if single else number
     with torch.enable_grad():
-        pooled = {name: values[name].detach().requires_grad_() for name in head.wanted}
-        inputs = [t.detach().requires_grad_(i in wanted) for i, t in enumerate(tensors)]
-        leaves = {**pooled, **{i: inputs[i] for i in wanted}}
+        pooled = {name: values[name].detach().requires_grad_() for name in excitation.wanted}
+        inputs = [t.detach().requires_grad_(i in trained) for i, t in enumerate(tensors)]
         first = {"first": values["first"]} if "first" in values else {}
-        coefficients, _ = _coefficients(head, pooled | first, count, inputs)
-        ends = [
-            (end, gradient)
-            for end, gradient in zip(coefficients, gradients, strict=False)
-            if end.requires_grad
-        ]
-        found = _gradients(ends, list(leaves.values()))
-    reached = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
-    _returned[key] = list(reached)
-    return [g.contiguous() for g in reached.values()]
-
-
-def _gradients(ends: list[tuple[Tensor, Tensor]], leaves: list[Tensor]) -> Sequence[Tensor | None]:
-    if not ends:
-        return [None] * len(leaves)
-    outputs, gradients = zip(*ends, strict=True)
-    return torch.autograd.grad(outputs, leaves, gradients, allow_unused=True)
+        count = 1 if single else count
+        coefficients, _ = _broadcast(excitation, pooled | first, count, inputs)
+        pairs = zip(coefficients, gradients, strict=False)
+        reached = [(end, gradient) for end, gradient in pairs if end.requires_grad]
+        leaves = [*pooled.values(), *(inputs[i] for i in trained)]
+        if not reached:
+            return [None] * len(leaves)
+        ends, along = zip(*reached, strict=True)
+        found = torch.autograd.grad(ends, leaves, along, allow_unused=True)
+    return [None if g is None else g.contiguous() for g in found]

@@ -1,5 +1,10 @@
-"""Kernels that Inductor makes of text on pooled values, without compiling what calls them."""
+"""Functions of pooled values, compiled by Inductor apart from what calls them.
 
+Private modules of PyTorch are used in this file alone. A PyTorch that lacks them compiles nothing:
+`spem.kernels.why_not` says so, and the eager backend serves.
+"""
+
+import ctypes
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,91 +12,91 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spem.kernels import convolution
-
 if TYPE_CHECKING:
     from torch._subclasses import FakeTensorMode
 
-Text = Callable[..., Sequence[Tensor]]
-Kernel = Callable[[list[Tensor]], Sequence[Tensor]]
+Tensors = Sequence[Tensor | None]
+Function = Callable[..., Tensors]
+Compiled = Callable[[list[Tensor]], Tensors]
 
-# Numbers of images and channels with which kernels are traced. They hold for none, but guide the
-# loops; where a number is 1, the kernel is made for that.
+# Numbers of images and channels with which functions are traced. The result holds for any, but
+# Inductor tunes its loops for these; where a number is 1, the result holds for 1 alone.
 _HINTS = (62, 47)
 
-_kernels: dict[Hashable, Kernel] = {}
-# Texts of which a kernel holds for one number of channels only, as that of a convolution does.
+_compiled: dict[Hashable, Compiled] = {}
+# Functions whose compiled form holds for one number of channels only, as that of a convolution.
 _narrow: set[Hashable] = set()
 _lock = threading.Lock()
 
 
 def count() -> int:
-    """Return the number of kernels that this process has made or read from the cache."""
-    return len(_kernels)
+    """Return the number of functions that this process has compiled or read from the cache."""
+    return len(_compiled)
 
 
 def call(
-    text: Text,
+    function: Function,
     key: Hashable,
     pooled: Sequence[Tensor],
     rest: Sequence[Tensor],
     images: int,
     channels: int,
-) -> Sequence[Tensor]:
-    """Run a text on tensors by the kernel that the first such call makes of it.
+) -> Tensors:
+    """Call a function of tensors by its compiled form, which the first such call makes.
 
     Args:
-        text: a function of all tensors, in this order, to a sequence of tensors.
-        key: equal for two texts only where they do the same with tensors of the same kind.
+        function: of all tensors, in this order, to a sequence of tensors.
+        key: equal for two functions only where they do the same with tensors of the same kind.
         pooled: (images, channels), or stacks of such, contiguous.
         rest: contiguous, of sizes that follow from the key and the number of channels.
         images: N.
         channels: C.
 
     Raises:
-        RuntimeError: the compiler failed, or the text is for one number of images only.
+        RuntimeError: the compiler failed, or the function is for one number of images only.
     """
     tensors = [*pooled, *rest]
     kinds = (*[t.dtype for t in tensors], *[t.get_device() for t in tensors])
     whole = (key, kinds, images == 1, channels == 1, torch.get_num_threads())
-    kernel = _kernels.get((whole, channels) if whole in _narrow else whole)
-    if kernel is None:
+    compiled = _compiled.get((whole, channels) if whole in _narrow else whole)
+    if compiled is None:
         with _lock, torch.inference_mode(False):
-            kernel = _make(whole, text, pooled, rest, images, channels)
-    return kernel(tensors)
+            compiled = _compile_once(whole, function, pooled, rest, images, channels)
+    return compiled(tensors)
 
 
-def _make(
+def _compile_once(
     whole: Hashable,
-    text: Text,
+    function: Function,
     pooled: Sequence[Tensor],
     rest: Sequence[Tensor],
     images: int,
     channels: int,
-) -> Kernel:
+) -> Compiled:
+    """Compile a function for any N and C, or for this C alone if that is not possible."""
     n, c = (1 if size == 1 else hint for size, hint in zip((images, channels), _HINTS, strict=True))
     if whole not in _narrow:
         try:
-            kernel = _compile(text, [*_examples(pooled, rest, channels, n, c, c > 1)])
+            compiled = _compile(function, [*_examples(pooled, rest, channels, n, c, c > 1)])
         except Exception:  # a size that equals the number of channels by chance
-            kernel = None
-        if kernel is not None:
-            return _kernels.setdefault(whole, kernel)
+            compiled = None
+        if compiled is not None:
+            return _compiled.setdefault(whole, compiled)
         _narrow.add(whole)
-    kernel = _compile(text, [*_examples(pooled, rest, channels, n, channels, False)])
-    if kernel is None:
-        raise RuntimeError(f"no kernel for any number of images can be made of {whole}")
-    return _kernels.setdefault((whole, channels), kernel)
+    compiled = _compile(function, [*_examples(pooled, rest, channels, n, channels, False)])
+    if compiled is None:
+        raise RuntimeError(f"this function cannot be compiled for any number of images: {whole}")
+    return _compiled.setdefault((whole, channels), compiled)
 
 
-def _compile(text: Text, examples: list[tuple[Tensor, list[bool]]]) -> Kernel | None:
-    """Trace a text with symbolic sizes and let Inductor compile the result.
+def _compile(function: Function, examples: list[tuple[Tensor, list[bool]]]) -> Compiled | None:
+    """Trace a function with symbolic sizes and let Inductor compile the result.
 
     `torch.compile` would do the same, but checks guards at every call, which takes several times
-    as long as these calls, and counts all kernels towards one limit of recompilations.
+    as long as these calls, and counts all functions towards one limit of recompilations.
 
     Returns:
-        The kernel; None if it would hold for a single value of a size that may vary.
+        The compiled function; None if it would hold for a single value of a size that may vary.
     """
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
@@ -105,28 +110,52 @@ def _compile(text: Text, examples: list[tuple[Tensor, list[bool]]]) -> Kernel | 
     mode = FakeTensorMode(shape_env=sizes)
     device = examples[0][0].device.type
     aten = torch.ops.aten
-    own = {
+    decompositions = {
+        **select_decomp_table(),
         aten.addcmul.default: _addcmul,  # whose shape rule takes no symbols
-        aten.convolution.default: convolution.forward,
-        aten.convolution_backward.default: convolution.backward,
     }
     if device != "cpu":
-        own |= {aten.sum.dim_IntList: _sum, aten.sum.default: _sum}
-    parts = {**select_decomp_table(), **own}
-    trace = make_fx(lambda *xs: tuple(text(*xs)), parts, tracing_mode="fake")
+        decompositions |= {aten.sum.dim_IntList: _sum, aten.sum.default: _sum}
+    trace = make_fx(lambda *xs: tuple(function(*xs)), decompositions, tracing_mode="fake")
     plain = (torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False))
     with plain[0], plain[1], plain[2], tracing(TracingContext(mode)):
         inputs = [_fake(mode, *example) for example in examples]
         module = trace(*inputs)
-        # Of a convolution, Inductor makes a kernel for the sizes it sees, and a kernel from its
+        # Inductor compiles a convolution for the sizes that it sees, and what it reads from its
         # cache does not say so.
         narrow = any("convolution" in str(node.target) for node in module.graph.nodes)
         if sizes.replacements or (narrow and examples[0][1][-1]):
             return None
         with config.patch(size_asserts=False):  # `call` says what it is given
             compiled: Any = compile_fx_inner(module, inputs)
-    # What is around it serves debugging, and takes longer than a small kernel.
+    # What is around it serves debugging, and takes longer than a small function.
     return None if sizes.replacements else compiled.current_callable
+
+
+def build_library(source: str) -> ctypes.CDLL:
+    """Build a shared library of C++ for this processor, or find it in Inductor's cache."""
+    from torch._inductor.codecache import CppCodeCache
+
+    return CppCodeCache.load(source)
+
+
+def find_instructions(build: Callable[[], object]) -> None:
+    """Let the building of a library show that the compiler knows what the processor offers.
+
+    Inductor otherwise builds a program of its own to see it, and loads it in a new process, which
+    takes longer than the passes.
+
+    Args:
+        build: builds a library by `build_library`.
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    try:
+        with config.patch({"cpp.vec_isa_ok": True}):
+            build()
+    except Exception:  # an older compiler: Inductor looks for what it knows
+        valid_vec_isa_list.cache_clear()
 
 
 def _addcmul(x: Tensor, y: Tensor, z: Tensor, *, value: float = 1) -> Tensor:

@@ -1,10 +1,10 @@
-"""The two memory formats of maps."""
+"""The two memory formats of feature maps: NCHW (contiguous) and NHWC (channels_last)."""
 
 import torch
 from torch import Tensor
 
 
-def dense(x: Tensor) -> Tensor:
+def make_dense(x: Tensor) -> Tensor:
     """Return x, or a copy of it in the nearer of the two memory formats."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
@@ -12,9 +12,9 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def like(x: Tensor, other: Tensor) -> Tensor:
-    """Return another map of the same shape in the memory format of a dense x."""
-    if other.stride() == x.stride():
-        return other
-    last = not x.is_contiguous()
-    return other.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+def match_format(x: Tensor, other: Tensor) -> Tensor:
+    """Return x in the memory format of another, dense feature map of the same shape."""
+    if x.stride() == other.stride():
+        return x
+    last = not other.is_contiguous()
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -1,7 +1,11 @@
-"""The two operations on maps, in the plainest text: every other implementation must equal it."""
+"""The two operations on feature maps, written plainly: every other backend must equal this one."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from spem.kernels.backend import Backend, PooledMap
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -10,7 +14,7 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def pool_mean(x: Tensor) -> Tensor:
-    """Mean over the positions of each map: (N, C, H, W) -> (N, C)."""
+    """Mean over the positions of each channel: (N, C, H, W) -> (N, C)."""
     return upcast(x).mean((2, 3))
 
 
@@ -24,7 +28,7 @@ def pool_var(x: Tensor) -> Tensor:
 
 
 def pool_max(x: Tensor) -> Tensor:
-    """Largest value of each map, (N, C, H, W) -> (N, C).
+    """Largest value of each channel, (N, C, H, W) -> (N, C).
 
     The gradient goes to the first position in row-major order that holds the value.
     """
@@ -32,14 +36,8 @@ def pool_max(x: Tensor) -> Tensor:
 
 
 def pool_min(x: Tensor) -> Tensor:
-    """Smallest value of each map; ties as in `pool_max`."""
+    """Smallest value of each channel; ties as in `pool_max`."""
     return upcast(x.flatten(2).min(-1).values)
-
-
-def pool(x: Tensor, wanted: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return x, (N, C, H, W), and its wanted statistics by name, each (N, C)."""
-    ways = {"mean": pool_mean, "var": pool_var, "max": pool_max, "min": pool_min}
-    return x, {name: ways[name](x) for name in wanted}
 
 
 def recalibrate(
@@ -55,3 +53,31 @@ def recalibrate(
     if residual is not None:
         out = out + residual
     return (out.relu() if relu else out).to(x.dtype)
+
+
+_STATISTICS = {"mean": pool_mean, "var": pool_var, "max": pool_max, "min": pool_min}
+
+
+class Reference(Backend):
+    """The functions above under autograd: what exporters and `torch.compile` trace."""
+
+    name = "reference"
+
+    def pool(self, x: Tensor, wanted: tuple[str, ...]) -> PooledMap:
+        """See `Backend.pool`."""
+        return PooledMap({n: _STATISTICS[n](x) for n in wanted}, partial(self.recalibrate, x))
+
+    def recalibrate(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        overwrite: bool = False,
+    ) -> Tensor:
+        """See `Backend.recalibrate`; the memory of x is never taken."""
+        return recalibrate(x, scale, shift, residual, relu)
+
+
+REFERENCE = Reference()

@@ -143,9 +143,8 @@ def _kernels(fabric: Fabric, jobs: Sequence[Job]) -> AbstractContextManager[None
     images = [len(job.dataset.train.images) * job.recipe.epochs for job in jobs]
     if sum(3 * job.macs * n for job, n in zip(jobs, images, strict=True)) < _WORTH_KERNELS:
         return nullcontext()
-    if reason := kernels.compiled.why_not():
-        text = "kernels cannot be compiled here: %s; falling back to eager PyTorch"
-        logging.getLogger("spem").warning(text, reason)
+    if reason := kernels.why_not("compiled"):
+        logging.getLogger("spem").warning("%s; falling back to eager PyTorch", reason)
         return nullcontext()
     return kernels.use("compiled")
 
@@ -254,7 +253,7 @@ def _summarise(run: Run, macs: int) -> dict[str, Any]:
         "threads": run.recipe.threads,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         # Which kernels served the maps: results of one implementation repeat bit for bit.
-        "kernels": kernels.chosen(torch.empty(1, 1, 1, 1, device=device)).__name__.split(".")[-1],
+        "kernels": kernels.chosen(torch.empty(1, 1, 1, 1, device=device)).name,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "spem", "lightning-fabric")},
         "seconds": sum(row["seconds"] for row in rows),

@@ -1,68 +1,80 @@
-"""The passes of the CPU as operators of PyTorch, which `torch.compile` calls as they are.
+"""The compiled passes as custom operators, which `torch.compile` calls as they are.
 
 Inductor lowers the backward passes of extrema badly, so a network that its user compiles whole and
-trains takes these passes, too; what lies between them is traced and fused.
+trains takes these passes, too; what lies between them is traced and compiled with the rest.
 
-As in `linked`, the gradient of the map is written once: the recalibration hands its own to the
-pooling, unscaled, as the gradient of an output that stands for the map and occupies no memory, and
-the scale as that of a second one.
+As in `autograd`, the gradient of the feature map is written once: the recalibration hands its own
+to the pooling without the scale, as the gradient of an output that stands for the feature map and
+occupies no memory, and the scale as that of a second one.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from spem.kernels.cpu import passes
-from spem.kernels.memory_format import dense, like
+from spem.kernels.backend import Backend, PooledMap
+from spem.kernels.cpu.passes import COMPILED, why_not
+from spem.kernels.memory_format import make_dense, match_format
+from spem.kernels.reference import REFERENCE
 
 
 def _names(var: bool, extrema: bool) -> tuple[str, ...]:
     wanted = ("mean", *(("var",) if var else ()), *(("max",) if extrema else ()))
-    return passes.found_by_pool(wanted)
+    return COMPILED.pooled_names(wanted)
 
 
 @torch.compiler.assume_constant_result
 def works() -> bool:
     """Return whether the passes can be built on this machine, which tracing takes for granted."""
-    return passes.why_not() is None
+    return why_not() is None
 
 
-class Traced:
-    """A pooled map and its recalibration in a network that is being traced: a `Linked`, which see.
+class CustomOps(Backend):
+    """The operators below, for a feature map on the CPU that is pooled and then recalibrated."""
 
-    Args:
-        x: (N, C, H, W), not empty, on the CPU.
-        wanted: the statistics to pool, at least one.
-    """
+    name = "compiled"
+    adds_gradients_wide = True
 
-    def __init__(self, x: Tensor, wanted: tuple[str, ...]):
-        self._x = dense(x)
-        var, extrema = "var" in wanted, "max" in wanted or "min" in wanted
-        self._map, self._scale, values = _pool(self._x, var, extrema)
-        named = dict(zip(_names(var, extrema), values.unbind(), strict=True))
-        self.values = {name: named[name] for name in wanted}
+    def pool(self, x: Tensor, wanted: tuple[str, ...]) -> PooledMap:
+        """See `Backend.pool`."""
+        if not wanted:
+            return REFERENCE.pool(x, wanted)
+        x, var, extrema = make_dense(x), "var" in wanted, "max" in wanted or "min" in wanted
+        stand_in, stand_in_scale, stack = _pool(x, var, extrema)
+        named = dict(zip(_names(var, extrema), stack.unbind(), strict=True))
+        then = partial(_recalibrate_pooled, x, stand_in, stand_in_scale)
+        return PooledMap({name: named[name] for name in wanted}, then)
 
-    def recalibrate(
-        self,
-        scale: Tensor,
-        shift: Tensor | None,
-        residual: Tensor | None,
-        relu: bool,
-        overwrite: bool = False,
-    ) -> Tensor:
-        """Return relu(scale·x + shift + residual), in memory of its own; to be called once."""
-        added = None if residual is None else like(self._x, residual)
-        x = self._x.detach()  # its gradient flows through the pooling
-        scale = scale.contiguous()
-        shift = None if shift is None else shift.contiguous()
-        return _recalibrate(x, self._map, self._scale, scale, shift, added, relu)
+    def recalibrate(self, x: Tensor, *options: Any, **more: Any) -> Tensor:
+        """See `Backend.recalibrate`: the operators work together only."""
+        return REFERENCE.recalibrate(x, *options, **more)
+
+
+CUSTOM_OPS = CustomOps()
+
+
+def _recalibrate_pooled(
+    x: Tensor,
+    stand_in: Tensor,
+    stand_in_scale: Tensor,
+    scale: Tensor,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    overwrite: bool = False,
+) -> Tensor:
+    residual = None if residual is None else match_format(residual, x)
+    x = x.detach()  # its gradient flows through the pooling
+    shift = None if shift is None else shift.contiguous()
+    return _recalibrate(x, stand_in, stand_in_scale, scale.contiguous(), shift, residual, relu)
 
 
 @custom_op("spem::pool", mutates_args=())
 def _pool(x: Tensor, var: bool, extrema: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return *_stand_ins(x), passes.pool_stack(x, _names(var, extrema))
+    return *_stand_ins(x), COMPILED.run_pool(x, _names(var, extrema))
 
 
 @_pool.register_fake
@@ -103,8 +115,8 @@ def _pool_backward(
     names = _names(var, extrema)
     changed = dict(zip(names, grads.unbind(), strict=True))
     changed = {name: changed[name] for name in ("mean", "var", "max", "min") if name in changed}
-    grad = like(x, grad)
-    return passes.input_gradient_of_stack(x, names, values, changed, grad, scale)
+    grad = match_format(grad, x)
+    return COMPILED.run_input_gradient(x, names, values, changed, grad, scale)
 
 
 @_pool_backward.register_fake
@@ -122,7 +134,7 @@ def _recalibrate(
     residual: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    return passes.recalibrate(x, scale, shift, residual, relu)
+    return COMPILED.run_recalibrate(x, scale, shift, residual, relu)
 
 
 @_recalibrate.register_fake
@@ -138,7 +150,7 @@ def _keep_recalibrate(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def _differentiate_recalibrate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, scale, out = ctx.saved_tensors
-    sums, *masked = _sums(like(x, grad), out, x)
+    sums, *masked = _sums(match_format(grad, x), out, x)
     d = masked[0] if masked else grad
     dscale, dshift = sums.unbind()
     shift, added = dshift if ctx.shifts else None, d if ctx.adds else None
@@ -150,7 +162,7 @@ _recalibrate.register_autograd(_differentiate_recalibrate, setup_context=_keep_r
 
 @custom_op("spem::sums", mutates_args=())
 def _sums(grad: Tensor, out: Tensor | None, x: Tensor) -> list[Tensor]:
-    d, sums = passes.sums_stack(grad, out, x)
+    d, sums = COMPILED.run_sums(grad, out, x)
     return [sums] if out is None or d is None else [sums, d]
 
 

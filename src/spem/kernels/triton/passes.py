@@ -1,4 +1,4 @@
-"""The passes over maps by Triton's kernels, in the forms that `linked` and `segment` take."""
+"""The Triton backend: passes over feature maps on CUDA devices."""
 
 import logging
 import os
@@ -8,17 +8,15 @@ import torch
 from torch import Tensor
 
 from spem.kernels import inductor, triton
+from spem.kernels.autograd import PassesBackend, Values
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-Values = dict[str, Tensor]
-
-recalibrate = triton.recalibrate
+_EXTREMA = ("max", "min", "argmax", "argmin", "first")
 
 
 @cache
-def compiles_heads() -> bool:
-    """Return whether Inductor compiles heads here, of kernels for the same device."""
+def _compiles() -> bool:
+    """Return whether Inductor compiles functions of tensors on the device; if not, log why."""
     try:
         device = "cpu" if INTERPRETED else "cuda"
         inductor.call(lambda x: [x + 1], "probe", [torch.zeros(2, 3, device=device)], [], 2, 3)
@@ -29,70 +27,64 @@ def compiles_heads() -> bool:
     return True
 
 
-def normalises_faster(x: Tensor) -> bool:
-    """Return whether a norm without a gate is faster by these passes than by PyTorch's own."""
-    return True
+class Triton(PassesBackend):
+    """Triton's kernels; each excitation is compiled by Inductor at its first use."""
+
+    name = "triton"
+
+    def fuses_norms(self, x: Tensor, gated: bool) -> bool:
+        """See `Backend.fuses_norms`: without a gate, too, one kernel replaces three."""
+        return True
+
+    def compiles_excitations(self) -> bool:
+        """See `Backend.compiles_excitations`."""
+        return _compiles()
+
+    def pooled_names(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """See `PassesBackend.pooled_names`; positions are integers, kept as bits of floats."""
+        return ("mean", "var", *(_EXTREMA if _reads_extrema(wanted) else ()))
+
+    def run_pool(self, x: Tensor, wanted: tuple[str, ...]) -> Tensor:
+        """See `PassesBackend.run_pool`."""
+        return triton.pool_stack(x, _reads_extrema(wanted))
+
+    def run_recalibrate(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        overwrite: bool = False,
+    ) -> Tensor:
+        """See `PassesBackend.run_recalibrate`."""
+        return triton.recalibrate(x, scale, shift, residual, relu, overwrite)
+
+    def run_sums(
+        self, grad: Tensor, out: Tensor | None, x: Tensor, masked: bool = True
+    ) -> tuple[Tensor | None, Tensor]:
+        """See `PassesBackend.run_sums`; the first is always returned."""
+        return triton.sums(grad, out, x)
+
+    def run_input_gradient(
+        self,
+        x: Tensor,
+        wanted: tuple[str, ...],
+        stack: Tensor | None,
+        gradients: Values,
+        grad: Tensor | None,
+        scale: Tensor | None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """See `PassesBackend.run_input_gradient`; out is not needed, see `run_sums`."""
+        values = {} if stack is None else triton.moments(stack)._asdict()
+        known = {name: values.get(name) for name in ("mean", "argmax", "argmin")}
+        changed = {f"d{name}": value.contiguous() for name, value in gradients.items()}
+        return triton.input_gradient(grad, x, scale, **known, **changed)
 
 
-def found_by_pool(wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what `pool` finds, in order, where some statistics are wanted."""
-    extrema = ("max", "min", "argmax", "argmin", "first")
-    return ("mean", "var", *(extrema if "max" in wanted or "min" in wanted else ()))
+def _reads_extrema(wanted: tuple[str, ...]) -> bool:
+    return "max" in wanted or "min" in wanted
 
 
-def pool_stack(x: Tensor, wanted: tuple[str, ...]) -> Tensor:
-    """Pool a map (N, C, H, W) in one read.
-
-    Returns:
-        At least the wanted statistics; with extrema also where their gradients go, as the bits of
-        integers, and the values at position 0: each (N, C), in the order of `found_by_pool`.
-    """
-    return triton.pool_stack(x, "max" in wanted or "min" in wanted)
-
-
-def pool(x: Tensor, wanted: tuple[str, ...]) -> Values:
-    """Return the wanted statistics of a map (N, C, H, W), and what their gradients need."""
-    moments = triton.pool(x, "max" in wanted or "min" in wanted)
-    found = moments._asdict().items()
-    return {name: value for name, value in found if value is not None}
-
-
-def sums_stack(
-    grad: Tensor, out: Tensor | None, x: Tensor, write: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Return the gradient before the ReLU that gave `out`, and those of scale and shift, (2, N, C).
-
-    The first is written even where it is not wanted: the map's gradient reads it instead of `out`.
-    """
-    return triton.sums(grad, out, x)
-
-
-def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient before the ReLU that gave `out`, and those of scale and shift."""
-    d, (dscale, dshift) = triton.sums(grad, out, x)
-    return d, dscale, dshift
-
-
-def input_gradient(
-    x: Tensor,
-    values: Values,
-    gradients: Values,
-    grad: Tensor | None = None,
-    scale: Tensor | None = None,
-) -> Tensor:
-    """Return the gradient of a map from those of its pooled values and its recalibration."""
-    known = {name: values.get(name) for name in ("mean", "argmax", "argmin")}
-    changed = {f"d{name}": value.contiguous() for name, value in gradients.items()}
-    return triton.input_gradient(grad, x, scale, **known, **changed)
-
-
-def input_gradient_of_stack(
-    x: Tensor,
-    wanted: tuple[str, ...],
-    stack: Tensor,
-    gradients: Values,
-    grad: Tensor,
-    scale: Tensor,
-) -> Tensor:
-    """Return the gradient of a map from what `pool_stack` returned; see `input_gradient`."""
-    return input_gradient(x, triton.moments(stack)._asdict(), gradients, grad, scale)
+TRITON = Triton()

@@ -1,0 +1,80 @@
+"""What carries out pooling and recalibration: the interface that every backend implements."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+
+class PooledMap(NamedTuple):
+    """A feature map that was pooled and is to be recalibrated.
+
+    Attributes:
+        values: the statistics by name, each (N, C), differentiable.
+        recalibrate: (scale, shift, residual, relu, overwrite=False) -> relu(scale·x + shift +
+            residual), see `Backend.recalibrate`. To be called at most once.
+    """
+
+    values: dict[str, Tensor]
+    recalibrate: Callable[..., Tensor]
+
+
+class Backend(ABC):
+    """One implementation of the two operations on feature maps, gradients included.
+
+    Attributes:
+        name: as in `spem.kernels.use` and in the records of runs.
+        adds_gradients_wide: whether the gradients of a feature map from its pooling and from its
+            recalibration are added before they are rounded to its dtype.
+    """
+
+    name: ClassVar[str]
+    adds_gradients_wide: ClassVar[bool] = False
+
+    @abstractmethod
+    def pool(self, x: Tensor, wanted: tuple[str, ...]) -> PooledMap:
+        """Pool a feature map that is to be recalibrated.
+
+        Args:
+            x: (N, C, H, W).
+            wanted: the statistics, of "mean", "var", "max" and "min".
+        """
+
+    @abstractmethod
+    def recalibrate(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        overwrite: bool = False,
+    ) -> Tensor:
+        """Return relu(scale·x + shift + residual).
+
+        Args:
+            x: (N, C, H, W).
+            scale: (N, C).
+            shift: (N, C), or None.
+            residual: in the shape and dtype of x, or None.
+            relu: whether negative results become 0.
+            overwrite: whether the result may take the memory of x where no gradient is asked for.
+        """
+
+    def serves(self, x: Tensor) -> bool:
+        """Return whether the backend works on a feature map of this device, dtype and size."""
+        return True
+
+    def fuses_norms(self, x: Tensor, gated: bool) -> bool:
+        """Return whether a BatchNorm of x is faster by these operations than by PyTorch's own.
+
+        Args:
+            x: (N, C, H, W).
+            gated: whether a gate follows that is pooled in the same pass.
+        """
+        return gated
+
+    def compiles_excitations(self) -> bool:
+        """Return whether `spem.kernels.fused` runs on this backend."""
+        return False
