@@ -1,7 +1,8 @@
-"""Compiled segments: one kernel each way, equal to eager PyTorch in values and gradients."""
+"""Fused operations: compiled excitations, equal to eager PyTorch in values and gradients."""
 
 import copy
 import gc
+import sys
 import weakref
 
 import pytest
@@ -12,8 +13,8 @@ from torch.nn.utils import parametrize, prune
 
 import spem
 from spem import gates, kernels
-from spem.gates.compiled import compilable
-from spem.kernels import convolution, inductor
+from spem.gates.compiled import _copy_for_compiler, compilable
+from spem.kernels import inductor
 from spem.kernels.cpu import passes
 from spem.norm import GatedBatchNorm2d
 
@@ -31,7 +32,7 @@ def draw(shape, number):
     return [torch.randn(shape, dtype=torch.float64) for _ in range(number)]
 
 
-def run(module, implementation, x, residual, relu, weight):
+def run(module, backend, x, residual, relu, weight):
     """Return the output, the gradients and the buffers of a module."""
     x, residual = (
         None if t is None else t.detach().clone(memory_format=torch.preserve_format)
@@ -41,7 +42,7 @@ def run(module, implementation, x, residual, relu, weight):
         if t is not None:
             t.requires_grad_()
     module.zero_grad()
-    with kernels.use(implementation):
+    with kernels.use(backend):
         out = module(x, residual, relu)
         (out * weight).sum().backward()
     grads = {f"d{name}": p.grad for name, p in module.named_parameters()}
@@ -176,31 +177,26 @@ def test_one_pair_of_kernels_convolves_along_any_number_of_channels():
 def test_a_convolution_in_parts_equals_that_of_pytorch(options):
     options = {"kernel_size": 5} | options
     conv = nn.Conv1d(1, 1, **{"bias": False} | options).double()
+    parts = _copy_for_compiler(conv)
+    assert type(parts) is not nn.Conv1d
     x = torch.randn(3, 1, 11, dtype=torch.float64, requires_grad=True)
-    given = (x, conv.weight, conv.bias)
-    rest = (conv.stride, conv.padding, conv.dilation, False, (0,), 1)
     out = conv(x)
-    torch.testing.assert_close(convolution.forward(*given, *rest), out)
+    torch.testing.assert_close(parts(x), out)
     grad = torch.randn_like(out)
-    wanted = [True, True, conv.bias is not None]
-    found = convolution.backward(grad, x, conv.weight, None, *rest, wanted)
-    leaves = [t for t in given if t is not None]
+    leaves = [x, *conv.parameters()]
     expected = torch.autograd.grad(out, leaves, grad)
-    for mine, theirs in zip(found, expected, strict=False):
+    for mine, theirs in zip(torch.autograd.grad(parts(x), leaves, grad), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize(
-    "options", [{"stride": 2}, {"padding": 3}, {"kernel_size": 17}, {"out_channels": 2}], ids=str
+    "options",
+    [{"stride": 2}, {"kernel_size": 17}, {"out_channels": 2}, {"padding": "same"}],
+    ids=str,
 )
 def test_other_convolutions_are_left_to_the_library(options):
     conv = nn.Conv1d(1, **{"out_channels": 1, "kernel_size": 3} | options)
-    rest = (conv.stride, conv.padding, conv.dilation, False, (0,), 1)
-    x = torch.randn(2, 1, 20)
-    assert convolution.forward(x, conv.weight, conv.bias, *rest) is NotImplemented
-    grad = torch.ones_like(conv(x))
-    given = (grad, x, conv.weight, None, *rest, [True] * 3)
-    assert convolution.backward(*given) is NotImplemented
+    assert type(_copy_for_compiler(conv)) is nn.Conv1d
 
 
 @pytest.mark.parametrize("shape", [(5000, 3, 2, 2), (40, 120, 3, 3)])
@@ -389,11 +385,22 @@ def test_an_older_compiler_is_asked_what_it_knows(monkeypatch):
         def cache_clear(self):
             self.cleared += 1
 
-    def refuse(dtype):
+    def refuse():
         raise OSError("unknown option -mavx512f")
 
     known = Known()
     monkeypatch.setattr("torch._inductor.cpu_vec_isa.valid_vec_isa_list", known)
-    monkeypatch.setattr(passes, "_library", refuse)
-    passes._find_instructions()
+    inductor.find_instructions(refuse)
     assert known.cleared == 1
+
+
+def test_a_pytorch_without_the_private_modules_falls_back(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._inductor.compile_fx", None)
+    monkeypatch.setattr(inductor, "_compiled", {})
+    passes.why_not.cache_clear()
+    try:
+        assert "torch._inductor.compile_fx" in (kernels.why_not("compiled") or "")
+        with pytest.raises(RuntimeError, match="cannot be compiled here"), kernels.use("compiled"):
+            pass
+    finally:
+        passes.why_not.cache_clear()

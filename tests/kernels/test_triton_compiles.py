@@ -10,11 +10,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from spem.kernels.triton import backward as triton_backward
-from spem.kernels.triton import input_gradient, pool, recalibrate, sums
 from spem.kernels.triton import layout as triton_layout
 from spem.kernels.triton import pool as triton_pool
 from spem.kernels.triton import recalibrate as triton_recalibrate
 from spem.kernels.triton import short as triton_short
+from spem.kernels.triton.backward import input_gradient, sums
+from spem.kernels.triton.pool import pool
+from spem.kernels.triton.recalibrate import recalibrate
 
 AMPERE, HOPPER = GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32)
 POINTERS = {

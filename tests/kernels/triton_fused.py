@@ -1,6 +1,6 @@
-"""Gates and norms by Triton's kernels and compiled heads, equal to eager PyTorch.
+"""Gates and norms by Triton's kernels and compiled excitations, equal to eager PyTorch.
 
-Collected as `triton_parity.py` is, which see.
+Collected as `triton_parity.py` is: by programs with Triton's interpreter, and on a CUDA device.
 """
 
 import copy
@@ -14,7 +14,7 @@ from triton_parity import DEVICE
 import spem
 from spem import kernels
 from spem.kernels import inductor
-from spem.kernels.triton import passes
+from spem.kernels.triton.passes import TRITON
 from spem.norm import GatedBatchNorm2d
 
 POOLED = ["spem", "se", "eca", "gct", "ie", "iebn", "sem", "lsas", "srm", "dianet", "cbam", None]
@@ -55,7 +55,7 @@ def run(norm, implementation, x, residual, cotangent):
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("name", POOLED)
 def test_a_norm_equals_eager(name, layout, training):
-    assert passes.compiles_heads()
+    assert TRITON.compiles_excitations()
     norm = drawn_norm(name).double().train(training)
     given = draw((6, 16, 5, 7), layout, torch.float64)
     expected = run(norm, "eager", *given)
@@ -105,6 +105,6 @@ def test_a_network_compiles_one_kernel_each_way_for_norms_with_and_without_a_gat
     model = spem.create_model("resnet29", "spem").to(DEVICE)
     x, before = torch.randn(2, 3, 8, 8, device=DEVICE), inductor.count()
     with kernels.use("triton"):
-        assert kernels.with_heads(x) is passes
+        assert kernels.chosen(x) is TRITON
         model(x).sum().backward()
     assert inductor.count() - before <= 4

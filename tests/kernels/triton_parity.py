@@ -11,9 +11,11 @@ import torch
 from parity import assert_parity
 from torch.testing import assert_close
 
-from spem.kernels.triton import input_gradient, pool, recalibrate, sums
 from spem.kernels.triton import layout as triton_layout
 from spem.kernels.triton import pool as triton_pool
+from spem.kernels.triton.backward import input_gradient, sums
+from spem.kernels.triton.pool import pool
+from spem.kernels.triton.recalibrate import recalibrate
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -73,7 +73,7 @@ class Backend(ABC):
             x: (N, C, H, W).
             gated: whether a gate follows that is pooled in the same pass.
         """
-        return gated
+        return gated and x.numel() > 0
 
     def compiles_excitations(self) -> bool:
         """Return whether `spem.kernels.fused` runs on this backend."""

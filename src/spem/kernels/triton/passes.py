@@ -7,8 +7,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spem.kernels import inductor, triton
+from spem.kernels import inductor
 from spem.kernels.autograd import PassesBackend, Values
+from spem.kernels.triton.backward import input_gradient, sums
+from spem.kernels.triton.pool import moments, pool_stack
+from spem.kernels.triton.recalibrate import recalibrate
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _EXTREMA = ("max", "min", "argmax", "argmin", "first")
@@ -46,7 +49,7 @@ class Triton(PassesBackend):
 
     def run_pool(self, x: Tensor, wanted: tuple[str, ...]) -> Tensor:
         """See `PassesBackend.run_pool`."""
-        return triton.pool_stack(x, _reads_extrema(wanted))
+        return pool_stack(x, _reads_extrema(wanted))
 
     def run_recalibrate(
         self,
@@ -58,13 +61,13 @@ class Triton(PassesBackend):
         overwrite: bool = False,
     ) -> Tensor:
         """See `PassesBackend.run_recalibrate`."""
-        return triton.recalibrate(x, scale, shift, residual, relu, overwrite)
+        return recalibrate(x, scale, shift, residual, relu, overwrite)
 
     def run_sums(
         self, grad: Tensor, out: Tensor | None, x: Tensor, masked: bool = True
     ) -> tuple[Tensor | None, Tensor]:
         """See `PassesBackend.run_sums`; the first is always returned."""
-        return triton.sums(grad, out, x)
+        return sums(grad, out, x)
 
     def run_input_gradient(
         self,
@@ -77,10 +80,10 @@ class Triton(PassesBackend):
         out: Tensor | None = None,
     ) -> Tensor:
         """See `PassesBackend.run_input_gradient`; out is not needed, see `run_sums`."""
-        values = {} if stack is None else triton.moments(stack)._asdict()
+        values = {} if stack is None else moments(stack)._asdict()
         known = {name: values.get(name) for name in ("mean", "argmax", "argmin")}
         changed = {f"d{name}": value.contiguous() for name, value in gradients.items()}
-        return triton.input_gradient(grad, x, scale, **known, **changed)
+        return input_gradient(grad, x, scale, **known, **changed)
 
 
 def _reads_extrema(wanted: tuple[str, ...]) -> bool:
