@@ -1,9 +1,9 @@
-// The passes over maps that attention and its gradient need, for processors.
+// The passes over feature maps that attention and its gradient need, for CPUs.
 //
-// A map is (n, c, l) numbers, l positions for each of n·c channels: in NCHW the positions of a
-// channel lie together, in NHWC the channels of a position. Every pass reads its maps once, in the
-// order of memory, and shares the images among threads. `compiled.py` describes the four
-// functions at the end.
+// A feature map holds l positions for each of n·c channels: in NCHW the positions of a channel are
+// adjacent, in NHWC the channels of a position. Every pass reads its feature maps once, in the order
+// of memory, and shares the images among threads. `autograd.py` describes the four functions at the
+// end (`PassesBackend.run_…`). "map" in a name stands for one channel of one image.
 
 #include <omp.h>
 
@@ -32,7 +32,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// The type in which the numbers of a map are computed; it counts their positions, too.
+// The type in which the numbers of a channel are computed; it counts their positions, too.
 template <class T> struct WideOf { using type = T; };
 template <> struct WideOf<BFloat16> { using type = float; };
 template <class T> using Wide = typename WideOf<T>::type;
@@ -178,7 +178,7 @@ template <class T> struct Pooled {
   A *mean, *var, *max, *min, *argmax, *argmin, *first;
 };
 
-// Of a map with numbers that are not finite, whose shifted sums mean nothing.
+// Of a channel with numbers that are not finite, whose shifted sums mean nothing.
 template <class T, bool VAR, bool EXTREMA>
 void pool_carefully(const T* x, int64_t stride, int64_t l, int64_t to, const Pooled<T>& out) {
   using A = Wide<T>;
@@ -221,7 +221,7 @@ inline bool finish_moments(A shift, A sum, A squares, int64_t l, A* mean, A* var
   return std::isfinite(sum) && (!VAR || std::isfinite(squares));
 }
 
-// Mean and variance are those of the deviation from the mean of the first sixteenth of the map:
+// Mean and variance are those of the deviation from the mean of the first sixteenth of the channel:
 // so the squares cannot lose more than four bits, whatever the mean, since that of k of l numbers
 // is at most √(l/k) deviations away from the mean of all.
 template <class T, bool VAR, bool EXTREMA> struct Pool {
@@ -390,8 +390,8 @@ template <class T, bool RELU, bool WRITE> struct Sums {
 
   void channels_last(const Shape& s, int64_t image, int64_t c0, int64_t c1) const {
     const Sums own = *this;
-    // Few positions of a channel block before the next block: a processor prefetches three maps at
-    // once only where they are read nearly in order.
+    // Few positions of a channel block before the next block: a CPU prefetches three feature maps
+    // at once only where they are read nearly in order.
     const int64_t tile = s.c > UNROLLED * LANES<A> ? 4 : s.positions_of_a_tile<T>();
     const int64_t first = image * s.l * s.c;
     A* const totals[2] = {dscale + image * s.c, dshift + image * s.c};
@@ -437,7 +437,7 @@ template <class Reduction> void reduce(const Shape& s, const Reduction& reductio
   });
 }
 
-// ---- passes that write a map of one number for every number ----
+// ---- passes that write one number for every number they read ----
 
 template <class T, bool RESIDUAL> struct Recalibrate {
   using A = Wide<T>;
@@ -470,7 +470,7 @@ template <class T> struct Gradients {
   bool per_image;
 };
 
-// GRAD: 0 where the map was only pooled, 1 with the gradient before the ReLU, 2 with that behind.
+// GRAD: 0 where x was only pooled, 1 with the gradient before the ReLU, 2 with that behind it.
 template <class T, int GRAD, bool VAR, bool PEAKS> struct InputGradient {
   using A = Wide<T>;
   static constexpr int COEFFICIENTS = PEAKS ? 8 : 4;
@@ -606,7 +606,7 @@ template <class T> void input_gradient_of_maps(const Shape& s, const Gradients<T
 
 }  // namespace
 
-// A function for maps of type T; compiled.py adds a line FUNCTIONS(T) for the type that it needs.
+// Functions for feature maps of type T; passes.py adds a line FUNCTIONS(T) for the type it needs.
 #define SHAPE int64_t n, int64_t c, int64_t l, int64_t last, int64_t threads
 #define GIVEN Shape{n, c, l, last != 0, int(threads)}
 #define FUNCTIONS(T)                                                                              \

@@ -24,7 +24,7 @@ from spem.kernels.triton.short import is_short, launch_short_sums
 
 
 def sums(grad: Tensor, out: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mask a gradient by the output's ReLU and sum it over each map, in one pass.
+    """Mask a gradient by the output's ReLU and sum it over each channel, in one pass.
 
     Args:
         grad: (N, C, H, W), the gradient of the output.
@@ -78,7 +78,7 @@ def input_gradient(
     argmin: Tensor | None = None,
     dmin: Tensor | None = None,
 ) -> Tensor:
-    """Compute the gradient of a pooled and recalibrated map, in one pass.
+    """Compute the gradient of a pooled and recalibrated channel, in one pass.
 
     That is scale·d + dmean/L + (2·dvar/L)·(x − mean) + dmax at argmax + dmin at argmin, without
     the terms whose gradient is None; x is read for the variance alone.
@@ -202,7 +202,7 @@ def _input_gradient_kernel(
         groups, maps, positions, BLOCK_M, BLOCK_L, CHANNELS_LAST, FLAT_MAPS, FLAT_POSITIONS
     )
     share = 1 / tl.cast(positions, ACC)
-    # (BLOCK_M, BLOCK_L); what belongs to a map (BLOCK_M, 1), or (1, BLOCK_L) where flat
+    # (BLOCK_M, BLOCK_L); what belongs to a channel (BLOCK_M, 1), or (1, BLOCK_L) where flat
     value = tl.zeros((BLOCK_M, BLOCK_L), ACC)
     if d is not None:
         value = tl.load(d + base + offsets, mask).to(ACC)

@@ -1,9 +1,9 @@
-"""How the Triton kernels walk over a batch of maps: tiles of maps × positions, in memory order.
+"""How the Triton kernels read feature maps: in tiles of channels × positions, in memory order.
 
-NCHW is one group of N·C maps, each of L = H·W adjacent positions; channels_last is N groups of
-C maps, whose channels are adjacent. A kernel sees a group as a matrix (maps, positions) with two
-strides, one of which is 1, and the compiler orders a tile's lanes along it: the same text reads
-both formats in whole cache lines.
+NCHW is one group of N·C channels, each of L = H·W adjacent positions; channels_last is N groups of
+C channels, which are adjacent at each position. A kernel sees a group as a matrix (channels,
+positions) with two strides, one of which is 1, and the compiler orders a tile's lanes along it: the
+same kernel reads both formats in whole cache lines. `maps` in a name counts channels of all images.
 """
 
 # Triton types its host-side arithmetic as that of kernels.
@@ -26,14 +26,14 @@ SHORT = 128
 # Programs that fill any device of today several times over. A constant, not a property of the
 # device: the same sums are formed everywhere.
 ENOUGH_PROGRAMS = 1024
-# A split map must leave each program this many tiles, or the merge costs more than it gains.
+# A split channel must leave each program this many tiles, or the merge costs more than it gains.
 TILES_PER_SPLIT = 4
 # Integers that this divides are known as such to the compiler, which then loads whole vectors.
 ALIGNED = 16
 
 
 class Layout(NamedTuple):
-    """A batch of maps in memory: `groups` matrices of `maps` × `positions`."""
+    """A batch of channels in memory: `groups` matrices of `maps` × `positions`."""
 
     channels_last: bool
     groups: int
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
 
 def dense(x: Tensor, like: Layout | None = None) -> Tensor:
-    """Return a map batch without gaps, copied only where it has some.
+    """Return a batch of feature maps without gaps, copied only where it has some.
 
     Args:
         x: (N, C, H, W) of any strides.
@@ -73,7 +73,7 @@ def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def empty_map(like: Tensor) -> Tensor:
-    """Allocate a map batch that a kernel writes, in the shape, dtype and strides of `like`."""
+    """Allocate feature maps that a kernel writes, in the shape, dtype and strides of `like`."""
     return torch.empty_like(like)
 
 
@@ -96,18 +96,18 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def reading(layout: Layout, itemsize: int) -> Plan:
-    """Choose the tile of a reduction, and how many programs share a map.
+    """Choose the tile of a reduction, and how many programs share a channel.
 
-    A warp reads 512 bytes of a row at once, so a tile of at least that length gives a warp maps
-    of its own, and lanes are merged without a word to other warps. Where maps are too few to fill
-    the device, each is split over several programs, whose partial results a second stage merges
-    in order: atomics would add in another order at every run.
+    A warp reads 512 bytes of a row at once, so a tile of at least that length gives a warp
+    channels of its own, whose lanes are merged inside of the warp. Where channels are too few to
+    fill the device, each is split over several programs, whose partial results a second stage
+    merges in order: atomics would add in another order at every run.
     """
     last, groups, maps, positions = layout
     warps = 4
     if last:
         block_m = min(triton.next_power_of_2(maps), 512 // itemsize)
-        # Short maps: a warp keeps its channels to itself and has nothing to merge.
+        # Short channels: a warp keeps its channels to itself and has nothing to merge.
         if positions <= SHORT and groups * maps // block_m >= ENOUGH_PROGRAMS:
             warps = 1
         block_l = min(triton.next_power_of_2(positions), READ_TILE // 4 * warps // block_m)
@@ -130,8 +130,8 @@ def reading(layout: Layout, itemsize: int) -> Plan:
 def writing(layout: Layout) -> Plan:
     """Choose the tile of an elementwise kernel.
 
-    Rows that do not start on a vector's boundary (7 × 7 maps, 3 channels) would be loaded one
-    element at a time; such a batch is walked as one line instead, and each element finds its map
+    Rows that do not start on a vector's boundary (7 × 7 positions, 3 channels) would be loaded one
+    element at a time. Such a batch is read as one line instead, and each element finds its channel
     by a division, by numbers that the compiler must know to make it cheap.
     """
     last, groups, maps, positions = layout
@@ -140,7 +140,7 @@ def writing(layout: Layout) -> Plan:
     if (maps if last else positions) % ALIGNED:
         block_m, block_l = 1, WRITE_TILE
         flat_maps, flat_positions = maps if last else 1, positions
-        warps = 8  # what belongs to a map is loaded for each element, into registers of its own
+        warps = 8  # what belongs to a channel is loaded for each element, into registers of its own
         programs = triton.cdiv(groups * maps * positions, WRITE_TILE)
     else:
         if last:
@@ -157,7 +157,7 @@ def writing(layout: Layout) -> Plan:
 
 @triton.jit
 def origin(maps, chunks, BLOCK_M: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Return (group, block of maps, chunk of positions) of this program.
+    """Return (group, block of channels, chunk of positions) of this program.
 
     Programs that run side by side read side by side: chunks of a row in NCHW, channels else.
     """
@@ -209,13 +209,13 @@ def element_tile(
     FLAT_MAPS: tl.constexpr,
     FLAT_POSITIONS: tl.constexpr,
 ):
-    """Return where this program's elements are and to which maps they belong.
+    """Return where this program's elements are and to which channels they belong.
 
     Returns:
         base, offsets: int64 scalar and int32 (BLOCK_M, BLOCK_L), the elements in memory.
         mask: (BLOCK_M, BLOCK_L), the elements that exist.
-        index, index_mask: which of the N·C maps; (BLOCK_M,), or (1, BLOCK_L) where flat.
-        place: position in the map; (1, BLOCK_L).
+        index, index_mask: which of the N·C channels; (BLOCK_M,), or (1, BLOCK_L) where flat.
+        place: position in the channel; (1, BLOCK_L).
     """
     if FLAT_POSITIONS > 0:
         base = tl.cast(tl.program_id(0), tl.int64) * BLOCK_L
@@ -255,7 +255,7 @@ def element_tile(
 
 @triton.jit
 def per_map(values, index, index_mask, FLAT: tl.constexpr):
-    """Load what belongs to a map, to be broadcast over a tile: (BLOCK_M, 1) or (1, BLOCK_L)."""
+    """Load what belongs to a channel, to be broadcast over a tile: (BLOCK_M, 1) or (1, BLOCK_L)."""
     value = tl.load(values + index, index_mask)
     if not FLAT:
         # A load of two dimensions would be repeated for each element of a lane.

@@ -24,7 +24,7 @@ def improve(best, turn, value, i, LARGEST: tl.constexpr):
 
 @triton.jit
 def extremum(best, place, LARGEST: tl.constexpr, AXIS: tl.constexpr):
-    """Reduce lanes along an axis to each map's extremum and its first position; NaN is at 0."""
+    """Reduce lanes along an axis to each channel's extremum and its first position; NaN is at 0."""
     # A reduction by value and position at once would cost as many exchanges and lose NaN.
     nan = tl.max((best != best).to(tl.int32), axis=AXIS) > 0
     value = tl.max(best, axis=AXIS) if LARGEST else tl.min(best, axis=AXIS)
@@ -72,7 +72,7 @@ def merge_kernel(
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Merge the splits of each map in their order, by the formula of Chan, Golub and LeVeque.
+    """Merge the splits of each channel in their order, by the formula of Chan, Golub and LeVeque.
 
     partial: (splits, 4 or 2, total), partial_places: (splits, 2, total); all but the last split
     cover `length` positions.

@@ -1,4 +1,4 @@
-"""Mean, variance, extrema and their first positions of every map, in one read (Triton)."""
+"""Mean, variance, extrema and their first positions of every channel, in one read (Triton)."""
 
 # Arguments and results of kernels are the compiler's, not Python's, as is host-side arithmetic.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
@@ -20,11 +20,11 @@ _MERGE_BLOCK = 128
 
 
 class Moments(NamedTuple):
-    """The moments of a batch of maps, each (N, C), float32 (float64 of float64 maps).
+    """The moments of feature maps, each (N, C), in float32, or float64 for feature maps of float64.
 
     `var` is biased. `argmax` and `argmin`, int32, are first positions in row-major order. Where a
-    map holds NaN, both extrema are NaN, and their positions are any of the map's. Extrema not
-    asked for are None.
+    channel holds NaN, both extrema are NaN, and their positions are any of its positions. Extrema
+    not asked for are None.
     """
 
     mean: Tensor
@@ -36,7 +36,7 @@ class Moments(NamedTuple):
 
 
 def pool(x: Tensor, extrema: bool) -> Moments:
-    """Compute the moments of every map in one read.
+    """Compute the moments of every channel in one read.
 
     Args:
         x: (N, C, H, W), any strides; H·W from 1 to 2³⁰ − 1.
@@ -57,7 +57,7 @@ def moments(stack: Tensor) -> Moments:
 
 
 def pool_stack(x: Tensor, extrema: bool) -> Tensor:
-    """Compute the moments of every map in one read; see `pool`.
+    """Compute the moments of every channel in one read; see `pool`.
 
     Returns:
         (2, N, C), mean and variance; with extrema (7, N, C): maximum, minimum, the bits of their
@@ -77,7 +77,7 @@ def _places(stack: Tensor) -> Tensor:
 
 
 class _Plan(NamedTuple):
-    """How the kernel is launched: `splits` programs share a map, each takes `length` positions."""
+    """How the kernel is launched: `splits` programs share a channel, of `length` positions each."""
 
     programs: int
     splits: int
@@ -88,9 +88,9 @@ class _Plan(NamedTuple):
 # Warps that fill any device of today. A constant, not a property of the device: the same sums are
 # formed everywhere.
 _ENOUGH_WARPS = 1024
-# However many share a map, each lane has at least this many turns.
+# However many share a channel, each lane has at least this many turns.
 _FEWEST_TURNS = 8
-# Lanes that read a whole cache line of a map.
+# Lanes that read a whole cache line of a channel.
 _FEWEST_LANES = 8
 _MOST_WARPS = 16
 # Tiles that are on their way at once.
@@ -103,10 +103,10 @@ _ROWS = (128, 256)
 
 @lru_cache(maxsize=1024)
 def _plan(layout: Layout, itemsize: int) -> _Plan:
-    """Choose tiles of one vector a lane, and how many lanes share a map.
+    """Choose tiles of one vector a lane, and how many lanes share a channel.
 
     Too few lanes do not fill the device, too many have little to do before they are merged. Where
-    maps are so few that even the largest programs do not fill it, several programs share each,
+    channels are so few that even the largest programs do not fill it, several programs share each,
     whose partial results a second stage merges in order: atomics would add in another order at
     every run.
     """

@@ -1,4 +1,4 @@
-"""Recalibration of a batch of maps in one pass (Triton)."""
+"""Recalibration of a batch of channels in one pass (Triton)."""
 
 # Arguments and results of kernels are the compiler's, not Python's.
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
@@ -31,7 +31,7 @@ def recalibrate(
 
     Args:
         x: (N, C, H, W), any strides.
-        scale: (N, C), or (C,) for all images alike, float32 or wider, contiguous.
+        scale: (N, C), or (C,) for all images, float32 or wider, contiguous.
         shift: as scale, or None.
         residual: (N, C, H, W) in the dtype of x, or None.
         relu: whether negative results become 0.

@@ -1,7 +1,7 @@
-"""Reductions of short maps that do not start on a vector's boundary, like 7 × 7 in NCHW (Triton).
+"""Reductions of short channels off a vector's boundary, like 7 × 7 in NCHW (Triton).
 
-Lanes that shared such a map would load one element at a time. So maps are loaded as one line, and
-dealt out through shared memory.
+Lanes that shared such a channel would load one element at a time. So many channels are loaded as
+one line, and distributed through shared memory.
 """
 
 # Arguments and results of kernels are the compiler's, not Python's.
@@ -23,7 +23,7 @@ _VECTOR = 16  # bytes
 
 
 def is_short(layout: Layout, itemsize: int) -> bool:
-    """Tell whether maps are short, and lanes that shared one could load no vectors."""
+    """Return whether channels are so short that lanes which share one could load no vectors."""
     row = layout.positions * itemsize
     return not layout.channels_last and layout.positions <= _LONGEST and row % _VECTOR > 0
 
@@ -31,7 +31,7 @@ def is_short(layout: Layout, itemsize: int) -> bool:
 def launch_short_pool(
     x: Tensor, stack: Tensor, places: Tensor | None, layout: Layout, acc: Any
 ) -> None:
-    """Write the moments of short maps; see `triton_pool.pool_stack` for the arguments."""
+    """Write the moments of short channels; see `pool.pool_stack` for the arguments."""
     programs, constants = _plan(layout)
     _short_pool_kernel[(programs,)](x, stack, places, layout.maps, ACC=acc, **constants)
 
@@ -39,7 +39,7 @@ def launch_short_pool(
 def launch_short_sums(
     grad: Tensor, out: Tensor | None, x: Tensor, d: Tensor, into: Tensor, layout: Layout, acc: Any
 ) -> None:
-    """Write d and the sums of short maps; see `triton_backward.sums` for the arguments."""
+    """Write d and the sums of short channels; see `backward.sums` for the arguments."""
     programs, constants = _plan(layout)
     _short_sums_kernel[(programs,)](grad, out, x, d, into, layout.maps, ACC=acc, **constants)
 
@@ -53,7 +53,7 @@ def _plan(layout: Layout) -> tuple[int, dict[str, int]]:
 
 @triton.jit
 def _line(maps, POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr):
-    """Return where this program's maps stand in memory: first map, base, offsets and mask."""
+    """Return where this program's channels are in memory: first channel, base, offsets, mask."""
     first = tl.program_id(0) * BLOCK_M
     i = tl.arange(0, BLOCK_M * BLOCK_L)
     left = tl.cast(maps - first, tl.int64) * POSITIONS
@@ -61,10 +61,10 @@ def _line(maps, POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_L: tl.cons
 
 
 @triton.jit
-def _deal(line, POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr):
-    """Deal a line of maps out, (BLOCK_L, BLOCK_M), so that neighbouring lanes hold maps.
+def _distribute(line, POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Return a line of channels as (BLOCK_L, BLOCK_M), so that neighbouring lanes hold channels.
 
-    Positions beyond a map repeat its last one.
+    Positions beyond a channel repeat its last one.
     """
     i = tl.arange(0, BLOCK_M * BLOCK_L)
     value = tl.gather(line, i % BLOCK_M * POSITIONS + tl.minimum(i // BLOCK_M, POSITIONS - 1), 0)
@@ -82,13 +82,13 @@ def _short_pool_kernel(
     BLOCK_L: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Each lane follows a map of its own.
+    """Each lane follows its own channel.
 
-    values: (7 or 2, maps): mean, variance, max, min, two for `places`, the values at position 0.
-    places: (2, maps), or None: no extrema.
+    values: (7 or 2, channels): mean, variance, max, min, two for `places`, values at position 0.
+    places: (2, channels), or None: no extrema.
     """
     first, base, i, mask = _line(maps, POSITIONS, BLOCK_M, BLOCK_L)
-    value = _deal(tl.load(x + base + i, mask, other=0), POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
+    value = _distribute(tl.load(x + base + i, mask, other=0), POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
     place = tl.arange(0, BLOCK_L)[:, None]
     exists = place < POSITIONS
     mean = tl.sum(tl.where(exists, value, 0), axis=0) / POSITIONS
@@ -127,7 +127,7 @@ def _short_sums_kernel(
     BLOCK_L: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Write d and into (2, maps): Σ d·x and Σ d."""
+    """Write d and into (2, channels): Σ d·x and Σ d."""
     first, base, i, mask = _line(maps, POSITIONS, BLOCK_M, BLOCK_L)
     gradient = tl.load(grad + base + i, mask, other=0)
     value = tl.load(x + base + i, mask, other=0)
@@ -135,8 +135,8 @@ def _short_sums_kernel(
         result = tl.load(out + base + i, mask, other=0)
         gradient = tl.where(result <= 0, 0, gradient)
         tl.store(d + base + i, gradient, mask)
-    gradient = _deal(gradient, POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
-    value = _deal(value, POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
+    gradient = _distribute(gradient, POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
+    value = _distribute(value, POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
     exists = tl.arange(0, BLOCK_L)[:, None] < POSITIONS
     m = first + tl.arange(0, BLOCK_M)
     tl.store(into + m, tl.sum(tl.where(exists, gradient * value, 0), axis=0), m < maps)
