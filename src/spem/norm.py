@@ -1,6 +1,6 @@
 """Batch normalisation whose statistics pass is the pooling pass of the gate behind it."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from spem.gates.affine import merge_moments, normalise, resolve_ties
 from spem.gates.compiled_norm import norm_excitation
 from spem.gates.gate import Attention, Gate, gated, present
 from spem.kernels import fused
-from spem.kernels.fused import Excitation
+from spem.kernels.backend import Backend
 from spem.kernels.reference import upcast
 
 _MOMENTS = ("mean", "var")
@@ -81,34 +81,46 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         self._check_input_dim(x)
         if residual is not None:
             check_residual(x, residual)
-        gate = self.gate
-        fusing = gate if isinstance(gate, Gate) and gate.fuses_with_norm else None
-        if self._synchronises() or kernels.chosen_for_both(x).fuses_norms(x, fusing is not None):
-            if gate is fusing:
-                return self._fuse(x, gate, residual, relu)
-            out = self._fuse(x)
-        else:
-            out = super().forward(x)
+        backend, gate = kernels.chosen_for_both(x), cast(Any, self.gate)
+        if self._fuses(backend, x):  # all that follows in one pass
+            return self._fuse(backend, x, gate, residual, relu)
+        out = self._normalise(backend, x)
+        if gate is None:
+            # Batch normalisation keeps its input for the backward pass, not its output.
+            out = out if residual is None else out.add_(residual)
+            return F.relu_(out) if relu else out
         if isinstance(gate, Gate) and gate.reads_input:
             return self._gate_by_input(gate, x, out, residual, relu)
-        if gate is not None:
-            return gated(gate, out, residual, relu, source)
-        # Batch normalisation keeps its input for the backward pass, not its output.
-        out = out if residual is None else out.add_(residual)
-        return F.relu_(out) if relu else out
+        return gated(gate, out, residual, relu, source)
+
+    def _fuses(self, backend: Backend, x: Tensor) -> bool:
+        """Return whether the statistics pass also pools for the gate, if there is one."""
+        if isinstance(self.gate, Gate) and self.gate.fuses_with_norm:
+            return self._synchronises() or backend.fuses_norms(x, True)
+        return self.gate is None and (self._synchronises() or backend.fuses_norms(x, False))
+
+    def _normalise(self, backend: Backend, x: Tensor) -> Tensor:
+        """Return the normalised x, without the gate."""
+        if self._synchronises() or backend.fuses_norms(x, False):
+            return self._fuse(backend, x, None, None, False)
+        return super().forward(x)
 
     def _fuse(
         self,
+        backend: Backend,
         x: Tensor,
-        gate: Gate | None = None,
-        residual: Tensor | None = None,
-        relu: bool = False,
+        gate: Gate | None,
+        residual: Tensor | None,
+        relu: bool,
     ) -> Tensor:
         """Pool x, find the affine coefficients of norm and gate, and recalibrate once."""
-        if (excitation := self._excitation(x, gate)) is not None:
-            self._count_batch(x)
-            return fused.apply(kernels.chosen(x), excitation, x, residual, relu)
-        backend = kernels.chosen_for_both(x)
+        # A cumulative average changes its factor at every batch.
+        averages = self.training and self.momentum is None
+        if fused.serves(backend) and not (averages or self._synchronises()):
+            excitation = norm_excitation(self, gate)
+            if excitation is not None:
+                self._count_batch(x)
+                return fused.apply(backend, excitation, x, residual, relu)
         wide = x if backend.adds_gradients_wide else upcast(x)
         running = None if self.training else self._running()
         wanted = set(() if gate is None else gate.statistics) | set(() if running else _MOMENTS)
@@ -123,14 +135,6 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         a, b = a.expand(x.shape[:2]), b.expand(x.shape[:2])
         added = residual if residual is None else residual.to(wide.dtype)
         return pooled_map.recalibrate(a, b, added, relu).to(x.dtype)
-
-    def _excitation(self, x: Tensor, gate: Gate | None) -> Excitation | None:
-        """Return what computes the coefficients in compiled form; None if that is not possible."""
-        # A cumulative average changes its factor at every batch.
-        if self._synchronises() or (self.training and self.momentum is None):
-            return None
-        backend = kernels.chosen_for_both(x)
-        return norm_excitation(self, gate) if backend.compiles_excitations() else None
 
     def _gate_by_input(
         self, gate: Gate, x: Tensor, out: Tensor, residual: Tensor | None, relu: bool

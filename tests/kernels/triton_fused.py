@@ -13,7 +13,7 @@ from triton_parity import DEVICE
 
 import spem
 from spem import kernels
-from spem.kernels import inductor
+from spem.kernels import fused, inductor
 from spem.kernels.triton.passes import TRITON
 from spem.norm import GatedBatchNorm2d
 
@@ -55,7 +55,7 @@ def run(norm, implementation, x, residual, cotangent):
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("name", POOLED)
 def test_a_norm_equals_eager(name, layout, training):
-    assert TRITON.compiles_excitations()
+    assert fused.serves(TRITON)
     norm = drawn_norm(name).double().train(training)
     given = draw((6, 16, 5, 7), layout, torch.float64)
     expected = run(norm, "eager", *given)

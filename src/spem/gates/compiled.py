@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from operator import is_
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -14,7 +14,6 @@ from spem.functional import Pooled
 from spem.gates.affine import normalise, update_running
 from spem.kernels.fused import Coefficients, Excitation, Values, number
 
-M = TypeVar("M", bound=nn.Module)
 _PLAIN = (bool, int, float, str, type(None))
 # Longer convolutions are left to the library: each tap is a line of what is compiled.
 _MOST_TAPS = 16
@@ -190,7 +189,7 @@ class _Call(nn.Module):
         return getattr(self.gate, self.method)(*args)
 
 
-def _copy_for_compiler(module: M) -> M:
+def _copy_for_compiler(module: nn.Module) -> nn.Module:
     """Return a module with the same tensors and results, in forms that Inductor can fuse."""
     copy = object.__new__(type(module))
     vars(copy).update(vars(module))
@@ -218,16 +217,19 @@ class _FunctionalBatchNorm1d(nn.BatchNorm1d):
             mean = x.mean(0)
             squares = (x - mean).square().sum(0)
             var = squares / x.shape[0]
-            if self.training and self.num_batches_tracked is not None:
-                self.num_batches_tracked = self.num_batches_tracked + 1
-                share = self.momentum
-                if share is None:
-                    share = self.num_batches_tracked.double().reciprocal()
-                unbiased = squares / (x.shape[0] - 1)
-                self.running_mean = update_running(self.running_mean, mean, share)
-                self.running_var = update_running(self.running_var, unbiased, share)
+            if self.track_running_stats:
+                self._track(mean, squares / (x.shape[0] - 1))
         scale, shift, _ = normalise(mean.double(), var.double(), self.weight, self.bias, self.eps)
         return (scale * x + shift).to(input.dtype)
+
+    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
+        old, seen = (self.running_mean, self.running_var), self.num_batches_tracked
+        if old[0] is None or old[1] is None or seen is None:
+            return
+        self.num_batches_tracked = seen = seen + 1
+        share = seen.double().reciprocal() if self.momentum is None else self.momentum
+        self.running_mean = update_running(old[0], mean, share)
+        self.running_var = update_running(old[1], unbiased, share)
 
 
 def _is_short(conv: nn.Conv1d) -> bool:
@@ -246,7 +248,7 @@ class _ShiftedConv1d(nn.Conv1d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Conv1d)
-        (padding,), (dilation,), size = self.padding, self.dilation, input.shape[-1]
+        padding, (dilation,), size = int(self.padding[0]), self.dilation, input.shape[-1]
         # F.pad would make the number of images a constant of the trace.
         zeros = input.new_zeros(*input.shape[:-1], size + 2 * padding)
         padded = torch.slice_scatter(zeros, input, -1, padding, padding + size)

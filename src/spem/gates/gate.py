@@ -178,7 +178,7 @@ class Gate(Attention):
             multiplier = self.multiplier(self.pool_map(x)).expand(x.shape[:2])
             return recalibrate(x, multiplier, None, residual, relu)
         backend = kernels.chosen_for_both(x)
-        if backend.compiles_excitations() and (excitation := gate_excitation(self)):
+        if fused.serves(backend) and (excitation := gate_excitation(self)):
             return fused.apply(backend, excitation, x, residual, relu, overwrite)
         pooled_map = backend.pool(x, self.statistics)
         pooled = Pooled.of(pooled_map.values, x.shape[2] * x.shape[3])

@@ -29,6 +29,10 @@ class PassesBackend(Backend):
 
     adds_gradients_wide = True
 
+    def compiles_excitations(self) -> bool:
+        """Return whether Inductor compiles functions of tensors on the backend's device."""
+        return True
+
     @abstractmethod
     def pooled_names(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Return the names of what `run_pool` returns where some statistics are wanted, in order.

@@ -74,7 +74,3 @@ class Backend(ABC):
             gated: whether a gate follows that is pooled in the same pass.
         """
         return gated and x.numel() > 0
-
-    def compiles_excitations(self) -> bool:
-        """Return whether `spem.kernels.fused` runs on this backend."""
-        return False

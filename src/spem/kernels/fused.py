@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from itertools import count as count_from_zero
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from spem.kernels import inductor
 from spem.kernels.autograd import PassesBackend, Values
+from spem.kernels.backend import Backend
 from spem.kernels.memory_format import make_dense, match_format
 
 
@@ -60,6 +61,11 @@ def number(key: Hashable) -> int:
     """Return a key that is as unique as the given one, and hashed at once."""
     # Nothing of this can be interrupted by another thread.
     return _numbers.setdefault(key, next(_next))
+
+
+def serves(backend: Backend) -> TypeGuard[PassesBackend]:
+    """Return whether `apply` runs on a backend."""
+    return isinstance(backend, PassesBackend) and backend.compiles_excitations()
 
 
 def apply(
@@ -139,7 +145,7 @@ def _run(
     function = partial(_compute_coefficients, backend, excitation, count == 1)
     pooled = [] if stack is None else [stack]
     rest = [_as_tensor(count, x.device), *tensors]
-    scale, *shift = inductor.call(function, key, pooled, rest, n, c)
+    scale, *shift = cast(Sequence[Tensor], inductor.call(function, key, pooled, rest, n, c))
     shift = shift[0] if shift else None
     out = backend.run_recalibrate(x, scale, shift, residual, relu, overwrite)
     return out, scale, stack

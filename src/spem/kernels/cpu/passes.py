@@ -120,10 +120,6 @@ class Compiled(PassesBackend):
         """
         return gated or x.is_contiguous()
 
-    def compiles_excitations(self) -> bool:
-        """See `Backend.compiles_excitations`."""
-        return True
-
     def pooled_names(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """See `PassesBackend.pooled_names`."""
         var = ("var",) if "var" in wanted else ()

@@ -40,7 +40,7 @@ class Triton(PassesBackend):
         return True
 
     def compiles_excitations(self) -> bool:
-        """See `Backend.compiles_excitations`."""
+        """See `PassesBackend.compiles_excitations`."""
         return _compiles()
 
     def pooled_names(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
