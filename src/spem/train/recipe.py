@@ -18,7 +18,8 @@ _RECIPES = resources.files("spem.train") / "recipes"
 # What the axes of a comparison decide, or what makes several runs of one.
 AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
 # Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
-_RESERVED = "name gate num_classes in_channels channels block placement mask pretrained".split()
+_RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
+_RESERVED += ("block", "placement", "mask", "pretrained")
 
 
 class Allowed(NamedTuple):
