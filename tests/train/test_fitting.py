@@ -258,7 +258,8 @@ def test_a_long_run_uses_compiled_kernels_and_converges_like_an_eager_one(monkey
 
 def test_without_a_compiler_a_long_run_is_eager_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(setup, "_WORTH_KERNELS", 0)
-    monkeypatch.setattr(kernels, "why_not", lambda name: f"{name}: no g++")
+    missing = {"compiled": "compiled: no g++"}.get
+    monkeypatch.setattr(kernels, "why_not", missing)
     run = fit(replace(SMALL, model="resnet8"))
     assert run.summary["kernels"] == "eager"
     expected = "compiled: no g++; falling back to eager PyTorch"

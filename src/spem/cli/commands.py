@@ -208,7 +208,7 @@ def gate_report(
         download: fetch the data set when it is absent.
         device: auto, cpu, cuda or mps.
     """
-    from spem.explain import gate_report
+    from spem import explain
 
     if out is not None and fold is None:
         raise ValueError("--out takes the folded network: give --fold a threshold as well")
@@ -217,7 +217,7 @@ def gate_report(
     trained = Trained(run, device)
     dataset = trained.load_data(data, data_dir, download)
     held_out = trained.batches(dataset.validation or dataset.train)
-    report = gate_report.gate_report(trained.model, held_out.in_order())
+    report = explain.gate_report(trained.model, held_out.in_order())
     rows = [(n, s.mean.mean().item(), s.std.mean().item(), s.spread) for n, s in report.items()]
     show(["gate", "mean", "deviation over images", "spread"], rows)
     if fold is not None:
