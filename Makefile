@@ -4,12 +4,14 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 BIN := .venv/bin
+# What training needs; and with it what the tests and the checks need.
+TRAINING := .venv/.training
 INSTALLED := .venv/.installed
 INTEROP := .venv-interop
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-unit test-interop lint format types bench bench-gpu \
-	bench-loop clean
+.PHONY: help train test test-unit test-install test-interop test-hard test-gates lint format \
+	types bench bench-gpu bench-loop clean
 
 # pyright's wrapper otherwise warns of every newer release than the tested one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -17,14 +19,26 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-train: $(INSTALLED)  ## train a SPEM ResNet on handwritten digits (no download)
+train: $(TRAINING)  ## train a SPEM ResNet on handwritten digits (no download)
 	$(BIN)/spem train --config digits
 
+test: lint types test-unit test-install test-interop  ## run everything that CI runs
+
 # Each test process gets one thread: OpenMP threads of two processes on the same cores spin.
-test: lint types test-unit test-interop  ## run everything that CI runs
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
 
 test-unit: $(INSTALLED)  ## run the tests of this project alone
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8
+	$(PYTEST)
+
+test-install: $(INSTALLED)  ## build the package, install it elsewhere and train one epoch
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m install tests/test_install.py
+
+# Not in `make test`; pytest's exit code 5 says that no test has the marker.
+test-hard: $(INSTALLED)  ## run the tests that take minutes
+	$(PYTEST) -m hard || [ $$? = 5 ]
+
+test-gates: $(INSTALLED)  ## run the thorough tests of every gate
+	$(PYTEST) -m gates || [ $$? = 5 ]
 
 # torchvision beside a CPU build of torch breaks other packages: these tests have their own
 # environment, and a conftest that declares what is missing there.
@@ -64,11 +78,15 @@ bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
 clean:  ## remove the environment and caches; runs and data stay
 	rm -rf .venv .venv-interop .hypothesis .pytest_cache .ruff_cache dist
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(TRAINING): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "spem needs Python 3.11 or newer, found $$($(or $(PYTHON),python3) --version 2>&1);" \
 		"name one with: make PYTHON=/path/to/python"; exit 1; }
 	"$(PYTHON)" -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt --editable '.[train]'
+	@touch $@
+
+$(INSTALLED): $(TRAINING)
 	$(BIN)/pip install --constraint constraints.txt --editable '.[train,report,cluster,dev]'
 	@touch $@
 

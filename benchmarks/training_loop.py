@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 
 import spem
-from spem.data.dataset import Dataset, Split
-from spem.train.devices import create_fabric, keep_freed_memory
+from spem.data.batches import Split
+from spem.data.dataset import Dataset
+from spem.train.devices import count_threads, create_fabric, keep_freed_memory
+from spem.train.progress import ProgressLine, progress_bar
 from spem.train.recipe import load_recipe
 from spem.train.run import Run, hash_seed
-from spem.train.turns import progress_bar
 
 BATCH, WARM_UP = 128, 5
 RECIPE = load_recipe("cifar_quick", gate="spem", schedule="constant", warmup_epochs=0, device="cpu")
@@ -66,16 +67,17 @@ class BareLoop:
 
 def measure(steps: int, folder: Path) -> torch.Tensor:
     """Return the seconds of each step, (steps, 3): ours, bare making its batch, bare without."""
-    data = Dataset("random", random_images(BATCH * steps), None, random_images(BATCH), ("",) * 10)
+    # One batch more than is timed, so that no step ends the epoch.
+    data = Dataset(
+        "random", random_images(BATCH * (steps + 1)), None, random_images(BATCH), ("",) * 10
+    )
     ours = Run(create_fabric(RECIPE), RECIPE, create_network(), data, folder)
     bare, seconds = BareLoop(ours), []
-    our_steps = ours._train_epoch()
-    with progress_bar(ours) as bar:
-        task = bar.add_task("", total=steps, news="")
+    with progress_bar(RECIPE.progress) as bar:
+        line = ProgressLine(bar, ours)
         for step in range(steps):
             start = perf_counter()
-            next(our_steps)
-            bar.advance(task)
+            line.advance(ours.take_step())
             ours_done = perf_counter()
             batch = bare.make_batch(step)
             batch_made = perf_counter()
@@ -91,12 +93,11 @@ def measure(steps: int, folder: Path) -> torch.Tensor:
 def main() -> None:
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 60
     keep_freed_memory()
-    torch.set_num_threads(RECIPE.threads)
     with TemporaryDirectory() as folder:
         seconds = measure(steps, Path(folder))
     quantiles = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     print(
-        f"{RECIPE.model} + {RECIPE.gate}, batch {BATCH}, CPU, {RECIPE.threads} threads,"
+        f"{RECIPE.model} + {RECIPE.gate}, batch {BATCH}, CPU, {count_threads(RECIPE)} threads,"
         f" torch {torch.__version__}, {len(seconds)} steps: 10 %, 50 %, 90 % quantile"
     )
     rows = {

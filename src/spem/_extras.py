@@ -1,4 +1,4 @@
-"""The sentence for an import that an extra of this package provides."""
+"""Imports that need an extra of this package say which."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Let an import that fails inside name the extra that provides it.
+    """Add the name of the extra to the error of an import inside the block.
 
     Args:
         extra: the extra's name in `pip install 'spem[extra]'`.

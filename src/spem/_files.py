@@ -10,17 +10,17 @@ from typing import Any
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """Yield a file to write beside `path` that takes its name once it is whole and on the disk.
+    """Yield a temporary file to write; it is renamed to `path` once it is complete and on the disk.
 
     Args:
-        path: the file that appears, or is replaced, if the block ends without an exception.
+        path: the file that is created or replaced, unless the block raises.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors keeps its files from all but their owner
+        temporary.chmod(mode)  # safetensors lets only the owner read its files
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -35,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a CSV file whose columns are the keys of the first row; None leaves a cell empty."""
+    """Write a CSV file atomically; columns are the keys of the first row, None an empty field."""
     with atomically(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()

@@ -1,6 +1,5 @@
-"""YAML files of the package or of the user, read with one sentence for each mistake."""
+"""YAML files, bundled or the user's, with one sentence for each mistake in them."""
 
-import re
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -10,31 +9,21 @@ from spem._messages import unknown
 
 with needs_extra("train"):
     import yaml
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML takes `1e-4`, which has no point, for a text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+    from jsonargparse import get_loader
 
 
 def shipped_names(folder: Traversable) -> list[str]:
-    """Return the names of the YAML files that come with the package in a folder."""
+    """Return the names, without suffix, of the YAML files in a folder of the package."""
     return sorted(file.name[:-5] for file in folder.iterdir() if file.name[-5:] == ".yaml")
 
 
 def read_yaml(name_or_path: str, kind: str, shipped: Traversable) -> dict[str, Any]:
-    """Return the mapping of a YAML file that comes with the package, or of one of the user's.
+    """Return the mapping in a bundled YAML file or in one of the user's.
 
     Args:
-        name_or_path: the name of a shipped file without its suffix, or a path.
-        kind: what the file is, for the errors.
-        shipped: folder of those of the package.
+        name_or_path: the name of a bundled file without its suffix, or a path.
+        kind: what the file describes, for the errors ("recipe").
+        shipped: the folder of the bundled files.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,13 +46,13 @@ def read_yaml(name_or_path: str, kind: str, shipped: Traversable) -> dict[str, A
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """Return the mapping that a YAML text holds; `name` is what errors call it.
+    """Return the mapping in a YAML text; errors call the text by `name`.
 
     Raises:
         ValueError: it is no valid YAML, or no mapping.
     """
     try:
-        settings = yaml.load(text, _Loader)
+        settings = get_loader("yaml")(text)  # YAML 1.2's numbers: 1e-4 is one
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):

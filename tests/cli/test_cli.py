@@ -144,7 +144,7 @@ def test_help_fits_a_narrow_terminal(capsys, monkeypatch, command):
         ("gates --channels 0", "channels is 0"),
         ("evaluate nowhere", "nowhere holds no finished run"),
         ("predict nowhere a.png", "nowhere holds no finished run"),
-        ("predict", "run is required"),
+        ("predict", "the following arguments are required: run, images"),
         ("trian", "argument subcommand: invalid choice: 'trian'"),
     ],
 )
@@ -254,9 +254,10 @@ def _images(folder: Path) -> list[str]:
 
 
 def test_without_the_extra_it_says_how_to_get_it():
-    program = "import sys; sys.modules['jsonargparse'] = None; import spem.cli"
+    program = "import sys; sys.modules['jsonargparse'] = None; import spem.cli; print('imported');"
+    program += "sys.exit(spem.cli.main())"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert run.returncode == 2
+    assert (run.returncode, run.stdout) == (2, "imported\n")
     assert "Traceback" not in run.stderr
     assert "pip install" in run.stderr
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spem.data.dataset import Batches, Split, normalise
+from spem.data.batches import Batches, Split, normalise
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 

@@ -10,7 +10,7 @@ from torch import nn
 from spem import create_model
 from spem._files import atomically, write_table, write_text
 from spem.export.network import load_network, load_weights, save_network
-from spem.train import checkpoint
+from spem.train import checkpoint, results
 from spem.train.recipe import Recipe
 
 CONFIG = {"classes": ["a", "b"], "data": "x", "image_size": [8, 8], "mean": [0.5], "std": [0.5]}
@@ -162,7 +162,7 @@ def test_tables_and_curves(tmp_path):
         table = list(csv.DictReader(file))
     assert [row["epoch"] for row in table] == ["0", "1"]
     assert table[0]["top5"] == table[0]["validation_loss"] == ""
-    checkpoint.draw_curves(tmp_path / "curves.png", rows, "title")
+    results.draw_curves(tmp_path / "curves.png", rows, "title")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,6 +1,8 @@
 """What `fit` takes, refuses and leaves behind."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,11 +11,12 @@ import torch
 from PIL import Image
 from runs import SMALL, Net, check_same, net, rows
 
+import spem.train
 from spem import create_model, kernels
 from spem.data.batches import Split
 from spem.data.dataset import Dataset
 from spem.export.network import load_network
-from spem.train import devices, job
+from spem.train import devices, setup
 from spem.train.checkpoint import FILES
 from spem.train.devices import keep_freed_memory
 from spem.train.fitting import fit
@@ -51,6 +54,48 @@ def test_multiply_adds_are_those_of_convolutions_and_linear_layers():
     assert fit(SMALL, net()).summary["macs"] == 9 * (9 * 8) + 72 * 10
 
 
+def test_multiply_adds_are_a_number_under_forced_kernels_too():
+    recipe = replace(SMALL, model="resnet8", gate="se", epochs=1)
+    expected = fit(recipe).summary["macs"]
+    with kernels.use("compiled"):
+        run = fit(recipe)
+    assert run.summary["macs"] == expected
+    assert json.loads((run.folder / "summary.json").read_text()) == run.summary
+
+
+def test_threads_that_the_recipe_leaves_open_are_those_of_the_process():
+    used, model = [], net()
+    model.before = lambda: used.append(torch.get_num_threads())
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        run = fit(replace(SMALL, epochs=1, threads=None), model)
+    finally:
+        torch.set_num_threads(before)
+    assert set(used[1:]) == {3}
+    assert run.summary["threads"] == 3
+    assert load_recipe(str(run.folder / "recipe.yaml")).threads is None
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, 3), (2, 6)])
+def test_under_torchrun_each_process_counts_its_threads(monkeypatch, processes, threads):
+    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: processes > 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    recipe = replace(SMALL, threads=None, devices=processes)
+    assert devices.count_threads(recipe) == threads
+    assert devices.count_threads(replace(recipe, threads=4)) == 4
+
+
+def test_fit_and_load_recipe_are_names_of_the_package():
+    program = "import sys, spem.train as t; print('lightning_fabric' in sys.modules, t.fit)"
+    printed = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert printed.startswith("False <function fit")
+    assert spem.train.load_recipe("digits").model == "resnet20"
+    assert spem.train.fit is fit
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        spem.train.fitt  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_without_a_validation_split_its_values_are_null():
     run = fit(replace(SMALL, validation=None), net())
     assert run.summary["best_validation_epoch"] is None
@@ -61,7 +106,7 @@ def test_without_a_validation_split_its_values_are_null():
 def test_below_six_classes_top5_is_empty(monkeypatch):
     split = Split(torch.randint(256, (60, 1, 8, 8)).to(torch.uint8), torch.arange(60) % 4)
     few = Dataset("few", split, split, split, classes=tuple("abcd"))
-    monkeypatch.setattr(job, "load_dataset", lambda *_, **__: few)
+    monkeypatch.setattr(setup, "load_dataset", lambda *_, **__: few)
     table = rows(fit(SMALL, net(classes=4)).folder)
     assert {table[0][f"{part}_top5"] for part in ("train", "validation", "test")} == {""}
 
@@ -202,7 +247,7 @@ def test_a_long_run_uses_compiled_kernels_and_converges_like_an_eager_one(monkey
         SMALL, model="resnet8", gate="spem", epochs=4, batch_size=50, lr=0.1, channels_last=True
     )
     short = fit(recipe, out="short")
-    monkeypatch.setattr(job, "_WORTH_KERNELS", 0)
+    monkeypatch.setattr(setup, "_WORTH_KERNELS", 0)
     long = fit(recipe, out="long")
     assert (short.summary["kernels"], long.summary["kernels"]) == ("eager", "compiled")
     first, last = ([row["train_loss"] for row in rows(run.folder)] for run in (short, long))
@@ -212,8 +257,9 @@ def test_a_long_run_uses_compiled_kernels_and_converges_like_an_eager_one(monkey
 
 
 def test_without_a_compiler_a_long_run_is_eager_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(job, "_WORTH_KERNELS", 0)
-    monkeypatch.setattr(kernels, "why_not", lambda name: f"{name}: no g++")
+    monkeypatch.setattr(setup, "_WORTH_KERNELS", 0)
+    missing = {"compiled": "compiled: no g++"}.get
+    monkeypatch.setattr(kernels, "why_not", missing)
     run = fit(replace(SMALL, model="resnet8"))
     assert run.summary["kernels"] == "eager"
     expected = "compiled: no g++; falling back to eager PyTorch"

@@ -4,6 +4,7 @@ from dataclasses import asdict, fields
 import pytest
 import yaml
 
+from spem.compare.planned import key_of
 from spem.train import recipe
 from spem.train.recipe import Recipe, load_recipe, recipe_names
 
@@ -36,7 +37,7 @@ PAPER = {  # METHODS section 21
 
 
 def test_paper_is_the_published_recipe_with_every_key_written_out():
-    written = yaml.safe_load(recipe.resources.files(recipe).joinpath("paper.yaml").read_text())
+    written = yaml.safe_load((recipe._RECIPES / "paper.yaml").read_text())
     assert list(written) == [field.name for field in fields(Recipe)]
     paper = asdict(load_recipe("paper"))
     assert {key: paper[key] for key in PAPER} == PAPER
@@ -62,6 +63,14 @@ def test_numbers_without_a_point_and_none_are_understood(tmp_path):
     assert (recipe.weight_decay, recipe.lr) == (1e-4, 5e-2)
     assert recipe.validation is None
     assert recipe.gate is None
+
+
+def test_recipes_of_older_releases_load_and_keep_their_keys(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("threads: 2\n")
+    older = load_recipe(str(tmp_path / "recipe.yaml"))
+    assert older.threads == 2
+    assert Recipe().threads is None
+    assert key_of(older) == key_of(Recipe())
 
 
 def test_overrides_replace_the_files_values_and_another_gate_starts_without_options():
@@ -108,6 +117,7 @@ def test_another_gate_starts_without_placement_and_mask(tmp_path):
         ("std", [0.5, 0.0, 0.5]),
         ("flip", 1),
         ("threads", 0),
+        ("threads", 1.5),
         ("seed", -1),
         ("model", None),
         ("gate_options", None),

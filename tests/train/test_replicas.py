@@ -13,7 +13,7 @@ from runs import SMALL, check_same, net, rows, without_times
 from spem import create_model
 from spem.cli import main
 from spem.export.network import load_network
-from spem.train import job
+from spem.train import setup
 from spem.train.checkpoint import FILES, load_checkpoint
 from spem.train.fitting import Interrupted, fit
 from spem.train.recipe import Recipe, load_recipe
@@ -90,14 +90,15 @@ def test_without_a_validation_split_its_values_are_null():
 
 def act_after(monkeypatch, steps, action):
     """Let something happen after a number of steps, over all runs."""
-    counted, real = iter(range(1, 10_000)), Run._train_step
+    counted, real = iter(range(1, 10_000)), Run.take_step
 
-    def train_step(self, *batch):
-        real(self, *batch)
+    def take_step(self):
+        row = real(self)
         if next(counted) == steps:
             action(self)
+        return row
 
-    monkeypatch.setattr(Run, "_train_step", train_step)
+    monkeypatch.setattr(Run, "take_step", take_step)
 
 
 def press_ctrl_c(run):
@@ -143,10 +144,11 @@ def test_a_replica_can_be_finished_alone_and_is_then_left_as_it_is(monkeypatch, 
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(monkeypatch, tmp_path):
-    def spoil(self, images, labels, real=Run._train_step):
-        real(self, images * float("nan") if self.recipe.seed == 3 else images, labels)
+    def spoil(self, real=Run._start_epoch):
+        factor = float("nan") if self.recipe.seed == 3 else 1.0
+        return ((images * factor, labels) for images, labels in real(self))
 
-    monkeypatch.setattr(Run, "_train_step", spoil)
+    monkeypatch.setattr(Run, "_start_epoch", spoil)
     with pytest.raises(ValueError, match=r"^seed 3: the training loss of epoch 0 is not finite"):
         fit(TWO, out="all")
     assert (tmp_path / "all" / "seed-4" / "summary.json").exists()
@@ -196,14 +198,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, monke
         fit(TWO, create_model("resnet8", in_channels=1))
     with pytest.raises(ValueError, match="unknown gate"):
         fit(replace(TWO, gate="spme"))
-    real = job.load_dataset
+    real = setup.load_dataset
 
     def load_dataset(data, *, seed, **options):
         if seed == 4:
             raise ValueError("seed 4 has no data")
         return real(data, seed=seed, **options)
 
-    monkeypatch.setattr(job, "load_dataset", load_dataset)
+    monkeypatch.setattr(setup, "load_dataset", load_dataset)
     with pytest.raises(ValueError, match="seed 4 has no data"):
         fit(TWO)
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,6 @@ from spem.train.fitting import fit
 from spem.train.recipe import Recipe
 from spem.train.run import Run
 from spem.train.step import check_draws
-from spem.train.turns import train_in_turn
 
 # Five full batches and one of 43 images an epoch.
 GRAPH = replace(SMALL, batch_size=250, cuda_graph=True, device="auto")
@@ -53,8 +52,8 @@ def train(recipe, folder, capture, model=None, early=None):
         model = net(dropout=0.0) if model is None else model
         run = Run(fabric, recipe, model, load_dataset("digits"), folder, capture)
         if early is not None:
-            run._take_step._early = early
-        train_in_turn([run])
+            run._optimise._early = early
+        run.train()
     return run
 
 
@@ -86,18 +85,18 @@ def test_a_graph_reads_every_batch_and_rate_in_one_place(tmp_path):
 
     def watch(module, args):
         if getattr(module, "watched", False):
-            groups = run._take_step._groups
+            groups = run._optimise._groups
             seen.append((args[0].data_ptr(), id(groups[0]["lr"]), groups[0]["lr"].item()))
 
     model.register_forward_pre_hook(watch)
     fabric = create_fabric(replace(recipe, cuda_graph=False, device="cpu"))
     with settings(fabric, recipe):
         run = Run(fabric, recipe, model, load_dataset("digits"), tmp_path, capture)
-        train_in_turn([run])
+        run.train()
     places, tensors, rates = zip(*seen, strict=True)
     assert len(seen) == 7
     assert (len(set(places)), len(set(tensors)), len(set(rates))) == (1, 1, 7)
-    assert isinstance(run._take_step._groups[0]["lr"], float)
+    assert isinstance(run._optimise._groups[0]["lr"], float)
 
 
 def test_a_run_goes_on_with_the_rates_of_its_checkpoint(tmp_path):

@@ -1,4 +1,4 @@
-"""What each command does; signatures are the flags, docstrings the help."""
+"""The commands as functions: their signatures are the flags, their docstrings the help."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from spem.cli.trained import Trained
 from spem.compare.tables import show
-from spem.models.pretrained import find_run
 from spem.train.recipe import Device, Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from spem.data.dataset import Batches, Dataset, Split
+    from spem.data import Dataset
 
 _MEASURES = ("images", "loss", "top1", "top5")
 _RESULTS = {
@@ -22,7 +22,7 @@ _RESULTS = {
     "best_test_top1": "best test top-1 of all epochs (as the paper reports)",
     "parameters": "parameters",
     "macs": "multiply-adds of one image",
-    "images_per_second": "training images a second",
+    "images_per_second": "training images per second",
     "seconds": "seconds in all",
     "device": "device",
     "seed": "seed",
@@ -40,12 +40,12 @@ def train(
     """Train a network and keep everything about the run in one folder.
 
     Args:
-        recipe_keys: those of the keys below that were given.
-        config: a shipped recipe (paper, digits, cifar_quick) or a YAML file with the keys below;
+        recipe_keys: the keys of the recipe that were given.
+        config: a bundled recipe (paper, digits, cifar_quick) or a YAML file with the keys below;
             if not given: digits for the digits, cifar_quick for any other data.
         out: folder of the run; if not given: the next free one below runs/.
         resume: continue the run in this folder, or else in --out, exactly where it stopped.
-        overwrite: replace the run that lies in --out.
+        overwrite: replace the run in --out.
     """
     from spem.train.devices import keep_freed_memory
     from spem.train.fitting import fit
@@ -70,7 +70,7 @@ def evaluate(
     """Measure a trained network on the test images of a data set.
 
     Args:
-        run: folder of the run that trained it, or the name of a trained network that comes along:
+        run: folder of the run that trained it, or the name of a network with bundled weights:
             resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
         data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
         data_dir: folder below which the data sets lie; if not given: the run's.
@@ -79,31 +79,33 @@ def evaluate(
     """
     from spem.train.metrics import evaluate as measure
 
-    model, config, where = _load(run, device)
-    dataset = _load_data(run, config, data, data_dir, download)
-    measured = measure(model, _batches(dataset.test, config, where))
+    trained = Trained(run, device)
+    dataset = trained.load_data(data, data_dir, download)
+    measured = measure(trained.model, trained.batches(dataset.test))
     show([f"test of {dataset.name}", ""], ((key, measured[key]) for key in _MEASURES))
 
 
 def predict(run: str, images: list[str], *, top: int = 5, device: Device = "auto") -> None:
-    """Say what is in pictures: class names and probabilities.
+    """Classify pictures: the most probable classes of each, with their probabilities.
 
     Args:
-        run: folder of the run that trained the network, or the name of a trained network that
-            comes along: resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
+        run: folder of the run that trained the network, or the name of a network with bundled
+            weights: resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
         images: picture files.
         top: number of classes shown for each picture; 5 if not given.
         device: auto, cpu, cuda or mps.
     """
-    from spem.data.dataset import normalise, prepare_image
+    from spem.data.batches import normalise
+    from spem.data.dataset import prepare_image
 
-    model, config, where = _load(run, device)
     if top < 1:
         raise ValueError(f"top is {top}, must be at least 1")
+    trained = Trained(run, device)
+    config = trained.config
     shape = {"size": config["image_size"], "channels": config["in_channels"]}
-    pixels = torch.stack([prepare_image(image, **shape) for image in images]).to(where)
+    pixels = torch.stack([prepare_image(image, **shape) for image in images]).to(trained.device)
     with torch.inference_mode():
-        logits = model(normalise(pixels, config["mean"], config["std"]))
+        logits = trained.model(normalise(pixels, config["mean"], config["std"]))
     best = logits.softmax(1).topk(min(top, len(config["classes"])))
     rows = [
         (image, config["classes"][label], probability)
@@ -117,7 +119,7 @@ def gates(*, channels: int = 64) -> None:
     """List the known gates and the parameters that each adds.
 
     Args:
-        channels: number of channels of the gated map; 64 if not given.
+        channels: number of channels of the feature map; 64 if not given.
     """
     from spem.gates import GATES, create_gate
 
@@ -143,16 +145,17 @@ def search_placement(
     overwrite: bool = False,
     steps: int = 300,
 ) -> None:
-    """Find the blocks of a network that deserve a gate.
+    """Find the blocks of a network that benefit from a gate.
 
-    Trains a supernet with one gate a stage, then a controller that learns masks on the held-out
-    images. The result is written to placement.json in the folder of the supernet's run.
+    Trains a supernet, in which the blocks of a stage share one gate, then a controller that learns
+    on the held-out images which blocks use it. The result is written to placement.json in the
+    folder of the supernet's run.
 
     Args:
-        recipe_keys: those of the keys below that were given; `gate` is spem if not given.
+        recipe_keys: the keys of the recipe that were given; `gate` is spem if not given.
         config: as for train.
         out: folder of the supernet's run; if not given: the next free one below runs/.
-        overwrite: replace the run that lies in --out.
+        overwrite: replace the run in --out.
         steps: steps of the controller; 300 if not given.
     """
     from spem.train import placement_search
@@ -189,57 +192,70 @@ def gate_report(
     download: bool = False,
     device: Device = "auto",
 ) -> None:
-    """Measure how constant the gates of a trained network are over the images held out.
+    """Measure how much the gates of a trained network vary from image to image.
 
-    The spread of a gate is the deviation of its multipliers over the validation images, or the
-    training images where there are none, relative to their mean: 0 for a constant gate, which
-    could be folded into its norm.
+    The spread of a gate is the standard deviation of its multipliers over the validation images,
+    or the training images where there are none, relative to their mean: 0 for a constant gate,
+    which can be folded into its norm without loss.
 
     Args:
         run: folder of the run that trained the network.
-        fold: fold the gates whose spread is at most this, and show the accuracy on the test
+        fold: fold the gates whose spread is at most this number, and show the accuracy on the test
             images before and after.
-        out: new folder for the folded network, which evaluate and predict take.
+        out: new folder for the folded network; evaluate and predict take it as a run.
         data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
         data_dir: folder below which the data sets lie; if not given: the run's.
         download: fetch the data set when it is absent.
         device: auto, cpu, cuda or mps.
     """
-    from spem.explain import gate_report
-    from spem.export.network import save_network
-    from spem.gates import Gate
-    from spem.surgery.deployment import deploy
-    from spem.train.checkpoint import new_folder
-    from spem.train.metrics import evaluate as measure
+    from spem import explain
 
     if out is not None and fold is None:
         raise ValueError("--out takes the folded network: give --fold a threshold as well")
     if out is not None and Path(out).exists():
         raise FileExistsError(f"{out} exists: name another folder")
-    model, config, where = _load(run, device)
-    dataset = _load_data(run, config, data, data_dir, download)
-    held_out = _batches(dataset.validation or dataset.train, config, where)
-    report = gate_report.gate_report(model, held_out.in_order())
+    trained = Trained(run, device)
+    dataset = trained.load_data(data, data_dir, download)
+    held_out = trained.batches(dataset.validation or dataset.train)
+    report = explain.gate_report(trained.model, held_out.in_order())
     rows = [(n, s.mean.mean().item(), s.std.mean().item(), s.spread) for n, s in report.items()]
     show(["gate", "mean", "deviation over images", "spread"], rows)
-    if fold is None:
-        return
-    folded = deploy(model, constant_gates=fold, report=report)
+    if fold is not None:
+        folded = _fold_gates(trained, report, fold, dataset)
+        if out is not None:
+            _save_folded(trained, folded, Path(out))
+
+
+def _fold_gates(
+    trained: Trained, report: dict[str, Any], spread: float, dataset: "Dataset"
+) -> nn.Module:
+    """Fold the gates of a small spread, and show the accuracy before and after."""
+    from spem.gates import Gate
+    from spem.surgery.deployment import deploy
+    from spem.train.metrics import evaluate as measure
+
+    folded = deploy(trained.model, constant_gates=spread, report=report)
     left = sum(isinstance(module, Gate) for module in folded.modules())
     print(f"folded {len(report) - left} of {len(report)} gates")
-    test = _batches(dataset.test, config, where)
-    before, after = measure(model, test), measure(folded, test)
+    test = trained.batches(dataset.test)
+    before, after = measure(trained.model, test), measure(folded, test)
     show(["", "before", "after"], [(key, before[key], after[key]) for key in _MEASURES])
-    if out is not None:
-        folder = new_folder(Path(out), load_recipe(str(find_run(run) / "recipe.yaml")))
-        save_network(folder, folded, {**config, **vars(folded)["config"]})
-        print(f"run folder: {folder}")
+    return folded
+
+
+def _save_folded(trained: Trained, folded: nn.Module, out: Path) -> None:
+    from spem.export.network import save_network
+    from spem.train.checkpoint import new_folder
+
+    folder = new_folder(out, trained.load_recipe())
+    save_network(folder, folded, {**trained.config, **vars(folded)["config"]})
+    print(f"run folder: {folder}")
 
 
 def report(folder: str) -> None:
-    """Make the page of a comparison: report.html, report.md and figures/ in its folder.
+    """Write the report of a comparison: report.html, report.md and figures/ in its folder.
 
-    The page needs no network. A comparison that is not finished has a page of what there is.
+    The page loads nothing from the internet. An unfinished comparison is reported as far as it got.
 
     Args:
         folder: of a comparison, with records.jsonl.
@@ -262,40 +278,3 @@ def _resumed(config: str | None, out: str | None, resume: str | bool) -> tuple[s
         raise ValueError("--resume needs one folder: --resume FOLDER, or --out FOLDER --resume")
     folder = out or str(resume)
     return str(Path(folder, "recipe.yaml")), folder
-
-
-def _load(run: str, device: Device) -> tuple[nn.Module, dict[str, Any], torch.device]:
-    from spem.export.network import load_network
-    from spem.train.devices import create_fabric, keep_freed_memory
-
-    keep_freed_memory()
-    model, config = load_network(find_run(run))
-    where = create_fabric(Recipe(device=device)).device
-    return model.to(where), config, where
-
-
-def _load_data(
-    run: str, config: dict[str, Any], data: str | None, data_dir: str | None, download: bool
-) -> "Dataset":
-    """Return the data set of a run, or another one as the run would have loaded it."""
-    from spem.train.job import load_data
-
-    recipe = load_recipe(str(find_run(run) / "recipe.yaml"))
-    recipe = replace(
-        recipe,
-        data=data or recipe.data,
-        data_dir=data_dir or recipe.data_dir,
-        download=download,
-        image_size=config["image_size"][0],
-    )
-    dataset = load_data(recipe)
-    if list(dataset.classes) != config["classes"]:
-        raise ValueError(f"{run} tells other classes apart than those of {dataset.name}")
-    return dataset
-
-
-def _batches(split: "Split", config: dict[str, Any], device: torch.device) -> "Batches":
-    from spem.data.batches import EVALUATION_BATCH, Batches
-
-    statistics = {"mean": config["mean"], "std": config["std"]}
-    return Batches(split, EVALUATION_BATCH, device=device, **statistics)

@@ -1,16 +1,20 @@
 """Flags from signatures: jsonargparse with the habits of this field, and errors in one line."""
 
-import re
 import sys
-from argparse import BooleanOptionalAction
 from collections.abc import Sequence
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from spem._extras import needs_extra
 from spem._messages import unknown
 
 with needs_extra("train"):
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+    from jsonargparse import (
+        ActionYesNo,
+        ArgumentParser,
+        DefaultHelpFormatter,
+        get_loader,
+        set_loader,
+    )
     from yaml import YAMLError
 
 
@@ -22,8 +26,8 @@ set_loader("recipe", _read, exceptions=(YAMLError,))
 
 
 def fail(message: str) -> int:
-    """Say on one line of stderr what is wrong with the input, and return the exit code for that."""
-    print("spem: error:", re.sub(r"\s*\n\s*", " ", message), file=sys.stderr)
+    """Print on one line of stderr what is wrong with the input, and return the exit code for it."""
+    print("spem: error:", " ".join(message.split()), file=sys.stderr)
     return 2
 
 
@@ -46,14 +50,14 @@ class Parser(ArgumentParser):
         super().__init__(**style | options)
 
     def add_argument(self, *names: str, **options: Any) -> Any:
-        """Add what jsonargparse has made of a parameter; see argparse.
+        """Add the flag that jsonargparse derives from a parameter; see argparse.
 
-        A parameter that may be a str or a bool becomes a flag whose word may be left out, one of
-        the type `Sequence[str]` a flag of several words.
+        A parameter of type `str | bool` becomes a flag whose value may be left out, one of type
+        `Sequence[str]` a flag of several words.
         """
-        hint = options.get("type") or getattr(options.get("action"), "_typehint", None)
+        hint = _strip(options.get("type") or getattr(options.get("action"), "_typehint", None))
         if hint is bool:
-            options["action"] = BooleanOptionalAction
+            options["action"] = ActionYesNo(no_prefix="no-")
             del options["type"]
         elif {str, bool} <= {*get_args(hint)}:
             options |= {"nargs": "?", "const": True}
@@ -64,17 +68,17 @@ class Parser(ArgumentParser):
         return super().add_argument(*flags, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with one line, where jsonargparse prints the usage and all types it tried."""
+        """Exit with one line; jsonargparse prints the usage and each Python type that it tried."""
         flags = {flag: a for flag, a in self._option_string_actions.items() if flag[2:5] != "no-"}
-        required = re.match(r"the following arguments are required: (?:\w+\.)?(\w+)", message)
-        wrong = re.match(r'Parser key "(\w+)":.*alue: (.*)', message, re.DOTALL)
         if message.startswith("unrecognized arguments: -"):
             message = str(unknown("flag", message.split()[2].partition("=")[0], flags))
-        elif required:
-            message = f"{required[1]} is required"
-        elif wrong and (flag := "--" + wrong[1].replace("_", "-")) in flags:
-            allowed = flags[flag].metavar or _placeholder(_hint(flags[flag]))
-            message = f"{flag} must be {allowed}, got {wrong[2]!r}"
+        elif "arguments are required" in message:  # named as `predict.run`
+            message = " ".join(word.rpartition(".")[2] for word in message.split())
+        elif message.startswith("Parser key"):  # the exceptions keep key and value in the text only
+            key, value = message.split('"')[1], message.rpartition("alue: ")[2]
+            if action := flags.get(flag := "--" + key.replace("_", "-")):
+                allowed = action.metavar or _placeholder(_hint(action))
+                message = f"{flag} must be {allowed}, got {value!r}"
         sys.exit(fail(message))
 
 
@@ -82,7 +86,12 @@ def _hint(action: Any) -> Any:
     return getattr(action, "_typehint", action.type)
 
 
+def _strip(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
 def _placeholder(hint: Any) -> str:
+    hint = _strip(hint)
     if get_origin(hint) is list:
         return f"[{_placeholder(*get_args(hint))},...]"
     if type(None) in get_args(hint) or bool in get_args(hint):

@@ -24,12 +24,11 @@ from spem.compare.timing import (
 )
 from spem.data.batches import Batches
 from spem.data.dataset import Dataset
-from spem.train.devices import create_fabric, settings
-from spem.train.job import build, load_data
+from spem.train.devices import count_threads, create_fabric, settings
 from spem.train.optimizer import create_optimizer
 from spem.train.recipe import Recipe
+from spem.train.setup import build, load_data
 from spem.train.step import create_step
-from spem.train.turns import on
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -72,13 +71,14 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
         each median, low and high quartile; `memory`: bytes of a training step, or None.
     """
     compiled = records[0]["summary"]["kernels"] == "compiled"
-    recipes = [replace(recipe, devices=1, sync_batchnorm=False) for recipe in recipes]
+    alone = {"devices": 1, "sync_batchnorm": False}
+    recipes = [replace(r, threads=count_threads(r), **alone) for r in recipes]
     fabrics = [create_fabric(recipe) for recipe in recipes]
     device = fabrics[0].device
     works: dict[str, dict[str, Work]] = {"train": {}, "inference": {}}
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # a capture needs one
     used = kernels.use("compiled") if compiled else nullcontext()
-    with settings(fabrics[0], recipes[0]), used, on(stream):
+    with settings(fabrics[0], recipes[0]), used, torch.cuda.stream(stream):
         datasets = load_in_turn(recipes)
         for index, (fabric, recipe) in enumerate(zip(fabrics, recipes, strict=True)):
             dataset = next(datasets)

@@ -16,10 +16,10 @@ import torch
 import torch.distributed
 
 from spem._extras import needs_extra
-from spem.train.devices import keep_freed_memory
+from spem.train.devices import count_threads, keep_freed_memory
 from spem.train.fitting import fit
+from spem.train.interrupt import deferred_interrupt
 from spem.train.recipe import Recipe
-from spem.train.turns import deferred_interrupt
 
 with needs_extra("train"):
     from filelock import FileLock
@@ -98,7 +98,7 @@ def run_local(runs: Sequence[tuple[Recipe, Path]], jobs: int, ended: Ended, tick
     """
     share = max(1, _cores() // jobs)
     context = multiprocessing.get_context("spawn")
-    left = iter([(replace(r, threads=min(r.threads, share)), folder) for r, folder in runs])
+    left = iter([(replace(r, threads=min(count_threads(r), share)), folder) for r, folder in runs])
     running: dict[Future[str | None], Path] = {}
     with (
         ProcessPoolExecutor(jobs, context, initializer=_start_worker) as pool,
@@ -211,7 +211,7 @@ def run_ray(
         running = {}
         for recipe, folder in runs:
             gpus = recipe.devices if has_gpus and recipe.device in ("auto", "cuda") else 0
-            task = ray.remote(num_cpus=recipe.threads, num_gpus=gpus, max_retries=3)(run_one)
+            task = ray.remote(num_cpus=count_threads(recipe), num_gpus=gpus, max_retries=3)(run_one)
             running[task.remote(recipe, folder.absolute())] = folder
         with deferred_interrupt(True) as interrupted:
             while running and not interrupted.is_set():

@@ -25,7 +25,7 @@ from spem.compare.records import (
 )
 from spem.compare.tables import show
 from spem.train.devices import create_fabric, keep_freed_memory
-from spem.train.job import prepare
+from spem.train.setup import prepare
 
 with needs_extra("train"):
     import yaml

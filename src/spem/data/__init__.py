@@ -1,6 +1,10 @@
-"""Labelled images: digits, CIFAR and image folders, as batches in memory."""
+"""Labelled images for training: digits, CIFAR and folders of images.
 
-from spem.data.batches import Batches
-from spem.data.dataset import Dataset, Split, load_dataset, prepare_image
+`load_dataset` reads a data set whole into memory, as bytes; `Batches` keeps a split on the device
+and makes augmented, normalised batches there.
+"""
+
+from spem.data.batches import Batches, Split
+from spem.data.dataset import Dataset, load_dataset, prepare_image
 
 __all__ = ["Batches", "Dataset", "Split", "load_dataset", "prepare_image"]

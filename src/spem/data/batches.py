@@ -1,4 +1,4 @@
-"""Batches of a split that lies on the device as bytes, augmented and normalised there."""
+"""Batches of a split: kept on the device as bytes, augmented and normalised there."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,22 @@ class Split(NamedTuple):
 
 
 class Batches:
-    """One split on one device, in batches that are augmented and normalised there.
+    """A split on a device, and the batches that are made of it there.
 
-    A rank gets its contiguous share of every global batch. Shares differ by one image at most, so
-    in a last batch with fewer images than ranks some are empty: every rank does the same steps.
+    With several processes, each gets its contiguous share of every batch. Shares differ by at most
+    one image, and may be empty in a last batch with fewer images than processes, so all processes
+    take the same number of steps.
 
     Args:
         split: the images and labels.
-        batch_size: images a step, over all ranks; the last step may have fewer.
-        mean, std: one value a channel, of pixels in [0, 1]; None for 0.5.
-        crop: zero padding, in pixels, from which a training window of the images' size is cut at
-            random; 0 for none.
+        batch_size: images of a step, over all processes; the last step may have fewer.
+        mean, std: one value for each channel, of pixels in [0, 1]; None for 0.5.
+        crop: zero padding, in pixels, around training images, from which a window of the original
+            size is cut at random; 0: no crop.
         flip: mirror training images, each with probability 1/2.
-        device: where the split lies and the batches are made.
+        device: where the split is kept and the batches are made.
         channels_last: memory format of the batches.
-        rank, world_size: this process and the number of processes.
+        rank, world_size: this process's number, from 0, and the number of processes.
 
     Raises:
         ValueError: a size is out of range, or `mean` or `std` do not fit the channels.
@@ -68,25 +69,25 @@ class Batches:
         return math.ceil(len(self._labels) / self._batch_size)
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images, float32 (N, C, H, W), and labels in the split's order, not augmented."""
+        """Yield images, float32 (N, C, H, W), and labels in the order of the split, unaugmented."""
         for rows in self._shares(torch.arange(len(self._labels))):
             yield self._standardise(_scale(self._images[rows])), self._labels[rows]
 
     def shuffled(self, order: Tensor, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield augmented images, float32 (N, C, H, W), and labels.
 
-        A batch draws from torch's global generator of the CPU, when it is asked for.
+        The augmentation of a batch draws from torch's global CPU generator when the batch is taken.
 
         Args:
-            order: the epoch's order of the split's rows, (N,).
-            start: the first step to take, counted from 0.
+            order: row numbers of the split in the order of the epoch, (N,).
+            start: the first step, counted from 0.
         """
         for rows in self._shares(order)[start:]:
             pixels = self._augment(_scale(self._images[rows]))
             yield self._standardise(pixels), self._labels[rows]
 
     def _shares(self, order: Tensor) -> list[Tensor]:
-        """Return this rank's rows of each step."""
+        """Return the row numbers of this process's share of each step."""
         steps = order.to(self._labels.device).split(self._batch_size)
         return [rows.tensor_split(self._world_size)[self._rank] for rows in steps]
 
@@ -102,7 +103,7 @@ def normalise(
 
     Args:
         images: uint8, (…, C, H, W).
-        mean: one value a channel; None for 0.5.
+        mean: one value for each channel; None for 0.5.
         std: the same.
 
     Returns:

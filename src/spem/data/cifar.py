@@ -1,4 +1,4 @@
-"""The official files of CIFAR-10 and CIFAR-100, read without trusting them."""
+"""The official files of CIFAR-10 and CIFAR-100, unpickled without running foreign code."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ SHAPE = (3, 32, 32)
 
 
 class Layout(NamedTuple):
-    """What a data set's official folder holds: rows by file, and the keys of its dictionaries."""
+    """The official folder of a data set: rows in each file, keys of the pickled dictionaries."""
 
     url: str
     md5: str
@@ -60,7 +60,7 @@ LAYOUTS = {
 
 
 class Contents(NamedTuple):
-    """Both splits in the order of the files: uint8 (N, 3, 32, 32), int64 (N,), and the names."""
+    """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,), in the files' order; class names."""
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
@@ -76,17 +76,17 @@ def find(layout: Layout, data_dir: Path) -> Path | None:
 def read(layout: Layout, source: Path) -> Contents:
     """Return the images, labels and class names of an official folder or archive.
 
-    An archive is read in place after its md5 sum is checked. A folder is checked by structure
-    (files, rows, 3,072 bytes a row, range of labels), since the same images in another order are
-    legitimate.
+    An archive must have the official md5 sum, and is not unpacked. A folder is checked by its
+    structure only (files, rows, 3,072 bytes per row, range of labels), because a folder with the
+    same images in another order is legitimate.
 
     Args:
         layout: one of `LAYOUTS`.
-        source: what `find` returned.
+        source: the folder or the archive, as `find` returns it.
 
     Raises:
         FileNotFoundError: the folder lacks a file.
-        ValueError: a file or the archive is damaged, altered or holds anything but plain data.
+        ValueError: a file or the archive is damaged or altered, or holds anything but plain data.
     """
     files = (layout.meta, *layout.train, *layout.test)
     data = _unpack(layout, source, files) if source.is_file() else _files(source, files)
@@ -105,17 +105,17 @@ def read(layout: Layout, source: Path) -> Contents:
 
 
 def load(data: bytes, path: Path) -> dict[str, Any]:
-    """Return the dictionary that a pickle of one of the official files holds.
+    """Return the dictionary in one of the official files, which are pickles.
 
-    Nothing can be built but dictionaries, lists, strings, numbers and arrays of bytes (as
-    tensors): any other name that the pickle asks for is refused before it is looked up.
+    Only dictionaries, lists, strings, numbers and arrays of bytes (as tensors) are built: any other
+    name in the pickle is refused before it is imported.
 
     Args:
-        data: the pickle; those of Python 2 and 3, of numpy 1 and 2 are read.
-        path: names the file in errors.
+        data: content of the file, written by Python 2 or 3 with numpy 1 or 2.
+        path: the file, for errors.
 
     Raises:
-        ValueError: the pickle is damaged or asks for anything else.
+        ValueError: the pickle is damaged or names anything else.
     """
     try:
         content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
@@ -126,7 +126,7 @@ def load(data: bytes, path: Path) -> dict[str, Any]:
 
 
 class _Bytes:
-    """Stands in for numpy.ndarray in a pickle; numpy's own C code never sees the file."""
+    """Replaces numpy.ndarray while unpickling, so that numpy's C code never sees the file."""
 
     def __init__(self, *_):
         self.values = None
@@ -140,7 +140,7 @@ class _Bytes:
 
 
 class _Dtype:
-    """Stands in for numpy.dtype in a pickle: only bytes are known."""
+    """Replaces numpy.dtype while unpickling, and accepts bytes only."""
 
     def __init__(self, code: str | bytes, *_):
         if _text(code) != "u1":
@@ -150,12 +150,12 @@ class _Dtype:
 
 
 def _latin1(text: str, _: str) -> bytes:
-    """Do what protocol 2 of Python 3 asks `_codecs.encode` for: bytes, written as text."""
+    """Replaces `_codecs.encode`, with which Python 3 restores bytes pickled in protocol 2."""
     return text.encode("latin1")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows no names but those that the official files need."""
+    """Knows only the names that the official files need."""
 
     KNOWN = {  # noqa: RUF012 - a constant
         ("numpy.core.multiarray", "_reconstruct"): _Bytes,  # numpy 1
@@ -198,7 +198,7 @@ def _unpack(layout: Layout, archive: Path, files: tuple[str, ...]) -> dict[str, 
 
 
 def _batch(layout: Layout, path: Path, data: bytes, rows: int) -> tuple[Tensor, Tensor]:
-    """Return the images and labels of one file whose structure is as the layout says."""
+    """Return the images and labels of one file, whose structure must be as the layout says."""
     content = load(data, path)
     images = getattr(content.get("data"), "values", None)
     size = torch.Size(SHAPE).numel()

@@ -11,24 +11,22 @@ from torch import Tensor
 from spem._extras import needs_extra
 from spem._messages import unknown
 from spem.data import cifar
-from spem.data.batches import Batches, Split, normalise
+from spem.data.batches import Split
 
 if TYPE_CHECKING:
     from PIL import Image
-
-__all__ = ["Batches", "Dataset", "Split", "load_dataset", "normalise", "prepare_image"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TEST_FRACTION = 0.2
 
 
 def image_format(name: str) -> tuple[int, int]:
-    """Return the channels of a data set's images, and the side that they have by default."""
+    """Return the number of channels and the default side, in pixels, of a data set's images."""
     return (1, 8) if name == "digits" else (3, 32)
 
 
 class Dataset(NamedTuple):
-    """A data set; label i is `classes[i]`."""
+    """A data set: its splits, and the class names by label."""
 
     name: str
     train: Split
@@ -49,19 +47,19 @@ def load_dataset(
     """Return a data set with its train, validation and test splits.
 
     Args:
-        name: "digits", "cifar10", "cifar100" or the path of a folder of images. The folder holds
-            train/, test/ and perhaps val/, each with a subfolder a class; or only the subfolders,
-            of which the seed then draws 20 % as the test split.
-        data_dir: where CIFAR's official folder or archive lies.
-        download: fetch CIFAR's archive where neither is.
+        name: "digits", "cifar10", "cifar100" or the path of a folder of images. It contains train/,
+            test/ and perhaps val/, each with one subfolder per class; or only these subfolders, of
+            whose images 20 % are drawn as the test split.
+        data_dir: the folder that contains CIFAR's official folder or archive.
+        download: fetch CIFAR's archive if neither is there.
         validation: fraction of train that is held out, stratified by class, unless a folder has
             its own val/; None for no validation split.
-        seed: of the splits that are drawn. The test split of digits is the same for every seed.
-        image_size: side in pixels; None for the data's own (folders: 32).
+        seed: decides the splits that are drawn; the test split of digits is always the same.
+        image_size: side in pixels; None for the default: 8 for digits, else 32.
 
     Raises:
         ValueError: an argument is out of range, or a file is damaged.
-        FileNotFoundError: CIFAR is not there, or only in part.
+        FileNotFoundError: CIFAR or one of its files is missing.
         ConnectionError: the download failed.
     """
     if validation is not None and not 0 < validation < 1:
@@ -88,12 +86,12 @@ def load_dataset(
 def prepare_image(
     image: "str | Path | Image.Image", *, size: int | Sequence[int], channels: int
 ) -> Tensor:
-    """Return an image with its shorter side resized (bilinear) and its centre cut out.
+    """Return an image scaled (bilinear) until it covers the size, and cropped at its centre.
 
-    Sixteen bits are scaled to eight. Transparency is ignored: the colours below it count.
+    Sixteen bits are scaled to eight. Transparency is ignored: transparent pixels keep their colour.
 
     Args:
-        image: a file or an image of Pillow.
+        image: the path of an image file, or a Pillow image.
         size: the side, or (H, W), in pixels.
         channels: C, 1 (grey) or 3 (RGB).
 
@@ -120,7 +118,7 @@ def prepare_image(
 
 
 def _open(path: Path) -> "Image.Image":
-    """Return a decoded image, turned upright as its camera noted."""
+    """Return a decoded image, turned upright as its EXIF data say."""
     from PIL import Image, ImageOps
 
     if not path.is_file():
@@ -128,25 +126,25 @@ def _open(path: Path) -> "Image.Image":
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)
-    # Pillow's decoders raise several kinds, SyntaxError among them.
+    # Pillow's decoders raise many kinds of exceptions, SyntaxError among them.
     except Exception as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _eight_bits(image: "Image.Image") -> "Image.Image":
-    """Return grey of 16 bits, which Pillow would clip to white, as grey of 8."""
+    """Return an image of 16-bit grey, which Pillow would clip to white, in 8 bits."""
     import numpy as np
     from PIL import Image
 
     levels = np.asarray(image)
-    # Pillow's mode I has 32 bits, and holds 16 of a file or what was made from 8.
+    # Pillow's mode I has 32 bits; its values come from 16 bits of a file, or from 8.
     if image.mode.startswith("I;16") or (image.mode == "I" and levels.max() > 255):
         return Image.fromarray((levels / 257).round().clip(0, 255).astype(np.uint8))
     return image
 
 
 def _digits() -> Dataset:
-    """Return scikit-learn's 1,797 images of 8×8 pixels, whose grey levels are 0 to 16."""
+    """Return scikit-learn's 1,797 images of 8×8 pixels, their 17 grey levels scaled to bytes."""
     with needs_extra("train"):
         from sklearn.datasets import load_digits
     levels, labels = map(torch.from_numpy, load_digits(return_X_y=True))
@@ -200,7 +198,7 @@ def _subfolders(folder: Path) -> tuple[str, ...]:
 
 
 def _read_classes(folder: Path, classes: tuple[str, ...], size: int) -> Split:
-    """Return the images of one split, by class and then by path."""
+    """Return the images of one split, sorted by class, then by path."""
     strangers = set(_subfolders(folder)).difference(classes)
     if strangers:
         raise ValueError(f"{folder} has the class '{min(strangers)}', which train lacks")
@@ -218,7 +216,7 @@ def _read_classes(folder: Path, classes: tuple[str, ...], size: int) -> Split:
 def _hold_out(
     name: str, split: Split, classes: tuple[str, ...], fraction: float, seed: int
 ) -> tuple[Split, Split]:
-    """Return the rest of a split and the part that is held out, stratified by class."""
+    """Return what remains of a split, and the part held out of it, stratified by class."""
     with needs_extra("train"):
         from sklearn.model_selection import train_test_split
     counts = split.labels.bincount(minlength=len(classes))

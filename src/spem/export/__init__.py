@@ -1,4 +1,8 @@
-"""Take a trained network elsewhere: a folder with its weights and its configuration."""
+"""Take a trained network elsewhere.
+
+`save_network` writes a folder with the weights (safetensors) and the configuration (JSON),
+`load_network` rebuilds the network from it.
+"""
 
 from spem.export.network import load_network, load_weights, save_network
 

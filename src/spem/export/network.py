@@ -17,14 +17,14 @@ with needs_extra("train"):
 
 
 def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
-    """Write a model and what is needed to build and use it.
+    """Write a network's weights and buffers, and its configuration.
 
     Args:
         folder: the run's folder.
-        model: the network whose weights and buffers are stored.
-        config: what becomes `config.json`.
+        model: the network.
+        config: written as `config.json`.
     """
-    # Copies, because the format allows neither shared weights nor other orders of memory.
+    # Copies, because safetensors takes neither shared memory nor another memory format.
     state = {
         name: value.clone(memory_format=torch.contiguous_format)
         for name, value in model.state_dict().items()
@@ -43,7 +43,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     Returns:
         The network in eval mode on the CPU, and the content of `config.json`: the arguments of
         `create_model`, `classes` (names), `data`, `image_size` (height, width), `mean` and `std`
-        (one number a channel, for pixels in [0, 1]).
+        (one number for each channel, for pixels in [0, 1]).
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
@@ -56,7 +56,7 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         )
     keys = ("num_classes", "in_channels", "block", "placement", "mask")
     arguments = {key: config[key] for key in keys if key in config} | config["gate_options"]
-    with torch.random.fork_rng([]):  # its first weights are replaced: leave no trace of them
+    with torch.random.fork_rng([]):  # the initial weights, which are replaced, use random numbers
         model = create_model(config["model"], config["gate"], **arguments)
     load_weights(model, folder)
     return model.eval(), config
@@ -83,7 +83,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, source: str | Path) -> None:
-    """Load stored weights and buffers into a network, every one of which must match.
+    """Load stored weights and buffers, all of which must match the network's.
 
     Args:
         model: the network, changed in place.

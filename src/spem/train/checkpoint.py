@@ -1,4 +1,4 @@
-"""A run's folder: every file is written whole or not at all, and read back verified."""
+"""The folder of a run and its checkpoint, which is written whole or not at all."""
 
 import pickle
 import zipfile
@@ -22,27 +22,27 @@ FILES = (
     "summary.json",
     "placement.json",
 )
-# What a resumed run may change: where and how it computes, not what.
+# The keys that a resumed run may change: where and how it computes, not what.
 FREE_KEYS = ("data_dir", "download", "device", "threads", "progress")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run, with a checksum of every tensor, over the last one.
+    """Write the state of a run, with a checksum of every tensor, and replace the last one.
 
     Args:
         path: the file.
-        state: tensors, numbers, texts and containers of them.
+        state: tensors, numbers, strings and containers of them.
     """
     with atomically(path) as temporary:
         torch.save(state, temporary)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what `save_checkpoint` wrote, its tensors on the CPU.
+    """Return the state that `save_checkpoint` wrote, with its tensors on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file was truncated or altered.
+        ValueError: the file is truncated or altered.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -55,18 +55,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def refuse_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Raise unless a run may use this folder.
+    """Raise an error unless a run may use a folder.
 
     Args:
-        folder: the folder that was named.
+        folder: the folder.
         recipe: the recipe of the run.
         resume: whether the run continues the one in the folder.
         overwrite: whether the run replaces the one in the folder.
 
     Raises:
-        FileExistsError: the folder is in use, and neither was asked for.
+        FileExistsError: the folder is in use, and `resume` and `overwrite` are both false.
         FileNotFoundError: there is nothing to resume.
-        ValueError: both were asked for, or the recipe is not that of the run to resume.
+        ValueError: `resume` and `overwrite` are both true, or the run to resume has another recipe.
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
@@ -87,7 +87,7 @@ def new_folder(folder: Path | None, recipe: Recipe) -> Path:
 
     Args:
         folder: its path; None: `runs/MODEL-GATE-DATA-N` with the first free number N.
-        recipe: becomes `recipe.yaml`.
+        recipe: written as `recipe.yaml`.
 
     Returns:
         The path of the folder.
@@ -106,7 +106,7 @@ def new_folder(folder: Path | None, recipe: Recipe) -> Path:
 
 
 def _folders_of(folder: Path) -> list[Path]:
-    """Return the folders of the replicas that lie in a folder, and the folder itself."""
+    """Return the folders of the replicas in a folder, and the folder itself."""
     try:
         recipe = load_recipe(str(folder / "recipe.yaml"))
     except (ValueError, OSError):
@@ -121,31 +121,3 @@ def _create(path: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
-    """Draw loss and top-1 accuracy over the epochs.
-
-    Args:
-        path: the PNG file.
-        rows: one a finished epoch, as in `metrics.csv`.
-        title: stands above the picture.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
-    figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
-    left.set_yscale("log")
-    epochs = [row["epoch"] for row in rows]
-    for axes, key, label in ((left, "loss", "cross-entropy"), (right, "top1", "top-1 accuracy")):
-        for split, color in (("train", "C7"), ("validation", "C0"), ("test", "C1")):
-            if rows[0][f"{split}_{key}"] is not None:
-                values = [row[f"{split}_{key}"] for row in rows]
-                axes.plot(epochs, values, f"{color}.-", markersize=4, label=split)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    with atomically(path) as temporary:
-        figure.savefig(temporary, format="png")

@@ -1,4 +1,4 @@
-"""The machine: its devices, their precisions, and settings of the process."""
+"""The machine that a run uses: devices, precision, threads, streams, memory."""
 
 import ctypes
 import gc
@@ -31,7 +31,7 @@ def create_fabric(recipe: Recipe) -> Fabric:
     Under torchrun `devices` counts the processes on all machines.
 
     Raises:
-        ValueError: this machine lacks the devices, the precision or what `cuda_graph` needs.
+        ValueError: this machine lacks the devices, the precision or the GPU for `cuda_graph`.
     """
     elastic = torch.distributed.is_torchelastic_launched()
     machines = int(os.environ["GROUP_WORLD_SIZE"]) if elastic else 1
@@ -40,6 +40,21 @@ def create_fabric(recipe: Recipe) -> Fabric:
             f"devices is {recipe.devices}, must be {os.environ['WORLD_SIZE']}, the processes that"
             " torchrun has started"
         )
+    device = _choose_device(recipe, machines)
+    strategy = "auto"
+    if recipe.devices > 1:
+        strategy = "ddp" if elastic else "ddp_spawn"
+    return Fabric(
+        accelerator=device,
+        devices=recipe.devices // machines,
+        num_nodes=machines,
+        strategy=strategy,
+        precision=recipe.precision,
+    )
+
+
+def _choose_device(recipe: Recipe, machines: int) -> str:
+    """Return "cuda", "mps" or "cpu", if there are enough of it and it can do what is asked."""
     present = {
         "cuda": torch.cuda.device_count() * machines,
         "mps": int(torch.backends.mps.is_available()),
@@ -60,23 +75,15 @@ def create_fabric(recipe: Recipe) -> Fabric:
             f"precision {recipe.precision!r} is not possible on {device!r}, which has"
             f" {', '.join(precisions)}"
         )
-    strategy = "auto"
-    if recipe.devices > 1:
-        strategy = "ddp" if elastic else "ddp_spawn"
-    return Fabric(
-        accelerator=device,
-        devices=recipe.devices // machines,
-        num_nodes=machines,
-        strategy=strategy,
-        precision=recipe.precision,
-    )
+    return device
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
     """Let all norms use the batch statistics of all processes.
 
     Raises:
-        ValueError: the norms are of both kinds, or PyTorch's, which need a GPU, on the CPU.
+        ValueError: gated norms and PyTorch's are mixed, or PyTorch's are on the CPU, where they
+            cannot be synchronised.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     gated = [norm for norm in norms if isinstance(norm, GatedBatchNorm2d)]
@@ -95,9 +102,10 @@ def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
 def disconnect(fabric: Fabric) -> None:
     """Wait for all processes, and end the connection between those that were spawned.
 
-    An open connection, or one that DistributedDataParallel's reducer still holds, is closed while
-    the interpreter is locked; now and then gloo's thread needs the interpreter to come to its end,
-    and the process hangs or aborts. So nothing may refer to the wrapped network any more.
+    The caller must have dropped the network that Fabric wrapped: DistributedDataParallel's reducer
+    holds the connection, and a connection that is still open at the end of the interpreter is
+    closed while the interpreter is locked, where gloo's thread sometimes waits for it, and the
+    process hangs or aborts.
     """
     fabric.barrier()
     if fabric.world_size > 1 and not torch.distributed.is_torchelastic_launched():
@@ -105,11 +113,26 @@ def disconnect(fabric: Fabric) -> None:
         torch.distributed.destroy_process_group()
 
 
+def count_threads(recipe: Recipe) -> int:
+    """Return the CPU threads of a run, over all its processes.
+
+    Where the recipe leaves them open, they are those that PyTorch uses in this process, and in each
+    of torchrun's: `OMP_NUM_THREADS`, else one for each core that the process may use.
+    """
+    if recipe.threads is not None:
+        return recipe.threads
+    processes = recipe.devices if torch.distributed.is_torchelastic_launched() else 1
+    return torch.get_num_threads() * processes
+
+
 @contextmanager
 def settings(fabric: Fabric, recipe: Recipe) -> Iterator[None]:
-    """Set the recipe's threads and let cuDNN measure; restore them and the generators."""
+    """Set this process's share of the threads and let cuDNN choose its algorithms by measuring.
+
+    Both are restored at the end, as are the random generators.
+    """
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    torch.set_num_threads(max(1, recipe.threads // fabric.world_size))
+    torch.set_num_threads(max(1, count_threads(recipe) // fabric.world_size))
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     try:
         with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
@@ -119,11 +142,30 @@ def settings(fabric: Fabric, recipe: Recipe) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
+def create_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """Return a new CUDA stream that waits for the work so far, or None on another device.
+
+    `torch.cuda.stream` takes either.
+    """
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
+
+
+def join_stream(stream: torch.cuda.Stream | None) -> None:
+    """Let the current CUDA stream wait for the work of another; None is ignored."""
+    if stream is not None:
+        torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees (glibc; elsewhere nothing happens).
 
-    Large maps otherwise go back to the system at every free, and the page faults cost 20 to 28 %
-    of a training step on the CPU. It holds for the whole process: programs call it, `fit` does not.
+    Large feature maps otherwise go back to the system at every free, and the page faults cost 20 to
+    28 % of a training step on the CPU. The setting is the whole process's: the commands make it,
+    `fit` does not.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -134,8 +176,8 @@ def keep_freed_memory() -> None:
 def record_graph(function: Callable[[], object]) -> Callable[[], None]:
     """Record the CUDA work of a function on the current stream, and return what repeats it.
 
-    The stream must not be the default one, and what the function uses must have run there before:
-    autograd keeps the stream on which a parameter was first used.
+    The current stream must not be the default one, and the function must have run on it before,
+    because autograd keeps the stream on which a parameter was first used.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):

@@ -1,4 +1,4 @@
-"""Loss and accuracy of a classifier, kept on its device until they are read."""
+"""Loss and accuracy of a classifier, summed up on its device."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ with needs_extra("train"):
 
 
 def create_metrics(classes: int, device: torch.device) -> MetricCollection:
-    """Return the mean loss ("loss", of `value`) and accuracies ("top1", "top5" above 5 classes).
+    """Return the metrics "loss" (mean of `value`), "top1" and, above five classes, "top5".
 
     Args:
         classes: number of classes.
-        device: where they are kept.
+        device: where the sums are kept.
     """
     accuracy: dict[str, Any] = {"num_classes": classes, "average": "micro", "validate_args": False}
     metrics = {
@@ -35,22 +35,23 @@ def create_metrics(classes: int, device: torch.device) -> MetricCollection:
 
 
 def read(metrics: MetricCollection) -> dict[str, Any]:
-    """Return the numbers that have gathered; "top5" is None below six classes."""
-    # A float32 has seven digits; 0.9722222089767456 is only how it prints.
+    """Return the values of the metrics so far; "top5" is None below six classes."""
+    # float32 has seven significant digits; the others are noise.
     values = {name: round(value.item(), 7) for name, value in metrics.compute().items()}
     return {"top5": None} | values
 
 
 def evaluate(model: nn.Module, batches: Batches) -> dict[str, Any]:
-    """Measure a classifier, which is left in eval mode.
+    """Measure the loss and the accuracy of a classifier on a split.
 
     Args:
-        model: from images (N, C, H, W) to logits (N, classes), on the device of the batches.
-        batches: the split, taken in its order and without augmentation.
+        model: from images (N, C, H, W) to logits (N, classes), on the device of the batches; it is
+            left in eval mode.
+        batches: of the split; they are not augmented.
 
     Returns:
         `loss`, the mean cross-entropy; `top1` and `top5`, fractions of 1, the latter None below
-        six classes; `images`, their number in this process.
+        six classes; `images`, the number of images that this process has measured.
     """
     model.eval()
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What moves the weights: optimiser, learning rate, averaging."""
+"""Optimiser, learning-rate schedule and moving average of a recipe."""
 
 from torch import nn
 from torch.optim import SGD, Optimizer
@@ -17,9 +17,9 @@ from spem.train.recipe import Recipe
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
-    """Return SGD over all parameters.
+    """Return SGD over all parameters of a network.
 
-    The weight decay acts on every one, but for those that the authors of a gate exempt
+    Weight decay acts on every parameter, except those that the authors of a gate exempt
     (`Attention.no_weight_decay`: SRM, and the shift of GCT).
     """
     groups = [{"params": values, **own} for values, own in parameter_groups([model])]
@@ -29,18 +29,18 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
-        # Without a graph PyTorch chooses; in one, only this form reads the rate from the device.
+        # In a CUDA graph, only the fused form reads the rate from the device; else PyTorch chooses.
         fused=recipe.cuda_graph or None,
     )
 
 
 def create_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
-    """Return the learning rates: a linear warm-up, then the recipe's schedule.
+    """Return the learning-rate schedule: a linear warm-up, then the recipe's schedule.
 
     Args:
-        optimizer: whose rates are set.
+        optimizer: the optimiser whose rates it sets.
         recipe: epochs, schedule, milestones, gamma and warmup_epochs.
-        steps: steps of an epoch; the schedule advances by one at each.
+        steps: steps of an epoch; the schedule is to be advanced after each.
     """
     warmup = round(recipe.warmup_epochs * steps)
     rest = max(1, recipe.epochs * steps - warmup)
@@ -58,7 +58,7 @@ def create_schedule(optimizer: Optimizer, recipe: Recipe, steps: int) -> LRSched
 
 
 def create_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
-    """Return the exponential average of weights and buffers, or None where the recipe has none."""
+    """Return the exponential moving average of weights and buffers; None if `ema` is None."""
     if recipe.ema is None:
         return None
     average = get_ema_multi_avg_fn(recipe.ema)

@@ -1,4 +1,4 @@
-"""Which blocks of a network deserve a gate: a controller learns masks on a shared supernet."""
+"""Which blocks of a network benefit from a gate: a controller learns masks on a supernet."""
 
 import json
 from collections import deque
@@ -15,9 +15,9 @@ from spem.data.batches import EVALUATION_BATCH, Batches
 from spem.data.dataset import Dataset
 from spem.models import create_model
 from spem.train.fitting import fit
-from spem.train.job import load_data
 from spem.train.metrics import evaluate
 from spem.train.recipe import Recipe
+from spem.train.setup import load_data
 from spem.train.supernet import Supernet
 
 
@@ -32,11 +32,11 @@ class Search:
         temperature: divides the controller's logits.
         sparsity: reward of a mask without gates, in points of accuracy.
         offset: subtracted from every reward, in points.
-        momentum: of the average reward that rewards are compared with.
-        replay_from: step from which one old mask joins each step.
-        replay_size: masks that are kept for it, the newest.
+        momentum: of the moving average of the rewards, the controller's baseline.
+        replay_from: step from which each step also learns from one old mask.
+        replay_size: number of the newest masks that are kept for it.
         replay_weight: weight of its loss.
-        replay_clip: how far its importance ratio may be from 1.
+        replay_clip: largest distance of its importance ratio from 1.
 
     Raises:
         ValueError: steps or samples is below 1.
@@ -64,11 +64,11 @@ class Found(NamedTuple):
     """The result of a search.
 
     Attributes:
-        mask: the most probable bit of every block, in the network's order; `create_model` and
+        mask: the more probable bit of every block, in the network's order; `create_model` and
             `attach` take it.
-        probabilities: of a gate, by block.
-        accuracy: validation top-1 of the supernet under the mask, and without gates.
-        history: one row a step: mean reward, mean accuracy, mean share of gates.
+        probabilities: probability of a gate in each block.
+        accuracy: validation top-1 of the supernet with the mask, and without gates.
+        history: one row for each step: mean reward, mean accuracy, mean share of gated blocks.
         folder: of the supernet's run, with `placement.json`.
     """
 
@@ -80,7 +80,7 @@ class Found(NamedTuple):
 
 
 class Controller(nn.Module):
-    """Independent probabilities of a gate for every block, from a constant input."""
+    """A network that learns, from a constant input, the probability of a gate in each block."""
 
     def __init__(self, blocks: int, temperature: float):
         super().__init__()
@@ -94,7 +94,7 @@ class Controller(nn.Module):
 
 
 class Curiosity:
-    """A bonus for masks unlike those seen: the error of one network that imitates another."""
+    """A bonus for unfamiliar masks: the error of a network that learns to imitate a fixed one."""
 
     def __init__(self, blocks: int, lr: float):
         layers = [nn.Linear(blocks, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()]
@@ -103,7 +103,7 @@ class Curiosity:
         self.optimizer = torch.optim.Adam(self.learned.parameters(), lr)
 
     def bonus(self, masks: Tensor) -> float:
-        """Return the error summed over masks (samples, blocks), and learn from them."""
+        """Return the error, summed over masks (samples, blocks), and train on them."""
         error = (self.learned(masks) - self.fixed(masks)).square().sum()
         self.optimizer.zero_grad()
         error.backward()
@@ -120,23 +120,23 @@ def search_placement(
     overwrite: bool = False,
     **gate_options: Any,
 ) -> Found:
-    """Train a supernet on the training images, then search the best mask on held-out ones.
+    """Train a supernet on the training images, then search for the best mask on held-out ones.
 
     Args:
-        recipe: of the supernet's training; its `validation` images judge the masks.
+        recipe: for training the supernet; its `validation` images judge the masks.
         gate: a key of `GATES`.
-        settings: of the controller.
+        settings: of the controller; None: those of the authors.
         out: folder of the supernet's run; None: the next free one below `runs/`.
         overwrite: replace the run in `out`.
         gate_options: keyword arguments of the gate.
 
     Raises:
-        ValueError: the recipe holds no images out, or names a gate, a placement or a mask, or the
-            gate has no supernet.
+        ValueError: the recipe has no validation split, or names a gate, a placement or a mask, or
+            the gate cannot be used in a supernet.
         FileExistsError: `out` is in use.
 
-    Source: Huang et al., "Efficient Attention Network", 2020 (arXiv 2011.14058). Its code exists
-        for ImageNet's ResNet-50 alone; here the sizes follow the network.
+    Source: Huang et al., "Efficient Attention Network", 2020 (arXiv 2011.14058). The authors' code
+        is for ImageNet's ResNet-50 only; here the sizes follow the network.
     """
     for key in ("gate", "placement", "mask"):
         if (value := getattr(recipe, key)) is not None:
@@ -171,11 +171,11 @@ def _build_plain(recipe: Recipe, dataset: Dataset) -> nn.Module:
 
 
 def search_masks(accuracy: Callable[[list[int]], float], blocks: int, settings: Search) -> Found:
-    """Search the mask of highest reward with the controller, from torch's global generator.
+    """Search for the mask with the highest reward; draws from torch's global generator.
 
     Args:
-        accuracy: of a mask, a fraction of 1; asked once for each mask.
-        blocks: bits of a mask.
+        accuracy: returns the accuracy of a mask, a fraction of 1; called once for each mask.
+        blocks: number of bits of a mask.
         settings: of the controller.
     """
     measured: dict[tuple[int, ...], float] = {}

@@ -1,10 +1,10 @@
-"""Recipes: everything that decides a training run, as one checked record and as YAML."""
+"""Recipes: the settings of a training run, as a checked dataclass and as YAML."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from spem._extras import needs_extra
 from spem._messages import unknown
@@ -15,9 +15,72 @@ with needs_extra("train"):
 
 _RECIPES = resources.files("spem.train") / "recipes"
 
+# What the axes of a comparison decide, or what makes several runs of one.
+AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
+# Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
+_RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
+_RESERVED += ("block", "placement", "mask", "pretrained")
+
+
+class Allowed(NamedTuple):
+    """The values that a key of a recipe may have: in words, and as a test."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
+
+
+def _is_list(value: object, accepts: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(accepts, value))
+
+
+def _is_option(name: object) -> bool:
+    return isinstance(name, str) and name not in _RESERVED
+
+
 Schedule = Literal["step", "cosine", "constant"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Text = Annotated[str, Allowed("a text", lambda v: isinstance(v, str))]
+Flag = Annotated[bool, Allowed("true or false", lambda v: isinstance(v, bool))]
+Count = Annotated[int, Allowed("a whole number of at least 1", lambda v: _is_int(v) and v >= 1)]
+Natural = Annotated[int, Allowed("a whole number of at least 0", lambda v: _is_int(v) and v >= 0)]
+Positive = Annotated[float, Allowed("a number above 0", lambda v: _is_number(v) and v > 0)]
+NonNegative = Annotated[
+    float, Allowed("a number of at least 0", lambda v: _is_number(v) and v >= 0)
+]
+Share = Annotated[float, Allowed("in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)]
+Fraction = Annotated[float, Allowed("in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)]
+Bits = Annotated[
+    list[int],
+    Allowed("a list of 0 and 1", lambda v: _is_list(v, lambda n: _is_int(n) and n in (0, 1))),
+]
+Numbers = Annotated[list[float], Allowed("a list of numbers", lambda v: _is_list(v, _is_number))]
+Positives = Annotated[
+    list[float],
+    Allowed("a list of numbers above 0", lambda v: _is_list(v, lambda n: _is_number(n) and n > 0)),
+]
+Milestones = Annotated[
+    list[int],
+    Allowed(
+        "a list of ascending whole numbers above 0",
+        lambda v: _is_list(v, _is_int) and v == sorted({n for n in v if n > 0}),
+    ),
+]
+Options = Annotated[
+    dict[str, Any],
+    Allowed(
+        f"a mapping whose keys are texts other than {', '.join(_RESERVED)}",
+        lambda v: isinstance(v, dict) and all(map(_is_option, v)),
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,77 +117,73 @@ class Recipe:
         warmup_epochs: epochs in which the rate climbs linearly to `lr`; may be fractional.
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
         clip_gradient: largest norm of the whole gradient; none: no clipping.
-        ema: decay of the averaged weights, in (0, 1), which then are evaluated and stored.
+        ema: decay of the moving average of the weights, in (0, 1); with it the averaged weights are
+            evaluated and stored.
         accumulate: micro-batches whose gradients make one step; at most `batch_size`.
         precision: 32, bf16-mixed or 16-mixed.
-        channels_last: keep maps in the NHWC memory format.
+        channels_last: keep feature maps in the NHWC memory format.
         compile: pass the network through torch.compile.
-        cuda_graph: replay the training step as one CUDA graph, so that launching its many small
-            operations costs nothing; one CUDA device, and a network without dropout.
+        cuda_graph: replay the training step as one CUDA graph, which saves the launches of its many
+            small operations; for one CUDA device and a network without dropout.
         sync_batchnorm: share batch statistics between devices.
         device: auto, cpu, cuda or mps.
         devices: number of devices, one process each.
-        threads: CPU threads, over all processes.
+        threads: CPU threads, over all processes; none: `OMP_NUM_THREADS`, else all cores that the
+            process may use.
         seed: fixes the initial weights, the validation split, the order and the augmentation.
-        replicas: runs of the seeds `seed`, `seed` + 1 … that are trained in turn on one device,
-            each as it would be alone.
+        replicas: number of runs, of the seeds `seed`, `seed` + 1 …, that are trained in turn on one
+            device; each gives what it would give alone.
         progress: show a progress bar.
 
     Raises:
         ValueError: a value is not allowed.
     """
 
-    model: str = "resnet20"
-    block: str | None = None
-    gate: str | None = None
-    gate_options: dict[str, Any] = field(default_factory=dict)
-    placement: str | None = None
-    mask: list[int] | None = None
-    weights: str | None = None
-    data: str = "digits"
-    data_dir: str = "data"
-    download: bool = False
-    image_size: int | None = None
-    validation: float | None = 0.1
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    crop: int = 0
-    flip: bool = False
-    epochs: int = 15
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
+    model: Text = "resnet20"
+    block: Text | None = None
+    gate: Text | None = None
+    gate_options: Options = field(default_factory=dict)
+    placement: Text | None = None
+    mask: Bits | None = None
+    weights: Text | None = None
+    data: Text = "digits"
+    data_dir: Text = "data"
+    download: Flag = False
+    image_size: Count | None = None
+    validation: Fraction | None = 0.1
+    mean: Numbers | None = None
+    std: Positives | None = None
+    crop: Natural = 0
+    flip: Flag = False
+    epochs: Count = 15
+    batch_size: Count = 128
+    lr: Positive = 0.1
+    momentum: Share = 0.9
+    nesterov: Flag = True
+    weight_decay: NonNegative = 5e-4
     schedule: Schedule = "cosine"
-    milestones: list[int] = field(default_factory=list)
-    gamma: float = 0.1
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    clip_gradient: float | None = None
-    ema: float | None = None
-    accumulate: int = 1
+    milestones: Milestones = field(default_factory=list)
+    gamma: Positive = 0.1
+    warmup_epochs: NonNegative = 1.0
+    label_smoothing: Share = 0.0
+    clip_gradient: Positive | None = None
+    ema: Fraction | None = None
+    accumulate: Count = 1
     precision: Precision = "32"
-    channels_last: bool = True
-    compile: bool = False
-    cuda_graph: bool = False
-    sync_batchnorm: bool = False
+    channels_last: Flag = True
+    compile: Flag = False
+    cuda_graph: Flag = False
+    sync_batchnorm: Flag = False
     device: Device = "auto"
-    devices: int = 1
-    threads: int = 2
-    seed: int = 0
-    replicas: int = 1
-    progress: bool = True
+    devices: Count = 1
+    threads: Count | None = None
+    seed: Natural = 0
+    replicas: Count = 1
+    progress: Flag = True
 
     def __post_init__(self) -> None:
-        for allowed, accepts, names in _RULES:
-            for name in names.split():
-                value = getattr(self, name)
-                if not accepts(value) and not (value is None and name in _OPTIONAL):
-                    raise ValueError(f"{name} must be {allowed}, got {value!r}")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+        for key in fields(self):
+            _check(key.name, getattr(self, key.name), key.type)
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"accumulate must be at most batch_size ({self.batch_size}), got {self.accumulate}"
@@ -150,84 +209,26 @@ class Recipe:
         return yaml.safe_dump(asdict(self), sort_keys=False, default_flow_style=None)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
-
-
-def _all(accepts: Callable[[Any], bool], values: object) -> bool:
-    return isinstance(values, list) and all(map(accepts, values))
-
-
-_OPTIONAL = {f.name for f in fields(Recipe) if type(None) in get_args(f.type)}
-_CHOICES = {
-    "schedule": get_args(Schedule),
-    "precision": get_args(Precision),
-    "device": get_args(Device),
-}
-# What the axes of a comparison decide, or what makes several runs of one.
-AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
-# What the networks say to their gates themselves, and what recipes have keys of their own for.
-_ARGUMENTS = [
-    "name",
-    "gate",
-    "num_classes",
-    "in_channels",
-    "channels",
-    "block",
-    "placement",
-    "mask",
-    "pretrained",
-]
-_RULES: Iterable[tuple[str, Callable[[Any], bool], str]] = [
-    ("a text", lambda v: isinstance(v, str), "model block gate placement weights data data_dir"),
-    (
-        f"a mapping whose keys are texts other than {', '.join(_ARGUMENTS)}",
-        lambda v: (
-            isinstance(v, dict) and all(isinstance(k, str) and k not in _ARGUMENTS for k in v)
-        ),
-        "gate_options",
-    ),
-    ("a list of 0 and 1", lambda v: _all(lambda n: _is_int(n) and n in (0, 1), v), "mask"),
-    (
-        "true or false",
-        lambda v: isinstance(v, bool),
-        "download flip nesterov channels_last compile cuda_graph sync_batchnorm progress",
-    ),
-    (
-        "a whole number of at least 1",
-        lambda v: _is_int(v) and v >= 1,
-        "image_size epochs batch_size accumulate devices threads replicas",
-    ),
-    ("a whole number of at least 0", lambda v: _is_int(v) and v >= 0, "crop seed"),
-    ("a number above 0", lambda v: _is_number(v) and v > 0, "lr gamma clip_gradient"),
-    (
-        "a number of at least 0",
-        lambda v: _is_number(v) and v >= 0,
-        "weight_decay warmup_epochs",
-    ),
-    ("in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1, "momentum label_smoothing"),
-    ("in (0, 1)", lambda v: _is_number(v) and 0 < v < 1, "validation ema"),
-    ("a list of numbers", lambda v: _all(_is_number, v), "mean"),
-    ("a list of numbers above 0", lambda v: _all(lambda n: _is_number(n) and n > 0, v), "std"),
-    (
-        "a list of ascending whole numbers above 0",
-        lambda v: _all(_is_int, v) and v == sorted({n for n in v if n > 0}),
-        "milestones",
-    ),
-]
+def _check(key: str, value: object, hint: Any) -> None:
+    """Raise ValueError unless a key's value is what its annotation allows."""
+    if type(None) in get_args(hint):
+        if value is None:
+            return
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise unknown(key, value, get_args(hint))
+    elif not (allowed := hint.__metadata__[0]).accepts(value):
+        raise ValueError(f"{key} must be {allowed.words}, got {value!r}")
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the package."""
+    """Return the names of the bundled recipes."""
     return shipped_names(_RECIPES)
 
 
 def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
-    """Return a shipped recipe, or one read from a YAML file, with some keys replaced.
+    """Return a bundled recipe, or one read from a YAML file, with some keys replaced.
 
     The text "none" stands for None. A `gate` that replaces another one starts without the
     other's `gate_options`, `placement` and `mask`.

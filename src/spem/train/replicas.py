@@ -1,15 +1,26 @@
-"""Runs of several seeds at once on one device that a single network cannot fill."""
+"""Several seeds of a recipe trained in turn on one device that a single network cannot fill."""
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+
+from spem._extras import needs_extra
 from spem.train import checkpoint
-from spem.train.devices import create_fabric
-from spem.train.job import prepare, train_jobs, write_summary
+from spem.train.devices import create_fabric, create_stream, join_stream, settings
+from spem.train.interrupt import deferred_interrupt
+from spem.train.progress import ProgressLine, progress_bar
 from spem.train.recipe import Recipe
+from spem.train.results import write_results, write_summary
+from spem.train.run import Run
+from spem.train.setup import Job, choose_kernels, prepare
+
+with needs_extra("train"):
+    from lightning_fabric import Fabric
 
 _OVER_SEEDS = (
     "final_test_top1",
@@ -17,15 +28,15 @@ _OVER_SEEDS = (
     "test_top1_at_best_validation",
     "best_test_top1",
 )
-_OF_ALL = ("kernels", "best_test_top1_is", "parameters", "macs", "device", "versions")
+_OF_ALL = ("threads", "kernels", "best_test_top1_is", "parameters", "macs", "device", "versions")
 
 
 class Replicas:
-    """The runs of the seeds of a recipe, one each, checked before anything is written.
+    """One run for each seed of a recipe, all checked before anything is written.
 
     Args:
-        recipe: with `replicas`; each run has it with its own seed and `replicas` 1.
-        resumed: the folder of them all, if they are resumed; those that are finished stay.
+        recipe: with `replicas`; each run has this recipe with its own seed and `replicas` 1.
+        resumed: the common folder, if the runs are resumed; finished ones are not run again.
 
     Raises:
         ValueError, FileNotFoundError: see `prepare`; or a run in the folder has another recipe.
@@ -40,29 +51,86 @@ class Replicas:
             if begun and folder:
                 checkpoint.refuse_folder(folder, own, resume=True, overwrite=False)
             if folder is None or not (folder / "summary.json").exists():
-                # Each has its own Fabric: the loss scaling of 16-mixed is a state of the run.
+                # Each has its own Fabric: the loss scaling of 16-mixed is part of a run's state.
                 fabric = create_fabric(own)
-                self._left.append((fabric, prepare(fabric, own, None, folder, begun), begun))
+                job = prepare(fabric, own, None, folder, begun)
+                self._left.append((fabric, own, job, begun))
 
     def train(self, folder: Path) -> None:
         """Train those that are not finished, and write the summary of all.
 
         Args:
-            folder: of them all.
+            folder: the common folder.
 
         Raises:
-            ValueError, KeyboardInterrupt: see `train_in_turn`.
+            ValueError: the loss of an epoch of one of them is not finite; the others are trained to
+                their end.
+            KeyboardInterrupt: Ctrl-C; the states of all are saved.
         """
-        folders = []
-        for fabric, job, begun in self._left:
-            fabric.launch()
-            own = replica_folder(folder, job.recipe.seed)
-            folders.append(own if begun else checkpoint.new_folder(own, job.recipe))
         if self._left:
-            fabrics, jobs, _ = zip(*self._left, strict=True)
-            train_jobs(fabrics, jobs, folders)
+            fabric, _, job, _ = self._left[0]
+            with (
+                settings(fabric, job.recipe),
+                choose_kernels(fabric, [job for _, _, job, _ in self._left]),
+            ):
+                _train_in_turn([self._start(folder, *each) for each in self._left])
         paths = [replica_folder(folder, own.seed) / "summary.json" for own in self._all]
         write_summary(folder, _summarise([json.loads(path.read_text()) for path in paths]))
+
+    @staticmethod
+    def _start(folder: Path, fabric: Fabric, recipe: Recipe, job: Job, begun: bool) -> "_Replica":
+        fabric.launch()
+        own = replica_folder(folder, recipe.seed)
+        own = own if begun else checkpoint.new_folder(own, recipe)
+        stream = create_stream(fabric.device)
+        with torch.cuda.stream(stream):
+            return _Replica(Run(fabric, job.recipe, job.model, job.dataset, own), job, stream)
+
+
+class _Replica(NamedTuple):
+    """A run among others: all its CUDA work goes to its stream."""
+
+    run: Run
+    job: Job
+    stream: torch.cuda.Stream | None
+
+
+def _train_in_turn(replicas: Sequence[_Replica]) -> None:
+    """Train runs, one step of each after the other, and write the results of those that finish."""
+    try:
+        errors = _take_steps_in_turn(replicas)
+    finally:
+        for run, job, stream in replicas:
+            if run.finished:
+                with torch.cuda.stream(stream):
+                    write_results(run, job)
+            join_stream(stream)
+    if errors:
+        raise ValueError("; ".join(errors))
+
+
+def _take_steps_in_turn(replicas: Sequence[_Replica]) -> list[str]:
+    """Return the errors of the runs whose loss is not finite; they are left out from then on."""
+    left, errors = list(replicas), []
+    with deferred_interrupt(True) as interrupted, progress_bar(left[0].run.recipe.progress) as bar:
+        lines = {id(run): ProgressLine(bar, run, f"seed {run.recipe.seed}, ") for run, *_ in left}
+        while left and not interrupted.is_set():
+            for replica in list(left):
+                run = replica.run
+                try:
+                    with torch.cuda.stream(replica.stream):
+                        lines[id(run)].advance(run.take_step())
+                except ValueError as error:
+                    errors.append(f"seed {run.recipe.seed}: {error}")
+                    left.remove(replica)
+                if run.finished:
+                    left.remove(replica)
+        for run, _, stream in left:
+            with torch.cuda.stream(stream):
+                run.save_within_epoch()
+    if left:
+        raise KeyboardInterrupt
+    return errors
 
 
 def seeds(recipe: Recipe) -> range:
@@ -79,7 +147,7 @@ def _summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **{key: _spread([run[key] for run in runs]) for key in _OVER_SEEDS},
         **{key: runs[0][key] for key in _OF_ALL},
-        # Of all together: they share the time, and have equally many images.
+        # Of all together: they share the time, and have the same number of images.
         "images_per_second": statistics.harmonic_mean(run["images_per_second"] for run in runs),
         "seconds": sum(run["seconds"] for run in runs),
         "seed": [run["seed"] for run in runs],

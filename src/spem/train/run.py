@@ -1,4 +1,4 @@
-"""A run in one process: its steps, its epochs, its state."""
+"""The training loop of one run in one process, and its state."""
 
 import math
 from collections.abc import Iterator
@@ -17,10 +17,12 @@ from spem.data.batches import EVALUATION_BATCH, Batches
 from spem.data.dataset import Dataset
 from spem.gates import mixing_ratios
 from spem.train.checkpoint import load_checkpoint, save_checkpoint
+from spem.train.interrupt import deferred_interrupt
 from spem.train.metrics import create_metrics, evaluate, read
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
+from spem.train.progress import ProgressLine, progress_bar
 from spem.train.recipe import Recipe
-from spem.train.step import Capture, capture_cuda, create_step
+from spem.train.step import Capture, create_step, record_step
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -30,20 +32,20 @@ _POSITION = ("epoch", "step", "seconds", "history")
 
 
 class Run:
-    """One run in one process: what it is made of, where it stands, and how it goes on.
+    """One training run in one process: network, optimiser, batches, metrics, and its position.
 
     Args:
         fabric: launched.
         recipe: everything that decides the run.
         model: the network, which is trained in place.
         dataset: its splits.
-        folder: where the checkpoint and the table go; a checkpoint that lies there is continued.
-        capture: what makes a graph of a step where the recipe has `cuda_graph`.
+        folder: for the checkpoint and `metrics.csv`; a checkpoint that is there is continued.
+        capture: records a step as a graph where the recipe has `cuda_graph`.
 
     Attributes:
-        stored: the network that is evaluated and stored: `model`, or its average.
+        stored: the network that is evaluated and stored: `model`, or its moving average.
         history: one row of `metrics.csv` for each finished epoch.
-        epoch, step: those that come next, counted from 0.
+        epoch, step: the next ones, counted from 0.
         seconds: training time of the running epoch.
     """
 
@@ -54,7 +56,7 @@ class Run:
         model: nn.Module,
         dataset: Dataset,
         folder: Path,
-        capture: Capture = capture_cuda,
+        capture: Capture = record_step,
     ):
         self.fabric, self.recipe, self.model, self.folder = fabric, recipe, model, folder
         if recipe.channels_last:
@@ -63,8 +65,8 @@ class Run:
         self.images, self.steps = len(dataset.train.labels), len(self.batches["train"])
         optimizer = create_optimizer(model, recipe)
         self.schedule = create_schedule(optimizer, recipe, self.steps)
-        made = create_step(fabric, recipe, model, optimizer, capture)
-        self.network, self.optimizer, self._take_step = made
+        wrapped = create_step(fabric, recipe, model, optimizer, capture)
+        self.network, self.optimizer, self._optimise = wrapped
         self.average = create_average(model, recipe)
         self.stored = self.average.module if self.average else model
         self.metrics = create_metrics(len(dataset.classes), fabric.device)
@@ -72,50 +74,69 @@ class Run:
         self.auxiliary.persistent(True)
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, Any]] = []
+        self._coming: Iterator[tuple[Tensor, Tensor]] | None = None
         self.checkpoint = folder / "checkpoint.pt"
         if self.checkpoint.exists():
             self._restore()
 
-    def work(self) -> Iterator[dict[str, Any] | None]:
-        """Train up to the last epoch of the recipe, pausing after each step.
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs of the recipe are over."""
+        return self.epoch >= self.recipe.epochs
 
-        Yields:
-            The row of the epoch that the step has ended, or None.
+    def train(self) -> None:
+        """Train up to the last epoch of the recipe.
 
         Raises:
-            ValueError: the training loss of an epoch is not finite.
+            ValueError: the loss of an epoch is not finite.
+            KeyboardInterrupt: Ctrl-C. A single process has saved its state after the step; each of
+                several ends at once, so the run continues from the state of the last epoch.
         """
-        while self.epoch < self.recipe.epochs:
-            for _ in self._train_epoch():
-                if self.step < self.steps:
-                    yield None
-            yield self._end_epoch()
+        single, visible = self.fabric.world_size == 1, self.recipe.progress
+        with (
+            deferred_interrupt(single) as interrupted,
+            progress_bar(visible and self.fabric.is_global_zero) as bar,
+        ):
+            line = ProgressLine(bar, self)
+            while not self.finished and not interrupted.is_set():
+                line.advance(self.take_step())
+            if not self.finished:
+                self.save_within_epoch()
+                raise KeyboardInterrupt
 
-    def _train_epoch(self) -> Iterator[None]:
-        """Train from the next step to the end of the epoch, pausing after each step."""
+    def take_step(self) -> dict[str, Any] | None:
+        """Take one step on this process's share of the next batch; the last one ends the epoch.
+
+        Returns:
+            The row of `metrics.csv` of the epoch that ended, or None within an epoch.
+
+        Raises:
+            ValueError: a loss of the epoch that ended is not finite.
+        """
+        if self._coming is None:
+            self._coming = self._start_epoch()
+        started = perf_counter()
         seed, rank = self.recipe.seed, self.fabric.global_rank
-        shuffle = torch.Generator().manual_seed(hash_seed(seed, self.epoch))
-        order = torch.randperm(self.images, generator=shuffle)
-        batches = self.batches["train"].shuffled(order, start=self.step)
-        self.network.train()
-        while self.step < self.steps:
-            started = perf_counter()
-            torch.manual_seed(hash_seed(seed, self.epoch, self.step, rank))
-            self._train_step(*next(batches))
-            self.step += 1
-            self.seconds += perf_counter() - started
-            yield
-
-    def _train_step(self, images: Tensor, labels: Tensor) -> None:
-        """Take one step of the optimiser on this process's share of a batch."""
+        torch.manual_seed(hash_seed(seed, self.epoch, self.step, rank))
+        images, labels = next(self._coming)
         batch = min(self.recipe.batch_size, self.images - self.step * self.recipe.batch_size)
-        for part in self._take_step(images, labels, batch):
+        for part in self._optimise(images, labels, batch):
             self.metrics.update(value=part.losses, preds=part.logits, target=part.labels)
             self.auxiliary.update(part.auxiliary)
         self.learning_rate = self.schedule.get_last_lr()[0]
         self.schedule.step()
         if self.average:
             self.average.update_parameters(self.model)
+        self.step += 1
+        self.seconds += perf_counter() - started
+        return self._end_epoch() if self.step == self.steps else None
+
+    def _start_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return the batches of the epoch from the next step on."""
+        shuffle = torch.Generator().manual_seed(hash_seed(self.recipe.seed, self.epoch))
+        order = torch.randperm(self.images, generator=shuffle)
+        self.network.train()
+        return self.batches["train"].shuffled(order, start=self.step)
 
     def _end_epoch(self) -> dict[str, Any]:
         """Measure all splits, keep the epoch's row and save the state."""
@@ -138,7 +159,7 @@ class Run:
         self.history.append(row)
         self.metrics.reset()
         self.auxiliary.reset()
-        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.epoch, self.step, self.seconds, self._coming = self.epoch + 1, 0, 0.0, None
         self.save()
         return row
 
@@ -163,7 +184,7 @@ class Run:
                 torch.distributed.broadcast(buffer, 0)
 
     def _parts(self) -> dict[str, Any]:
-        """Return what has a state; the generators need none, for they follow from the position."""
+        """Return what a checkpoint stores; random generators follow from the position instead."""
         parts = {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -175,13 +196,18 @@ class Run:
         return parts | {"average": self.average} if self.average else parts
 
     def save(self) -> None:
-        """Write the state of now as the checkpoint, and the table of the finished epochs."""
+        """Write the checkpoint and the table of the finished epochs."""
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self._parts().items()}
             state |= {key: getattr(self, key) for key in _POSITION}
             save_checkpoint(self.checkpoint, state)
             if self.history:
                 write_table(self.folder / "metrics.csv", self.history)
+
+    def save_within_epoch(self) -> None:
+        """Write the checkpoint unless the epoch has just begun: the last one's end is saved."""
+        if self.step:
+            self.save()
 
     def _restore(self) -> None:
         state, parts = load_checkpoint(self.checkpoint), self._parts()
@@ -194,17 +220,17 @@ class Run:
 
 
 def hash_seed(seed: int, *position: int) -> int:
-    """Return a seed of 64 bits for one purpose of a run.
+    """Return a seed of 64 bits for one position in a run.
 
     Args:
         seed: the run's.
-        position: where in the run it is used; sequences that differ give unrelated seeds.
+        position: any whole numbers, such as epoch and step; other positions give unrelated seeds.
     """
     return int(np.random.SeedSequence(seed, spawn_key=position).generate_state(1, np.uint64)[0])
 
 
 def check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
-    """Raise ValueError unless a recipe's batches can be made of a data set by all processes."""
+    """Raise ValueError unless every process gets an image of each batch of a data set."""
     Batches(dataset.train, recipe.batch_size, mean=recipe.mean, std=recipe.std, crop=recipe.crop)
     last = len(dataset.train.labels) % recipe.batch_size or recipe.batch_size
     if last < world_size:

@@ -1,4 +1,4 @@
-"""One step of the optimiser, run operation by operation or replayed as one graph of the device."""
+"""One step of the optimiser: forward, loss, backward, update; on CUDA also as one CUDA graph."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from spem.train.recipe import Recipe
 with needs_extra("train"):
     from lightning_fabric import Fabric
 
-# Records what a function does, without doing it, and returns what does it at every call.
+# Records the work of a function without running it, and returns a function that runs it.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 # Libraries choose their algorithms and allocate in the first steps, which a capture does not allow.
@@ -25,7 +25,7 @@ _WARM_UP = 3
 
 
 class Part(NamedTuple):
-    """What a micro-batch gave: losses (n,), logits (n, classes), labels (n,), auxiliary loss ()."""
+    """Losses (n,), logits (n, classes), labels (n,) and auxiliary loss () of a micro-batch."""
 
     losses: Tensor
     logits: Tensor
@@ -39,9 +39,9 @@ class Step:
     Args:
         fabric: launched.
         recipe: accumulate, clip_gradient and label_smoothing.
-        model: the network itself.
-        network: the same as `fabric.setup` returned it.
-        optimizer: as `fabric.setup` returned it.
+        model: the network.
+        network: the same network, as `fabric.setup` has wrapped it.
+        optimizer: as `fabric.setup` has wrapped it.
     """
 
     def __init__(
@@ -51,20 +51,36 @@ class Step:
         self.network, self.optimizer = network, optimizer
 
     def __call__(self, images: Tensor, labels: Tensor, batch: int) -> list[Part]:
-        """Take the step.
+        """Take the step, in as many micro-batches as the recipe's `accumulate` says.
 
         Args:
             images: (n, C, H, W).
             labels: (n,).
-            batch: images of the step, over all processes.
+            batch: number of images in the whole batch, over all processes.
         """
         count = min(self.recipe.accumulate, len(labels))
         pieces = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-        parts = []
+        smoothing, parts = self.recipe.label_smoothing, []
         for index, (x, y) in enumerate(pieces, start=1):
             with self.fabric.no_backward_sync(self.network, enabled=index < count):
+                logits = self.network(x)
+                losses = F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
+                auxiliary = auxiliary_loss(self.model)
                 # Processes average their gradients, so shares are taken of the mean batch.
-                parts.append(self._backward(x, y, share=len(y) * self.fabric.world_size / batch))
+                share = len(y) * self.fabric.world_size / batch
+                self.fabric.backward(share * (losses.mean() + auxiliary))
+            parts.append(Part(losses.detach(), logits.detach(), y, auxiliary.detach()))
+            del (
+                logits,
+                losses,
+                auxiliary,
+            )  # frees the graph before the next micro-batch builds its own
+        self._clip_gradient()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return parts
+
+    def _clip_gradient(self) -> None:
         if self.recipe.clip_gradient is not None:
             self.fabric.clip_gradients(
                 self.network,
@@ -72,31 +88,21 @@ class Step:
                 max_norm=self.recipe.clip_gradient,
                 error_if_nonfinite=False,  # the loss scaling of 16-mixed skips such steps itself
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return parts
-
-    def _backward(self, images: Tensor, labels: Tensor, share: float) -> Part:
-        logits = self.network(images)
-        smoothing = self.recipe.label_smoothing
-        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
-        auxiliary = auxiliary_loss(self.model)
-        self.fabric.backward(share * (losses.mean() + auxiliary))
-        return Part(losses.detach(), logits.detach(), labels, auxiliary.detach())
 
 
 class CapturedStep:
-    """A step whose full batches are replayed as one graph; a last, smaller batch is not.
+    """A step that is captured once and replayed for every full batch.
 
-    The first full batches are steps as usual; then one is captured, and from there on each batch is
-    copied to where the graph reads it. What the graph returns is overwritten by the next replay.
-    SGD reads its learning rates from tensors, which are set before each step; in the groups of the
-    optimiser they stay numbers, so schedules and checkpoints are those of a run without a graph.
+    The first full batches run operation by operation, as does the last, smaller batch of an epoch.
+    Each replayed batch is copied to the tensors that the graph reads; the next replay overwrites
+    the returned tensors. SGD reads its learning rates from tensors, which are set before each
+    step; in the optimiser's `param_groups` they stay numbers, so schedules and checkpoints are
+    those of a run without a graph.
 
     Args:
-        step: what is captured; its optimiser is SGD with `fused=True`, which alone takes a rate
-            from a tensor without waiting for the device.
-        capture: makes the graph.
+        step: the step to capture; its optimiser is SGD with `fused=True`, the only form that reads
+            a rate from a tensor without waiting for the device.
+        capture: records the graph.
     """
 
     def __init__(self, step: Step, capture: Capture):
@@ -126,7 +132,7 @@ class CapturedStep:
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
-        # Asked anew: a checkpoint that is loaded replaces them.
+        # Read at each use, because loading a checkpoint replaces them.
         return self.step.optimizer.optimizer.param_groups
 
     def _work(self) -> None:
@@ -148,34 +154,11 @@ class CapturedStep:
                 group["lr"] = number
 
 
-def create_step(
-    fabric: Fabric,
-    recipe: Recipe,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    capture: Capture | None = None,
-) -> tuple[Any, Any, Step | CapturedStep]:
-    """Return the network and the optimiser as Fabric sets them up, and what takes their steps.
-
-    Args:
-        fabric: launched.
-        recipe: compile, cuda_graph and what `Step` reads.
-        model: the network.
-        optimizer: of its parameters.
-        capture: what makes a graph of a step where the recipe has `cuda_graph`; None for CUDA's.
-    """
-    network: Any = torch.compile(model) if recipe.compile else model
-    network, wrapped = fabric.setup(network, optimizer)
-    step = Step(fabric, recipe, model, network, wrapped)
-    taken = CapturedStep(step, capture or capture_cuda) if recipe.cuda_graph else step
-    return network, wrapped, taken
-
-
-def capture_cuda(function: Callable[[], None]) -> Callable[[], None]:
-    """Record a step by `record_graph`, which see.
+def record_step(function: Callable[[], None]) -> Callable[[], None]:
+    """Record a step as a CUDA graph (see `record_graph`) and return the function that replays it.
 
     Raises:
-        ValueError: the function does what cannot be recorded, such as waiting for the device.
+        ValueError: the step does what a graph cannot record, such as waiting for the device.
     """
     try:
         return record_graph(function)
@@ -186,12 +169,35 @@ def capture_cuda(function: Callable[[], None]) -> Callable[[], None]:
         ) from error
 
 
-def check_draws(model: nn.Module, images: Tensor) -> None:
-    """Raise ValueError if a network draws random numbers in training, which a graph would repeat.
+def create_step(
+    fabric: Fabric,
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    capture: Capture = record_step,
+) -> tuple[Any, Any, Step | CapturedStep]:
+    """Return the network and the optimiser as Fabric wraps them, and the step that trains them.
 
     Args:
-        model: the network, left as it is.
-        images: two of them, (2, C, H, W).
+        fabric: launched.
+        recipe: compile, cuda_graph and the keys that `Step` reads.
+        model: the network.
+        optimizer: of its parameters.
+        capture: records a step where the recipe has `cuda_graph`.
+    """
+    network: Any = torch.compile(model) if recipe.compile else model
+    network, wrapped = fabric.setup(network, optimizer)
+    step = Step(fabric, recipe, model, network, wrapped)
+    taken = CapturedStep(step, capture) if recipe.cuda_graph else step
+    return network, wrapped, taken
+
+
+def check_draws(model: nn.Module, images: Tensor) -> None:
+    """Raise ValueError if a network draws random numbers in training: a graph would repeat them.
+
+    Args:
+        model: the network, which is not changed.
+        images: a batch of two, (2, C, H, W).
     """
     twin = deepcopy(model).cpu().train()
     with torch.random.fork_rng([]), torch.no_grad():
@@ -201,5 +207,5 @@ def check_draws(model: nn.Module, images: Tensor) -> None:
     if drawn:
         raise ValueError(
             "cuda_graph is true, but this network draws random numbers in its forward pass"
-            " (dropout, random regions, a supernet), which a captured step does not do anew"
+            " (dropout, random regions, a supernet), which a captured step would repeat"
         )

@@ -13,14 +13,14 @@ from spem.surgery.slots import find_slots, output_channels
 
 
 class Supernet(nn.Module):
-    """One gate for each stage, which serves those blocks of the stage whose bit is set.
+    """A network with one gate for each stage, which is applied in the blocks whose bit is set.
 
-    In training every forward draws each bit with probability ½ from torch's global generator; in
-    evaluation `mask` holds, which is 0 everywhere at first.
+    In training, every forward pass draws each bit with probability ½ from torch's global generator;
+    in evaluation the bits are those of `mask`, at first all 0.
 
     Args:
         model: a network without gates whose residual branches end in a `GatedBatchNorm2d`, as
-            `create_model` builds; it becomes a part of this module.
+            `create_model` builds it; it becomes a submodule.
         gate: a key of `GATES`.
         options: keyword arguments of the gate.
 
@@ -28,7 +28,7 @@ class Supernet(nn.Module):
         mask: one bit a block, in the model's order.
 
     Raises:
-        ValueError: the model has gates or other norms, or the gate reads a block's input.
+        ValueError: the model has gates or other norms, or the gate needs a block's input as well.
 
     Source: the supernet of Huang et al., "Efficient Attention Network", 2020 (arXiv 2011.14058).
     """
@@ -50,7 +50,7 @@ class Supernet(nn.Module):
         self.mask = [0] * len(slots)
 
     def _view(self, stage: str, channels: int, gate: str, options: dict[str, Any]) -> Attention:
-        """Return what a block of a stage calls: the stage's gate, or a follower of its unit."""
+        """Return the gate that a block calls: that of its stage, or one that follows it."""
         if stage not in self.units:
             self.units[stage] = create_gate(gate, channels, **options)
         unit = self.units[stage]

@@ -1,0 +1,153 @@
+"""What a run needs before it starts: its data, its network, and whether they fit each other."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from spem import kernels
+from spem._extras import needs_extra
+from spem.data.dataset import Dataset, load_dataset
+from spem.export.network import load_weights
+from spem.models import create_model
+from spem.norm import GatedBatchNorm2d
+from spem.train.devices import count_threads, synchronise
+from spem.train.recipe import Recipe
+from spem.train.run import check_batches
+from spem.train.step import check_draws
+
+with needs_extra("train"):
+    from lightning_fabric import Fabric
+    from rich import get_console
+
+# Multiply-adds, forward and backward, that make compiling the CPU kernels (up to half a minute)
+# worth it: about two minutes of training on two cores.
+_WORTH_KERNELS = 1e13
+
+
+class Job(NamedTuple):
+    """A run that is ready to start: checked, but nothing is written or trained yet.
+
+    Attributes:
+        recipe: everything that decides the run, with the number of its threads.
+        model: the network with its initial weights.
+        dataset: its splits.
+        macs: multiply-adds of the network for one image.
+    """
+
+    recipe: Recipe
+    model: nn.Module
+    dataset: Dataset
+    macs: int
+
+
+def prepare(
+    fabric: Fabric,
+    recipe: Recipe,
+    model: nn.Module | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    dataset: Dataset | None = None,
+) -> Job:
+    """Load the data, build the network and check that they fit.
+
+    Args:
+        fabric: as `create_fabric` returns it for the recipe.
+        recipe: as `resolve` returns it.
+        model: the network to train; None: the recipe's.
+        folder: the run's folder, if it exists already.
+        resume: whether the run in the folder is continued.
+        dataset: the recipe's, if it is loaded already.
+
+    Raises:
+        ValueError: recipe, data, model and machine do not fit.
+        FileNotFoundError: the data or the weights are not there.
+    """
+    dataset = load_data(recipe) if dataset is None else dataset
+    check_batches(fabric.world_size, recipe, dataset)
+    network = build(recipe, dataset) if model is None else model
+    macs = _count_macs(network, dataset)
+    if recipe.cuda_graph:
+        check_draws(network, torch.zeros(2, *dataset.train.images.shape[1:]))
+    continued = resume and folder is not None and (folder / "checkpoint.pt").exists()
+    if resume and not continued and fabric.is_global_zero:
+        get_console().print(f"{folder} holds no checkpoint yet: the run starts from its beginning.")
+    if recipe.weights is not None and not continued:
+        load_weights(network, recipe.weights)
+    if recipe.sync_batchnorm and fabric.world_size > 1:
+        network = synchronise(network, fabric.device)
+    return Job(replace(recipe, threads=count_threads(recipe)), network, dataset, macs)
+
+
+def load_data(recipe: Recipe) -> Dataset:
+    """Return the data set of a recipe with its splits; raises what `load_dataset` raises."""
+    return load_dataset(
+        recipe.data,
+        data_dir=recipe.data_dir,
+        download=recipe.download,
+        validation=recipe.validation,
+        seed=recipe.seed,
+        image_size=recipe.image_size,
+    )
+
+
+def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """Return the network of a recipe for a data set, with the initial weights of its seed."""
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(recipe.seed)
+        return create_model(
+            recipe.model,
+            recipe.gate,
+            num_classes=len(dataset.classes),
+            in_channels=dataset.train.images.shape[1],
+            block=recipe.block,
+            placement=recipe.placement,
+            mask=recipe.mask,
+            **recipe.gate_options,
+        )
+
+
+def _count_macs(model: nn.Module, dataset: Dataset) -> int:
+    """Return the multiply-adds of convolutions and linear layers for one image.
+
+    Raises:
+        ValueError: the model does not give one logit a class.
+    """
+    device = next(model.parameters()).device
+    image = torch.zeros(1, *dataset.train.images.shape[1:], device=device)
+    # Compiled kernels would be traced under the counter, which then adds symbolic sizes.
+    with torch.no_grad(), kernels.use("eager"), FlopCounterMode(display=False) as counter:
+        logits = model.eval()(image)
+    if logits.shape != (1, len(dataset.classes)):
+        raise ValueError(
+            f"the model gives {tuple(logits.shape)} for one image, {dataset.name} needs"
+            f" {(1, len(dataset.classes))}"
+        )
+    return counter.get_total_flops() // 2
+
+
+def choose_kernels(fabric: Fabric, jobs: Sequence[Job]) -> AbstractContextManager[None]:
+    """Return the context in which long runs on the CPU use compiled kernels, if these can be made.
+
+    The choice is the same whenever a run is resumed on the same machine.
+
+    Args:
+        fabric: of the first run.
+        jobs: the runs of this process; they share the choice.
+    """
+    norms = any(isinstance(m, GatedBatchNorm2d) for job in jobs for m in job.model.modules())
+    if kernels.is_forced() or fabric.device.type != "cpu" or not norms or jobs[0].recipe.compile:
+        return nullcontext()
+    images = [len(job.dataset.train.images) * job.recipe.epochs for job in jobs]
+    if sum(3 * job.macs * n for job, n in zip(jobs, images, strict=True)) < _WORTH_KERNELS:
+        return nullcontext()
+    if reason := kernels.why_not("compiled"):
+        logging.getLogger("spem").warning("%s; falling back to eager PyTorch", reason)
+        return nullcontext()
+    return kernels.use("compiled")
