@@ -210,6 +210,7 @@ def gate_report(
     from spem.gates import Gate
     from spem.surgery.deployment import deploy
     from spem.train.checkpoint import new_folder
+    from spem.train.job import network_config
     from spem.train.metrics import evaluate as measure
 
     if out is not None and fold is None:
@@ -232,7 +233,7 @@ def gate_report(
     show(["", "before", "after"], [(key, before[key], after[key]) for key in _MEASURES])
     if out is not None:
         folder = new_folder(Path(out), load_recipe(str(find_run(run) / "recipe.yaml")))
-        save_network(folder, folded, {**config, **vars(folded)["config"]})
+        save_network(folder, folded, {**config, **network_config(folded)})
         print(f"run folder: {folder}")
 
 

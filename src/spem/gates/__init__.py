@@ -1,6 +1,12 @@
-"""The attention methods by name."""
+"""Attention gates: one class and one file for each method, and the registry of their names.
 
-from collections.abc import Callable
+A gate rescales a feature map (N, C, H, W). `Attention` is the base of all gates, `Gate` of those
+whose multipliers follow from the pooled values of each channel, and `DescriptorGate` of those that
+begin with one number a channel. `create_gate` builds a gate by its name, `register` enters a class
+of your own, and `record_gates` records the multipliers during forward passes.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from spem.gates.asr import ASR
@@ -10,7 +16,7 @@ from spem.gates.danet import DANet
 from spem.gates.dianet import DIANet
 from spem.gates.eca import ECA
 from spem.gates.fcanet import FcaNet
-from spem.gates.gate import Attention, Gate, auxiliary_loss
+from spem.gates.gate import Attention, Gate, Place, auxiliary_loss
 from spem.gates.gct import GCT
 from spem.gates.hpda import HPDA
 from spem.gates.ie import IE
@@ -18,6 +24,7 @@ from spem.gates.iebn import IEBN
 from spem.gates.lsas import LSAS
 from spem.gates.options import build_gate, options_of
 from spem.gates.pooling import DescriptorGate, mixing_ratios
+from spem.gates.record import GateStatistics, record_gates
 from spem.gates.se import SE
 from spem.gates.sem import SEM
 from spem.gates.sge import SGE
@@ -49,10 +56,14 @@ __all__ = [
     "DescriptorGate",
     "FcaNet",
     "Gate",
+    "GateStatistics",
+    "Place",
     "auxiliary_loss",
     "create_gate",
+    "create_gate_at",
     "gate_options",
     "mixing_ratios",
+    "record_gates",
     "register",
 ]
 
@@ -95,6 +106,19 @@ def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
     """
     check_choice("gate", name, GATES)
     return build_gate(name, GATES[name], channels, options)
+
+
+def create_gate_at(name: str, channels: int, place: Place, options: Mapping[str, Any]) -> Attention:
+    """Build a gate for a place in a network, which tells it what it needs to know of that place.
+
+    Args:
+        name: a key of `GATES`.
+        channels: C.
+        place: what is known of the place.
+        options: the keyword arguments of its class.
+    """
+    check_choice("gate", name, GATES)
+    return create_gate(name, channels, **GATES[name].options_at(place, options))
 
 
 def gate_options(name: str) -> dict[str, Any]:

@@ -72,7 +72,18 @@ class ASR(Gate):
         self.behind = build() if both else None
         self.statistics = () if self.behind is None else self.behind.statistics
 
-    def constant(self) -> Tensor:
+    def constant_part(self) -> tuple[Tensor, Gate | None]:
+        """Return the multiplier of ψ times the gain, (C,), and the gate behind, which stays."""
+        return self.gain * self._constant()[0], self.behind
+
+    @classmethod
+    def options_of_rest(cls, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+        """Return the name and options of the gate behind; None without one."""
+        if not options.get("both", False):
+            return None
+        return options.get("attention", "se"), dict(options.get("attention_options") or {})
+
+    def _constant(self) -> Tensor:
         """Return the multiplier of ψ, (1, C), the same for every image."""
         vector = self.vector
         pooled = Pooled(vector, torch.zeros_like(vector), vector, vector, count=1)
@@ -89,7 +100,7 @@ class ASR(Gate):
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers: (1, C), or (N, C) with a gate behind."""
-        constant = self.constant()
+        constant = self._constant()
         if self.behind is None:
             return constant
         after = pooled.affine(constant[0], torch.zeros_like(constant[0]))

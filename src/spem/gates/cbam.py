@@ -90,8 +90,8 @@ class CBAM(Attention):
         self.check_map(x)
         multiplier = self.channel_multiplier(x)
         if self.spatial is None:
-            return recalibrate(x, self.gain * multiplier)
-        x = recalibrate(x, multiplier)
+            return recalibrate(x, self.report_multiplier(self.gain * multiplier))
+        x = recalibrate(x, self.report_multiplier(multiplier))
         with torch.autocast(x.device.type, enabled=False):
             places = self.gain * self.spatial(upcast(x))
         return x * places.to(x.dtype)

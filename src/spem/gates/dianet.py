@@ -1,11 +1,12 @@
 """DIANet: one recurrent unit for all blocks of a stage, the block index as its time."""
 
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.gate import hidden_width, start_at_zero
+from spem.gates.gate import Place, hidden_width, start_at_zero
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -35,6 +36,12 @@ class DIANet(DescriptorGate):
     """
 
     needs_norm = True
+    shares_unit = True
+
+    @classmethod
+    def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options and the stage's first gate."""
+        return {**options, "leader": place.leader}
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from spem._messages import unknown
 from spem.functional import recalibrate
 from spem.gates.checks import check_whole
-from spem.gates.gate import Attention, hidden_width, start_at_zero
+from spem.gates.gate import Attention, Place, hidden_width, start_at_zero
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 
@@ -56,6 +58,11 @@ class FcaNet(Attention):
 
     dct: Tensor
 
+    @classmethod
+    def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options, the size of the feature map for dct_size if none is given."""
+        return dict(options) if place.map_size is None else {"dct_size": place.map_size, **options}
+
     def __init__(
         self,
         channels: int,
@@ -95,7 +102,7 @@ class FcaNet(Attention):
                 z = bin_means(z, self.dct_size)
             descriptor = (z * self.dct).sum((2, 3))
             multiplier = self.gain * self.fc2(self.fc1(descriptor).relu()).sigmoid()
-        return recalibrate(x, multiplier)
+        return recalibrate(x, self.report_multiplier(multiplier))
 
     def extra_repr(self) -> str:
         """Show the projection."""

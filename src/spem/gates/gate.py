@@ -1,10 +1,12 @@
 """The bases of all gates: what every one has, and the pipeline of those that read pooled values."""
 
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from spem import kernels
 from spem.functional import (
@@ -20,6 +22,20 @@ from spem.gates.checks import check_choice, check_whole
 from spem.gates.compiled import gate_excitation
 from spem.kernels import fused
 from spem.kernels.reference import upcast
+
+
+class Place(NamedTuple):
+    """What a network knows of a place where it puts a gate.
+
+    Attributes:
+        map_size: side of the feature maps for images of 32×32; None where it is unknown.
+        source_channels: channels of the block's input; None where the gate is not given it.
+        leader: the first gate of this width in the stage; None for that gate itself.
+    """
+
+    map_size: int | None = None
+    source_channels: int | None = None
+    leader: "Attention | None" = None
 
 
 class Attention(nn.Module):
@@ -49,6 +65,11 @@ class Attention(nn.Module):
     needs_norm = False
     # Whether `forward` takes the block's input beside the map.
     needs_source = False
+    # Whether the gates of a stage share a unit that the first one owns: see `Place.leader`. Such a
+    # gate hands a state on to the next, so none of them can be replaced by a constant.
+    shares_unit = False
+    # Options that earlier versions had: configurations that name them load, and they do nothing.
+    retired_options: tuple[str, ...] = ()
 
     def __init__(self, channels: int, init: str = "paper"):
         super().__init__()
@@ -56,6 +77,58 @@ class Attention(nn.Module):
         check_choice("init", init, ("paper", "identity"))
         self.channels = channels
         self.register_buffer("gain", torch.ones(()))
+        self._multiplier_hooks: dict[int, Callable[[Attention, Tensor], object]] = OrderedDict()
+
+    @classmethod
+    def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options for a gate at a place of a network, from those that the user gave.
+
+        A class that needs to know something of its place overrides this.
+        """
+        return dict(options)
+
+    def reset(self) -> None:
+        """Forget the state that gates with `shares_unit` hand on to the next."""
+
+    def constant_part(self) -> "tuple[Tensor, Attention | None] | None":
+        """Return the constant factor of the multipliers, (C,), and the gate that gives the rest.
+
+        `spem.deploy` folds the factor into the layer before the gate, which the other gate then
+        replaces, or nothing if that is None. None without a constant factor.
+        """
+        return None
+
+    @classmethod
+    def options_of_rest(cls, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+        """Return the name and options of the gate that gives the rest beside `constant_part`.
+
+        Args:
+            options: those of this gate.
+        """
+        return None
+
+    def register_multiplier_hook(
+        self, hook: Callable[["Attention", Tensor], object]
+    ) -> RemovableHandle:
+        """Have hook(gate, multiplier) called whenever the gate has computed its multipliers.
+
+        Gates whose multipliers differ between the positions of a channel do not call it.
+
+        Args:
+            hook: receives the gate and its multipliers, (N, C), or (1, C) for all images alike.
+
+        Returns:
+            A handle, whose `remove()` takes the hook away.
+        """
+        handle = RemovableHandle(self._multiplier_hooks)
+        self._multiplier_hooks[handle.id] = hook
+        return handle
+
+    def report_multiplier(self, multiplier: Tensor) -> Tensor:
+        """Call the multiplier hooks, and return the multipliers, (N, C), as they are."""
+        for hook in self._multiplier_hooks.values():
+            hook(self, multiplier)
+        return multiplier
 
     def auxiliary_loss(self) -> Tensor | None:
         """Return this gate's term of the training loss, weight included; None without one."""
@@ -125,7 +198,7 @@ class Gate(Attention):
                 f"excite of {type(self).__name__} returned {tuple(multiplier.shape)}, "
                 f"must be (N, {self.channels})"
             )
-        return multiplier
+        return self.report_multiplier(multiplier)
 
     def deployed(self) -> "Gate":
         """Return what serves in this gate's place in inference: the same multiplier, fewer steps.

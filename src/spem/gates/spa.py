@@ -1,12 +1,15 @@
 """SPA: a pyramid of average poolings as the descriptor."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from spem.functional import recalibrate
 from spem.gates.checks import check_choice, check_normalises, check_whole
-from spem.gates.gate import Attention, hidden_width, start_at_zero
+from spem.gates.gate import Attention, Place, hidden_width, start_at_zero
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 
@@ -38,6 +41,13 @@ class SPA(Attention):
     Source: Guo, Ma et al., ICME 2020 ("icme"), and Ma, Guo et al., IEEE Transactions on Multimedia
         2021 ("tmm"). Which of the papers' topologies is which variant was inferred.
     """
+
+    @classmethod
+    def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options, with the width of the block's input for types b and c."""
+        if str(options.get("variant", "icme-a")).endswith("a"):
+            return dict(options)
+        return {**options, "source_channels": place.source_channels}
 
     def __init__(
         self,
@@ -94,7 +104,7 @@ class SPA(Attention):
             wide = upcast(read) if self.matcher is None else self.matcher(upcast(read))
             multiplier = self.gain * self.pyramid(wide).sigmoid()
         if multiplier.shape[2:] == (1, 1):
-            return recalibrate(x, multiplier.flatten(1))
+            return recalibrate(x, self.report_multiplier(multiplier.flatten(1)))
         return x * interpolate(multiplier, x.shape[2:], mode="nearest").to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spem._messages import unknown
+from spem.surgery.backbone import key_differences
 
 
 class _Source(NamedTuple):
@@ -163,7 +164,11 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
             )
         layouts = [_network(method, gate, given) for gate in layouts]
     layout = min(layouts, key=partial(_distance, given))
-    _check(method, _keys(layout), given)
+    # Checkpoints from before PyTorch 0.4.1 have no counters.
+    absent = _keys(layout) - given.keys()
+    counters = {key for key in absent if key.endswith("num_batches_tracked")}
+    if differences := key_differences(given, dict.fromkeys(_keys(layout) - counters)):
+        raise ValueError(f"not a state dict of {method!r} by its authors: {differences}")
     return {name: _taken(source, given) for name, source in layout.items()}
 
 
@@ -224,21 +229,6 @@ def _distance(given: Mapping[str, Tensor], layout: _Layout) -> tuple[int, int]:
     """Count the keys that a layout does not know, then those that it misses."""
     wanted = _keys(layout)
     return len(given.keys() - wanted), len(wanted - given.keys())
-
-
-def _check(method: str, wanted: set[str], given: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for keys that are given but not wanted, or wanted but not given."""
-    # Checkpoints from before PyTorch 0.4.1 have no counters.
-    missing = {key for key in wanted - given.keys() if not key.endswith("num_batches_tracked")}
-    problems = {"unknown": sorted(given.keys() - wanted), "missing": sorted(missing)}
-    found = [f"{kind} {_first(keys)}" for kind, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"not a state dict of {method!r} by its authors: {'; '.join(found)}")
-
-
-def _first(keys: list[str]) -> str:
-    """Name the first few keys."""
-    return ", ".join(keys[:3]) + f" and {len(keys) - 3} more" * (len(keys) > 3)
 
 
 def _taken(source: _Source, given: Mapping[str, Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from spem.data.dataset import Dataset, load_dataset
 from spem.export.network import load_weights, save_network
 from spem.models import create_model
 from spem.norm import GatedBatchNorm2d
-from spem.surgery.config import own_config
+from spem.surgery.config import config_of
 from spem.train import checkpoint
 from spem.train.devices import settings, synchronise
 from spem.train.recipe import Recipe
@@ -205,8 +205,9 @@ def _count_macs(model: nn.Module, dataset: Dataset) -> int:
 
 
 def network_config(model: nn.Module) -> dict[str, Any]:
-    """Return the `config` of a model of `create_model`, or its like for one of the user's own."""
-    return own_config(model) or _UNNAMED
+    """Return the `config` of a model of `create_model` as JSON, or its like for any other model."""
+    config = config_of(model)
+    return _UNNAMED if config is None else config.to_json()
 
 
 def _write_results(run: Run, job: Job) -> None:
