@@ -40,7 +40,7 @@ CASES = [
         for name in ("ie", "iebn", "se", "eca", "sem", "lsas", "dianet")
         for pool in POOLS
     ),
-    *(("srm", options) for options in ({}, {"parity": True}, {"init": "identity"})),
+    *(("srm", options) for options in ({}, {"init": "identity"})),
     ("gct", {}),
     ("gct", {"mode": "l1"}),
     ("srp", {"rho": 0.5}),

@@ -47,6 +47,5 @@ class IE(DescriptorGate):
         if type(self) is not IE:
             return super().deployed()
         shares = self.descriptor_weights().items()
-        return DeployedGate(
-            self, {k: share * self.scale.double() for k, share in shares}, self.shift
-        )
+        weights = {name: share * self.scale.double() for name, share in shares}
+        return DeployedGate(self, weights, {"shift": self.shift})

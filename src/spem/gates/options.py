@@ -1,6 +1,7 @@
 """The options of a gate's class, read from its signature and checked before it is built."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -40,6 +41,7 @@ def build_gate(name: str, gate: type[G], channels: int, options: Mapping[str, An
         ValueError: an option is unknown or missing, or a value is not allowed.
     """
     known = options_of(gate)
+    options = _drop_retired(name, gate, options)
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of gate {name!r}", option, known)
@@ -50,3 +52,17 @@ def build_gate(name: str, gate: type[G], channels: int, options: Mapping[str, An
         if default is inspect.Parameter.empty and option not in options:
             raise ValueError(f"gate {name!r} needs the option {option!r}, which has no default")
     return gate(channels, **options)
+
+
+def _drop_retired(
+    name: str, gate: type[Attention], options: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the options that the class still has; a retired one that was switched on is named."""
+    for option in gate.retired_options:
+        if options.get(option):
+            warnings.warn(
+                f"the option {option!r} of gate {name!r} is gone and {option}={options[option]!r} "
+                "has no effect any more",
+                stacklevel=4,
+            )
+    return {key: value for key, value in options.items() if key not in gate.retired_options}
