@@ -9,7 +9,7 @@ from torch import nn
 
 import spem
 from spem import create_model
-from spem.explain.gate_report import gate_report
+from spem.explain import gate_report
 from spem.gates import record_gates
 from spem.surgery.deployment import deploy
 from spem.surgery.fold import FoldedNorm

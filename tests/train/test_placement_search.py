@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import spem
-from spem import create_model
+from spem import create_model, explain
 from spem.cli import main
-from spem.explain import gate_report
 from spem.train import metrics
 from spem.train.placement_search import Search, search_masks, search_placement
 from spem.train.recipe import Recipe, load_recipe
@@ -141,7 +140,7 @@ def test_gates_are_measured_on_other_images_than_those_that_judge(
     short = "--model resnet8 --gate se --epochs 1 --threads 1 --no-progress --batch-size 256"
     assert main(["train", *short.split(), "--validation", validation, "--out", "run"]) == 0
     measured, judged = [], []
-    report, evaluate = gate_report.gate_report, metrics.evaluate
+    report, evaluate = explain.gate_report, metrics.evaluate
 
     def spied_report(model, batches):
         batches = list(batches)
@@ -153,7 +152,7 @@ def test_gates_are_measured_on_other_images_than_those_that_judge(
         judged.append(result["images"])
         return result
 
-    monkeypatch.setattr(gate_report, "gate_report", spied_report)
+    monkeypatch.setattr(explain, "gate_report", spied_report)
     monkeypatch.setattr(metrics, "evaluate", spied_evaluate)
     assert main(["gate-report", "run", "--fold", "1e9"]) == 0
     assert measured == [144 if validation == "0.1" else 1437]

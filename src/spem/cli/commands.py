@@ -205,7 +205,7 @@ def gate_report(
         download: fetch the data set when it is absent.
         device: auto, cpu, cuda or mps.
     """
-    from spem.explain import gate_report
+    from spem import explain
     from spem.export.network import save_network
     from spem.gates import Gate
     from spem.surgery.deployment import deploy
@@ -220,7 +220,7 @@ def gate_report(
     model, config, where = _load(run, device)
     dataset = _load_data(run, config, data, data_dir, download)
     held_out = _batches(dataset.validation or dataset.train, config, where)
-    report = gate_report.gate_report(model, held_out.in_order())
+    report = explain.gate_report(model, held_out.in_order())
     rows = [(n, s.mean.mean().item(), s.std.mean().item(), s.spread) for n, s in report.items()]
     show(["gate", "mean", "deviation over images", "spread"], rows)
     if fold is None:

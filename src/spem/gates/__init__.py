@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spem.gates.asr import ASR
+from spem.gates.attention import Attention, Place, auxiliary_loss
 from spem.gates.cbam import CBAM
 from spem.gates.checks import check_choice
 from spem.gates.danet import DANet
 from spem.gates.dianet import DIANet
 from spem.gates.eca import ECA
 from spem.gates.fcanet import FcaNet
-from spem.gates.gate import Attention, Gate, Place, auxiliary_loss
+from spem.gates.gate import Gate
 from spem.gates.gct import GCT
 from spem.gates.hpda import HPDA
 from spem.gates.ie import IE

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled, pool, recalibrate
+from spem.gates.attention import Attention
 from spem.gates.checks import check_choice, check_normalises, check_odd
-from spem.gates.gate import Attention, hidden_width, present, start_at_zero
+from spem.gates.gate import hidden_width, present, start_at_zero
 from spem.kernels.reference import upcast
 
 

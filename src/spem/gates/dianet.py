@@ -6,7 +6,8 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.gate import Place, hidden_width, start_at_zero
+from spem.gates.attention import Place
+from spem.gates.gate import hidden_width, start_at_zero
 from spem.gates.pooling import DescriptorGate, Pooling
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from spem._messages import unknown
 from spem.functional import recalibrate
+from spem.gates.attention import Attention, Place
 from spem.gates.checks import check_whole
-from spem.gates.gate import Attention, Place, hidden_width, start_at_zero
+from spem.gates.gate import hidden_width, start_at_zero
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from spem._messages import unknown
-from spem.gates.gate import Attention
+from spem.gates.attention import Attention
 
 G = TypeVar("G", bound=Attention)
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from spem.gates.gate import Attention, Gate
+from spem.gates.attention import Attention
+from spem.gates.gate import Gate
 
 
 class GateStatistics(NamedTuple):

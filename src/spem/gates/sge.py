@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spem.gates.attention import Attention
 from spem.gates.checks import check_finite, is_whole
-from spem.gates.gate import Attention
 from spem.kernels.reference import pool_mean, upcast
 
 

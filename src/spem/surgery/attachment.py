@@ -1,6 +1,6 @@
 """Put gates into a network that somebody else built, and take them out again."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,10 +9,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spem.gates import GATES, Attention, Place, create_gate_at, gate_options
-from spem.gates.gate import parameter_groups
+from spem.gates.attention import parameter_groups
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.config import config_of, set_config
-from spem.surgery.slots import At, find_slots, last_child, masked, output_channels, resolve
+from spem.surgery.slots import (
+    At,
+    find_gates,
+    find_slots,
+    last_child,
+    masked,
+    output_channels,
+    resolve,
+)
 
 
 @dataclass(frozen=True)
@@ -123,22 +131,6 @@ def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     if (config := config_of(model)) is not None:
         set_config(model, config.without_gates())
     unguard(model)
-
-
-def find_gates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Attention]]:
-    """Yield every gate that a module of a model applies.
-
-    These are the gates in the attribute `gate`, where `attach` and `GatedBatchNorm2d` keep them,
-    and in the attribute that a class of blocks names as its `gate_attribute`.
-
-    Yields:
-        The name of the module, the module, the name of its attribute, and the gate there.
-    """
-    for name, module in model.named_modules():
-        for attribute in dict.fromkeys(("gate", getattr(module, "gate_attribute", "gate"))):
-            gate = getattr(module, attribute, None)
-            if isinstance(gate, Attention):
-                yield name, module, attribute, gate
 
 
 def replace_gate(slot: nn.Module, attribute: str, gate: Attention | None) -> None:
@@ -293,11 +285,10 @@ def _extend_optimizer(optimizer: Optimizer, gates: list[Attention]) -> None:
 
 
 def _shrink_optimizer(optimizer: Optimizer, gates: list[Attention]) -> None:
-    gone = {id(p) for gate in gates for p in gate.parameters()}
+    gone = {parameter for gate in gates for parameter in gate.parameters()}
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
     for group in list(optimizer.param_groups):
-        dropped = [p for p in group["params"] if id(p) in gone]
-        group["params"] = [p for p in group["params"] if id(p) not in gone]
-        for parameter in dropped:
-            optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if p not in gone]
         if not group["params"]:
             optimizer.param_groups.remove(group)

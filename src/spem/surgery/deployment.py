@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from spem.gates import GATES, Gate, GateStatistics
 from spem.gates.record import pooled_gates
 from spem.norm import GatedBatchNorm2d
-from spem.surgery.attachment import find_gates, replace_gate, unguard
+from spem.surgery.attachment import replace_gate, unguard
 from spem.surgery.config import config_of, set_config
 from spem.surgery.fold import fold_batchnorms, fold_gates
+from spem.surgery.slots import find_gates
 
 
 def deploy(

@@ -1,10 +1,12 @@
-"""The places in a model where a gate can go, and what is known of them."""
+"""Find the modules of a model that can be given a gate, and those that have one."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+
+from spem.gates import Attention
 
 # Blocks by class name, and the child that ends their residual branch; the first that exists is it.
 _ENDINGS = {
@@ -50,6 +52,22 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
     if not names:
         raise ValueError(f"at={at!r} matches no module of this {type(model).__name__}")
     return {name: last_child(modules[name]) for name in names}
+
+
+def find_gates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Attention]]:
+    """Yield every gate that a module of a model applies.
+
+    These are the gates in the attribute `gate`, where `attach` and `GatedBatchNorm2d` keep them,
+    and in the attribute that a class of blocks names as its `gate_attribute`.
+
+    Yields:
+        The name of the module, the module, the name of its attribute, and the gate there.
+    """
+    for name, module in model.named_modules():
+        for attribute in dict.fromkeys(("gate", getattr(module, "gate_attribute", "gate"))):
+            gate = getattr(module, attribute, None)
+            if isinstance(gate, Attention):
+                yield name, module, attribute, gate
 
 
 def _ending(item: tuple[str, nn.Module]) -> str | None:
