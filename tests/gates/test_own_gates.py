@@ -98,11 +98,11 @@ def test_a_gate_learns_its_place(own):
     assert [(gate.size, gate.width) for gate in gates] == [(32, 16), (16, 16), (8, 32)]
     assert create_model("resnet8", "placed", size=3).layer1[0].bn2.gate.size == 3
     for placement in ("conv", "norm"):
-        with pytest.raises(ValueError, match=r"'placed' with \{\} reads the input of a block"):
+        with pytest.raises(ValueError, match=r"'placed' with \{\} reads the block's input"):
             create_model("resnet8", "placed", placement=placement)
     with pytest.raises(ValueError, match="reads the block's input"):
         attach(create_model("resnet8"), "placed")
-    with pytest.raises(ValueError, match="reads a block's input"):
+    with pytest.raises(ValueError, match="reads the block's input"):
         Supernet(create_model("resnet8"), "placed")
 
 

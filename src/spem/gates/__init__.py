@@ -95,7 +95,7 @@ def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
 
     Args:
         name: a key of `GATES`.
-        channels: C, the number of channels of the maps it gates.
+        channels: C, the number of channels of the feature maps it gates.
         options: the keyword arguments of its class.
 
     Raises:
@@ -110,25 +110,34 @@ def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
 
 
 def create_gate_at(name: str, channels: int, place: Place, options: Mapping[str, Any]) -> Attention:
-    """Build a gate for a place in a network, which tells it what it needs to know of that place.
+    """Build a gate for a place in a network, which completes its options (`Attention.options_at`).
 
     Args:
         name: a key of `GATES`.
         channels: C.
         place: what is known of the place.
         options: the keyword arguments of its class.
+
+    Raises:
+        ValueError: as `create_gate`, or the gate reads a block's input and the place has none.
     """
     check_choice("gate", name, GATES)
-    return create_gate(name, channels, **GATES[name].options_at(place, options))
+    gate = create_gate(name, channels, **GATES[name].options_at(place, options))
+    if gate.needs_source and place.source_channels is None:
+        raise ValueError(
+            f"gate {name!r} with {dict(options)} reads the block's input, which only "
+            "the end of a residual branch of a network of create_model gives it"
+        )
+    return gate
 
 
 def gate_options(name: str) -> dict[str, Any]:
-    """Return the options of a gate and their defaults, those of its base classes included."""
+    """Return the options of a gate and their defaults, with those of its base classes."""
     return options_of(GATES[name])
 
 
 def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
-    """Return a decorator that makes a class of gates known under a name everywhere.
+    """Return a decorator that enters a class of gates into `GATES` under a name.
 
     Args:
         name: the new key of `GATES`.

@@ -1,4 +1,4 @@
-"""ASR: attention of a learned vector, constant after training and so foldable into the norm."""
+"""ASR: the multipliers of a learned vector, constant after training: the norm can take them in."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -32,13 +32,13 @@ class ASR(Gate):
     """Attention-alike Structural Re-parameterization.
 
     The multiplier is that of another gate for a learned vector ψ (1, C) in the place of the pooled
-    values: the same for every image, so that `spem.deploy` folds it into the norm without a trace.
+    values: the same for every image, so that `spem.deploy` folds it into the norm.
     C parameters and those of the gate.
 
     Args:
         channels: C.
-        attention: the gate that maps ψ: "se", "eca", "ie", "sem", "lsas" or "spem". Gates that need
-            several positions or a batch (SRM, SGE) have no value for a single vector.
+        attention: the gate that reads ψ: "se", "eca", "ie", "sem", "lsas" or "spem". Gates that
+            need several positions or a batch (SRM, SGE) have no value for a single vector.
         attention_options: its options.
         both: put an ordinary gate of the same kind behind, as the paper's ASR + SE does.
         init: "paper", or "identity": that of the inner gates.

@@ -83,7 +83,7 @@ class CBAM(Attention):
             return torch.as_tensor(total).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the recalibrated map, (N, C, H, W) as x.
+        """Return the recalibrated feature map, (N, C, H, W).
 
         Raises:
             ValueError: x has other channels than the gate was built for.

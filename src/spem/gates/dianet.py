@@ -1,4 +1,4 @@
-"""DIANet: one recurrent unit for all blocks of a stage, the block index as its time."""
+"""DIANet: one recurrent unit for all blocks of a stage, which makes one step at each block."""
 
 from collections.abc import Mapping
 from typing import Any, Unpack
@@ -19,8 +19,8 @@ class DIANet(DescriptorGate):
     width C // reduction; c ← σ(f)·c + σ(i)·tanh(g), h ← σ(o)·σ(c); the multiplier is h.
 
     The first gate of a stage owns the unit, 10C²/r + 2C/r + 8C parameters; the later ones are built
-    with `leader=` and own nothing. The state lives for one forward of the stage. A gate of its own
-    is one step from the zero state.
+    with `leader=` and own nothing. The state lives for one forward of the stage. A gate
+    without followers makes one step from the zero state.
 
     Args:
         channels: C.

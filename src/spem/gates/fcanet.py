@@ -1,4 +1,4 @@
-"""FcaNet: squeeze-and-excitation on one frequency of each map instead of its mean."""
+"""FcaNet: squeeze-and-excitation on one frequency of each channel instead of its mean."""
 
 import math
 import re
@@ -36,16 +36,16 @@ _FREQUENCIES = {
 class FcaNet(Attention):
     """Frequency Channel Attention.
 
-    The map, brought to dct_size × dct_size by adaptive average pooling where it has another size,
-    is projected on a cosine: f(c) = Σ z_c(h,w)·D_c(h,w). Multiplier σ(W₂·relu(W₁·f)), without
+    The feature map, brought to dct_size × dct_size by adaptive average pooling where it has another
+    size, is projected on a cosine: f(c) = Σ z_c(h,w)·D_c(h,w). Multiplier σ(W₂·relu(W₁·f)), without
     biases. The channels are cut into n equal groups of consecutive channels, one frequency each.
     2CR parameters with R = C // reduction; D is a fixed buffer.
 
     Args:
         channels: C.
-        dct_size: side of the projected map. With less than 7 every frequency is 0, a scaled mean.
-            The authors give sizes for ImageNet only; `create_model` takes 32, 16, 8 by stage, a
-            definition of this library.
+        dct_size: side of the projected feature map. With less than 7 every frequency is 0, a scaled
+            mean. The authors give sizes for ImageNet only; `create_model` takes 32, 16, 8 by stage,
+            a definition of this library.
         frequencies: "top", "low" or "bot" and n from 1 to 32: the first n of that list.
         reduction: r.
         init: "paper", PyTorch's layers, or "identity", the second layer at 0 and gain 2.
@@ -91,7 +91,7 @@ class FcaNet(Attention):
             self.gain.fill_(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the recalibrated map, (N, C, H, W) as x.
+        """Return the recalibrated feature map, (N, C, H, W).
 
         Raises:
             ValueError: x has other channels than the gate was built for.

@@ -129,21 +129,24 @@ class Gate(Attention):
 
 
 def gated(
-    gate: Attention,
+    gate: Attention | None,
     x: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
     source: Tensor | None = None,
 ) -> Tensor:
-    """Return relu(gate(x) + residual) for any gate.
+    """Return relu(gate(x) + residual) for any gate, or for none.
 
     Args:
-        gate: a `Gate`, which does all in one pass, or a gate that needs the map.
-        x: (N, C, H, W).
+        gate: a `Gate`, which does all in one pass, a gate that reads the feature map, or None.
+        x: (N, C, H, W); without a gate it is overwritten.
         residual: (N, C, H, W), added after the gate.
         relu: whether negative results become 0.
         source: the block's input, for gates that read it.
     """
+    if gate is None:
+        out = x if residual is None else x.add_(residual)
+        return out.relu_() if relu else out
     if isinstance(gate, Gate):
         return gate(x, residual, relu)
     out = gate(x, source) if gate.needs_source else gate(x)

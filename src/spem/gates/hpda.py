@@ -74,7 +74,7 @@ class HPDA(Attention):
             return (maps @ upcast(x).flatten(2).transpose(1, 2) / maps.shape[2]).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the recalibrated map, (N, C, H, W) as x.
+        """Return the recalibrated feature map, (N, C, H, W).
 
         Raises:
             ValueError: x has other channels than the gate was built for.

@@ -1,4 +1,4 @@
-"""The options of a gate's class, read from its signature and checked before it is built."""
+"""Read the options of a class of gates from its signature, and check them before it is built."""
 
 import inspect
 import warnings
@@ -32,7 +32,7 @@ def build_gate(name: str, gate: type[G], channels: int, options: Mapping[str, An
     """Build a gate of a class.
 
     Args:
-        name: how messages call the gate.
+        name: name of the gate for messages.
         gate: its class.
         channels: C.
         options: keyword arguments of the class.
@@ -45,7 +45,7 @@ def build_gate(name: str, gate: type[G], channels: int, options: Mapping[str, An
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of gate {name!r}", option, known)
-        # Any text, "no" too, would count as true; the class checks what its other options need.
+        # Any string would count as true, "no" too. The class checks its other options itself.
         if isinstance(known[option], bool) and not isinstance(value, bool):
             raise ValueError(f"{option} is {value!r}, must be True or False")
     for option, default in known.items():

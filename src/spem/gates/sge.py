@@ -1,4 +1,4 @@
-"""SGE: each group of channels is weighed by its likeness to its own mean, position by position."""
+"""SGE: each position of a group of channels is weighed by its likeness to the group's mean."""
 
 import math
 
@@ -13,7 +13,7 @@ from spem.kernels.reference import pool_mean, upcast
 class SGE(Attention):
     """Spatial Group-wise Enhance.
 
-    In each of G groups of consecutive channels, with μᵢ the means of its maps:
+    In each of G groups of consecutive channels, with μᵢ the means of its channels:
     s(h,w) = Σ μᵢ·xᵢ(h,w), centred and divided by its unbiased deviation + eps over the positions;
     the multiplier of the group at (h,w) is σ(a·s + b). 2G parameters.
 
@@ -54,7 +54,7 @@ class SGE(Attention):
             self.gain.fill_(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the recalibrated map, (N, C, H, W) as x.
+        """Return the recalibrated feature map, (N, C, H, W).
 
         Raises:
             ValueError: x has other channels than the gate was built for.
@@ -71,5 +71,4 @@ class SGE(Attention):
                 s = s / (length / math.sqrt(h * w - 1) + self.eps)
             weight, bias = self.weight[:, None, None], self.bias[:, None, None]
             multiplier = self.gain * (weight * s + bias).sigmoid()
-        spread = multiplier.to(x.dtype).repeat_interleave(c // self.groups, 1)
-        return x * spread
+        return x * multiplier.to(x.dtype).repeat_interleave(c // self.groups, 1)

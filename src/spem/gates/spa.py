@@ -23,9 +23,9 @@ class SPA(Attention):
     p₁, p₂, p₄: adaptive average pools to 1×1, 2×2, 4×4. "icme": multiplier σ(W₂·relu(W₁·f)) of the
     three flattened and joined, f (N, 21C), without biases. "tmm": S = t₀·p₄ + t₁·up(p₂) + t₂·up(p₁)
     (nearest, t = 1 at the start), multiplier σ(conv(relu(BN(conv(S))))) on 4×4 positions, resized
-    to the map (nearest): a gate of channels and places.
+    to the feature map (nearest): a gate of channels and positions.
 
-    Type a reads the gated map itself. Types b and c read `source`, the block's input with
+    Type a reads the gated feature map itself. Types b and c read `source`, the block's input with
     `source_channels`: their `forward` takes both. b projects from the source's width; c first
     brings the source to C channels where its width differs.
 
@@ -37,7 +37,7 @@ class SPA(Attention):
         init: "paper", PyTorch's layers, or "identity", the last layer at 0 and gain 2.
 
     Raises:
-        ValueError: an option is unknown or out of range, or source_channels stands beside type a.
+        ValueError: an option is unknown or out of range, or source_channels is given for type a.
 
     Source: Guo, Ma et al., ICME 2020 ("icme"), and Ma, Guo et al., IEEE Transactions on Multimedia
         2021 ("tmm"). Which of the papers' topologies is which variant was inferred.
@@ -78,14 +78,14 @@ class SPA(Attention):
             self.gain.fill_(2)
 
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
-        """Return the recalibrated map, (N, C, H, W) as x.
+        """Return the recalibrated feature map, (N, C, H, W).
 
         Args:
             x: (N, C, H, W).
             source: the block's input, (N, source_channels, H', W'), for types b and c.
 
         Raises:
-            ValueError: a map has other channels than the gate was built for, or the source is
+            ValueError: x or source has other channels than the gate was built for, or the source is
                 missing, or given to type a.
         """
         self.check_map(x)

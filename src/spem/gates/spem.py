@@ -15,7 +15,8 @@ from spem.gates.pooling import DescriptorGate
 class SPEM(DescriptorGate):
     """Self-adaptive Pooling Enhanced Attention Module.
 
-    With m the maximum and q the minimum of a map, u their mixture, and per-channel parameters:
+    With m the maximum and q the minimum of a channel of the feature map, u their mixture, and
+    parameters for every channel:
 
         form="code":    e = σ(w₁·(w₂·u + b₂) + b₁),  r = σ(w₂·(m + q) + 2·b₂),  multiplier e·r
         form="figure":  v₁ = w₁·u + b₁,  v₂ = σ(w₂·(m + q) + 2·b₂),  multiplier σ(v₁·v₂)

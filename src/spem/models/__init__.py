@@ -1,4 +1,9 @@
-"""Networks by name, with or without gates."""
+"""Networks by name, with or without gates.
+
+`create_model` builds the CIFAR networks of the papers: ResNet, pre-activation ResNet, VGG, DenseNet
+and Residual Attention Network, with a gate of any kind in the places of a `Placement`, and loads
+the bundled weights of those that are trained.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -63,8 +68,8 @@ def create_model(
             basic where 6n+2 fits and the depth is at most 110, else bottleneck where 9n+2 fits,
             else basic.
         placement: where the gates sit: "residual" (at the end of every residual branch; VGG: behind
-            every norm; DenseNet: on the new maps), "conv" (before every convolution), "norm" (on
-            every norm but those of shortcuts) or "last-stage"; None for what its authors do.
+            every norm; DenseNet: on the new channels), "conv" (before every convolution), "norm"
+            (on every norm but those of shortcuts) or "last-stage"; None for what its authors do.
         mask: 0 or 1 for every place, in order, to gate only some.
         pretrained: "cifar10" or "cifar100", for the bundled weights of this very network (extra
             `train`); None for fresh ones.

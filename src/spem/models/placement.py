@@ -1,4 +1,4 @@
-"""Where the gates of a network sit, and how each is built there."""
+"""Build the gates of a network, each for its place."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,13 +19,13 @@ class Placement:
         gate: a key of `GATES`; None for no gates.
         options: keyword arguments of the gate.
         placement: "residual": at the end of every residual branch (VGG: behind every norm;
-            DenseNet: on the new maps); "conv": before every convolution; "norm": on every norm but
-            those of shortcuts; "last-stage": as "residual", in the last stage only. None: what the
-            authors of the gate do.
-        mask: one value a place, in their order; places with 0 stay without a gate. None: all.
+            DenseNet: on the new channels); "conv": before every convolution; "norm": on every norm
+            but those of shortcuts; "last-stage": as "residual", in the last stage only. None: what
+            the authors of the gate do.
+        mask: 0 or 1 for every place, in their order; places with 0 get no gate. None: all do.
 
     Raises:
-        ValueError: a name is unknown, or options, placement or mask stand without a gate.
+        ValueError: a name is unknown, or options, placement or mask are given without a gate.
     """
 
     def __init__(
@@ -35,11 +35,10 @@ class Placement:
         placement: str | None = None,
         mask: Sequence[int] | None = None,
     ):
-        if gate is None and (options or placement or mask is not None):
-            given = (
-                sorted(options) + ["placement"] * bool(placement) + ["mask"] * (mask is not None)
-            )
-            raise ValueError(f"{given} were given without a gate, whose options they would be")
+        places = {"placement": placement, "mask": mask}
+        given = [*options, *(name for name, value in places.items() if value is not None)]
+        if gate is None and given:
+            raise ValueError(f"{', '.join(given)} given without a gate: name one, or leave it out")
         if gate is not None and gate not in GATES:
             raise unknown("gate", gate, GATES)
         if placement is not None and placement not in PLACEMENTS:
@@ -99,11 +98,6 @@ class Placement:
             return None
         place = Place(self._map_size, source_channels, self._leader)
         gate = create_gate_at(self.gate, channels, place, self.options)
-        if gate.needs_source and source_channels is None:
-            raise ValueError(
-                f"gate {self.gate!r} with {self.options} reads the input of a block, which "
-                f"placement={self.placement!r} cannot give it"
-            )
         if self._leader is None:
             self._leader = gate
         return gate

@@ -33,7 +33,7 @@ def _up(x: Tensor, like: Tensor) -> Tensor:
 
 
 class _Mask(nn.Module):
-    """The soft mask (N, C, H, W) of a stage; its depth shrinks with the size of the maps."""
+    """The soft mask (N, C, H, W) of a stage: the smaller its feature maps, the less deep it is."""
 
     def __init__(self, channels: int, depth: int):
         super().__init__()
@@ -65,7 +65,7 @@ class _Mask(nn.Module):
 
 
 class _AttentionModule(nn.Module):
-    """Maps x to unit((1 + mask) · trunk), after a unit of its own."""
+    """A unit, then (1 + mask) · trunk, then another unit."""
 
     def __init__(self, channels: int, depth: int, gates: Placement):
         super().__init__()

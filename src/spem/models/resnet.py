@@ -129,6 +129,10 @@ class ResNet(nn.Module):
         1×1 projections where the shape changes.
     """
 
+    # Whether the norm outside of the blocks follows the last of them instead of the first
+    # convolution, as in pre-activation networks.
+    norm_last = False
+
     def __init__(
         self,
         block: BlockType,
@@ -140,14 +144,20 @@ class ResNet(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.conv1 = conv3x3(in_channels, 16, 1, gates)
-        self.bn1 = GatedBatchNorm2d(16, gate=gates.norm(16))
+        if not self.norm_last:
+            self.bn1 = GatedBatchNorm2d(16, gate=gates.norm(16))
         self.layer1, self.layer2, self.layer3 = stages(block, blocks, gates)
-        self.fc = nn.Linear(64 * block.expansion, num_classes)
+        width = 64 * block.expansion
+        if self.norm_last:
+            self.bn = GatedBatchNorm2d(width, gate=gates.norm(width))
+        self.fc = nn.Linear(width, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (N, num_classes), of images (N, in_channels, H, W), H, W >= 8."""
         check_images(x, self.in_channels)
-        x = self.bn1(self.conv1(x), relu=True)
+        x = self.conv1(x)
+        x = x if self.norm_last else self.bn1(x, relu=True)
         x = self.layer3(self.layer2(self.layer1(x)))
+        x = self.bn(x, relu=True) if self.norm_last else x
         return self.fc(x.mean((2, 3)))

@@ -220,11 +220,6 @@ def _build_gates(
             leader = None
         new = create_gate_at(gate, channels, Place(leader=leader), options)
         leader = new if leader is None else leader
-        if new.needs_source:
-            raise ValueError(
-                f"gate {gate!r} with {options} reads the block's input, which attach cannot give "
-                "it: build the network with create_model"
-            )
         built[name] = slot, _move_to(slot, new)
     return built
 

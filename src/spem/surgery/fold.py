@@ -1,11 +1,10 @@
-"""What is constant in inference is folded: norms into convolutions, constants into gates."""
+"""Fold norms into the convolutions before them, and let gates compute their constants once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
@@ -18,9 +17,7 @@ from spem.norm import GatedBatchNorm2d
 
 
 class FoldedNorm(nn.Module):
-    """What is left of a `GatedBatchNorm2d` whose normalisation the convolution does.
-
-    Computes relu(gate(x) + residual).
+    """The gate, addition and ReLU of a `GatedBatchNorm2d` that was folded into its convolution.
 
     Args:
         gate: of the norm, or None.
@@ -38,14 +35,11 @@ class FoldedNorm(nn.Module):
         source: Tensor | None = None,
     ) -> Tensor:
         """Return relu(gate(x) + residual); the arguments are those of `GatedBatchNorm2d`."""
+        # A convolution keeps its input for the backward pass, not its output x, which nothing else
+        # reads: x may be overwritten.
         if isinstance(self.gate, Gate):
             return self.gate(x, residual, relu, overwrite=True)
-        if self.gate is not None:
-            return gated(self.gate, x, residual, relu, source)
-        # A convolution keeps its input for the backward pass, not its output, and the fold was
-        # made because nothing else reads it.
-        x = x if residual is None else x.add_(residual)
-        return F.relu_(x) if relu else x
+        return gated(self.gate, x, residual, relu, source)
 
 
 def fold_batchnorms(model: nn.Module, example: Tensor) -> None:
@@ -75,24 +69,25 @@ def fold_batchnorms(model: nn.Module, example: Tensor) -> None:
 
 
 def fold_gates(model: nn.Module) -> None:
-    """Put in the place of every pooled gate, in place, what computes the same in fewer steps.
+    """Replace every gate that reads pooled values, in place, by its `Gate.deployed`.
 
     Args:
-        model: in evaluation mode; those of its gates that gain nothing stay.
+        model: in evaluation mode.
     """
-    lean: dict[Gate, Gate] = {}
+    replaced: dict[Gate, Gate] = {}
     for module in [m for m in model.modules() if not isinstance(m, Gate)]:
         for name, gate in list(module.named_children()):
             if not isinstance(gate, Gate):
                 continue
-            if gate not in lean:
-                lean[gate] = gate.deployed()
-            setattr(module, name, lean[gate])
-            extrema = {"max", "min"} & set(lean[gate].statistics)
-            # The statistics of a norm's output follow from those of its input, both extrema's.
-            if isinstance(module, GatedBatchNorm2d) and len(extrema) == 1:
-                wanted = {*lean[gate].statistics, "max", "min"}
-                lean[gate].statistics = tuple(name for name in STATISTICS if name in wanted)
+            if gate not in replaced:
+                replaced[gate] = gate.deployed()
+            new = replaced[gate]
+            setattr(module, name, new)
+            # A negative scale of a norm makes the maximum of its input the minimum of its output,
+            # so that a gate which reads one of them there needs both.
+            if isinstance(module, GatedBatchNorm2d) and {"max", "min"} & set(new.statistics):
+                wanted = {*new.statistics, "max", "min"}
+                new.statistics = tuple(name for name in STATISTICS if name in wanted)
 
 
 def _feeding(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Conv2d]:
@@ -109,17 +104,19 @@ def _feeding(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Con
 
 
 class _Watch(TorchFunctionMode):
-    """Counts who reads the output of each convolution; what a norm does inside is one reading."""
+    """Counts how often the output of each convolution is read; a norm that reads it counts once."""
 
     def __init__(self):
-        self.outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps them, so ids stay unique
+        self.outputs: dict[
+            int, tuple[nn.Conv2d, Tensor]
+        ] = {}  # kept alive, so that ids stay unique
         self.uses: dict[int, int] = {}
         self.calls: dict[nn.Module, int] = {}
         self.pairs: dict[GatedBatchNorm2d, tuple[nn.Conv2d, Tensor]] = {}
         self._inside = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Attributes such as x.shape do not read the map.
+        # Attributes such as x.shape do not read the feature map.
         if not self._inside and getattr(func, "__name__", "") != "__get__":
             self._read((args, kwargs))
         return func(*args, **(kwargs or {}))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +53,7 @@ class Supernet(nn.Module):
         """Return what a block of a stage calls: the stage's gate, or a follower of its unit."""
         if stage not in self.units:
             self.units[stage] = create_gate_at(gate, channels, Place(), options)
-        unit = self.units[stage]
-        if not isinstance(unit, Attention) or unit.needs_source:
-            raise ValueError(
-                f"gate {gate!r} with {options} reads a block's input: it has no supernet"
-            )
+        unit = cast(Attention, self.units[stage])
         # In a list, not registered: the unit is stored once.
         if unit.shares_unit:
             return create_gate_at(gate, channels, Place(leader=unit), options)
