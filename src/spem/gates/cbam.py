@@ -12,7 +12,7 @@ from spem.gates.gate import hidden_width, present, start_at_zero
 from spem.kernels.reference import upcast
 
 
-def _length(pooled: Pooled, x: Tensor) -> Tensor:
+def _measure_length(pooled: Pooled, x: Tensor) -> Tensor:
     squares = pooled.count * (present(pooled.var) + present(pooled.mean).square())
     # The gradient of the root at 0 is infinite; that of the clamp is 0 there.
     return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
@@ -21,7 +21,7 @@ def _length(pooled: Pooled, x: Tensor) -> Tensor:
 _POOLS: dict[str, tuple[tuple[str, ...], Callable[[Pooled, Tensor], Tensor]]] = {
     "avg": (("mean",), lambda pooled, x: present(pooled.mean)),
     "max": (("max",), lambda pooled, x: present(pooled.max)),
-    "lp": (("mean", "var"), _length),
+    "lp": (("mean", "var"), _measure_length),
     "lse": ((), lambda pooled, x: upcast(x).flatten(2).logsumexp(-1)),
 }
 

@@ -69,7 +69,7 @@ class DIANet(DescriptorGate):
         self._leader = () if leader is None else (leader,)
         if leader is None:
             width = hidden_width(channels, reduction, clamp=False)
-            self.w_ih, self.w_hh = (_bottleneck(channels, width, init) for _ in range(2))
+            self.w_ih, self.w_hh = (_build_bottleneck(channels, width, init) for _ in range(2))
         else:
             leader.followers += 1
         if init == "identity":
@@ -107,7 +107,7 @@ class DIANet(DescriptorGate):
         return {**self.__dict__, "_state": None, "_steps": 0}
 
 
-def _bottleneck(channels: int, width: int, init: str) -> nn.Sequential:
+def _build_bottleneck(channels: int, width: int, init: str) -> nn.Sequential:
     last = nn.Linear(width, 4 * channels)
     if init == "identity":
         start_at_zero(last)

@@ -75,13 +75,13 @@ class FcaNet(Attention):
     ):
         super().__init__(channels, init)
         check_whole("dct_size", dct_size)
-        pairs = _pairs(frequencies)
+        pairs = _find_pairs(frequencies)
         if channels % len(pairs):
             raise ValueError(
                 f"frequencies is {frequencies!r}: {len(pairs)} does not divide {channels} channels"
             )
         self.dct_size, self.frequencies = dct_size, frequencies
-        basis = torch.stack([_cosines(u, v, dct_size) for u, v in pairs])
+        basis = torch.stack([_multiply_cosines(u, v, dct_size) for u, v in pairs])
         self.register_buffer("dct", basis.repeat_interleave(channels // len(pairs), 0))
         width = hidden_width(channels, reduction, clamp=False)
         self.fc1 = nn.Linear(channels, width, bias=False)
@@ -110,7 +110,7 @@ class FcaNet(Attention):
         return f"{self.channels}, dct_size={self.dct_size}, frequencies={self.frequencies!r}"
 
 
-def _pairs(frequencies: str) -> list[tuple[int, int]]:
+def _find_pairs(frequencies: str) -> list[tuple[int, int]]:
     match = re.fullmatch(r"([a-z]+)(\d+)", str(frequencies))
     if match is None or match[1] not in _FREQUENCIES or not 1 <= int(match[2]) <= 32:
         raise unknown("frequencies", frequencies, [f"{name}1 … {name}32" for name in _FREQUENCIES])
@@ -118,7 +118,7 @@ def _pairs(frequencies: str) -> list[tuple[int, int]]:
     return list(zip(u, v, strict=True))[: int(match[2])]
 
 
-def _cosines(u: int, v: int, size: int) -> Tensor:
+def _multiply_cosines(u: int, v: int, size: int) -> Tensor:
     """Return the product of two cosines over (h, w), of frequencies in sevenths of the size."""
     positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (math.pi / size)
 

@@ -55,7 +55,7 @@ class HPDA(Attention):
         self.margin, self.weight = margin, weight
         width = hidden_width(channels, reduction, clamp=False)
         self.branches = nn.ModuleList(
-            _local_attention(channels, width, init) for _ in range(branches)
+            _build_local_attention(channels, width, init) for _ in range(branches)
         )
         self._diversity: Tensor | None = None
         if init == "identity":
@@ -101,7 +101,7 @@ class HPDA(Attention):
         return {**self.__dict__, "_diversity": None}
 
 
-def _local_attention(channels: int, width: int, init: str) -> nn.Sequential:
+def _build_local_attention(channels: int, width: int, init: str) -> nn.Sequential:
     last = nn.BatchNorm2d(1)
     if init == "identity":
         nn.init.zeros_(last.weight)

@@ -70,7 +70,7 @@ class SPA(Attention):
         self.needs_source = kind != "a"
         self.matcher: nn.Module | None = None
         if kind == "c" and width != channels:
-            self.matcher, width = _matcher(width, channels, paper), channels
+            self.matcher, width = _build_matcher(width, channels, paper), channels
         build = _Joined if paper == "icme" else _Summed
         self.pyramid = build(width, channels, reduction)
         if init == "identity":
@@ -147,7 +147,7 @@ class _Summed(nn.Module):
         return self.last(self.bn(self.conv(torch.as_tensor(pyramid))).relu())
 
 
-def _matcher(width: int, channels: int, paper: str) -> nn.Sequential:
+def _build_matcher(width: int, channels: int, paper: str) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels)]
     if paper == "icme":
         return nn.Sequential(*layers, nn.ReLU())

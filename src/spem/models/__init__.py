@@ -89,7 +89,7 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         1759648
     """
-    build, block = _network(name, block)
+    build, block = _find_network(name, block)
     gates = Placement(gate, gate_options, placement, mask)
     if num_classes is None and pretrained is not None:
         num_classes = bundled_config(bundled_name(name, gate, pretrained))["num_classes"]
@@ -106,12 +106,12 @@ def create_model(
     return model
 
 
-def _network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:
+def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:
     """Return what builds the network of this name, and its block."""
     match = re.fullmatch(r"([a-z]+)(\d+)", name)
     family, depth = (match[1], int(match[2])) if match else ("", 0)
     if family in _RESIDUAL:
-        return _residual(name, family, depth, block)
+        return _find_residual(name, family, depth, block)
     if block is not None:
         raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
     if family == "vgg" and depth in vgg.PLANS:
@@ -125,7 +125,7 @@ def _network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], st
     raise unknown("model", name, _KNOWN)
 
 
-def _residual(
+def _find_residual(
     name: str, family: str, depth: int, block: str | None
 ) -> tuple[Callable[..., nn.Module], str]:
     network, blocks = _RESIDUAL[family]

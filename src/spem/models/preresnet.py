@@ -9,7 +9,9 @@ from spem.models.resnet import ResNet, conv1x1, conv3x3
 from spem.norm import GatedBatchNorm2d
 
 
-def _shortcut(in_channels: int, channels: int, stride: int, gates: Placement) -> nn.Conv2d | None:
+def _build_shortcut(
+    in_channels: int, channels: int, stride: int, gates: Placement
+) -> nn.Conv2d | None:
     if stride == 1 and in_channels == channels:
         return None
     return conv1x1(in_channels, channels, stride, gates)
@@ -32,7 +34,7 @@ class PreBlock(nn.Module):
         normed = gate is not None and gate.needs_norm
         self.bn_additional = GatedBatchNorm2d(channels, gate=gate) if normed else None
         self.branch_gate = None if normed else gate
-        self.downsample = _shortcut(in_channels, channels, stride, gates)
+        self.downsample = _build_shortcut(in_channels, channels, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:
         """Return the residual branch of relu(norm(x)), before the gate."""

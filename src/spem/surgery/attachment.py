@@ -14,12 +14,12 @@ from spem.norm import GatedBatchNorm2d
 from spem.surgery.config import config_of, set_config
 from spem.surgery.slots import (
     At,
+    apply_mask,
     find_gates,
+    find_module,
     find_slots,
     last_child,
-    masked,
     output_channels,
-    resolve,
 )
 
 
@@ -92,7 +92,7 @@ def attach(
     _refuse_wrapped(model)
     if optimizer is not None:
         _check_optimizer(model, optimizer)
-    slots = masked(find_slots(model, at), mask)
+    slots = apply_mask(find_slots(model, at), mask)
     if init is not None and gate in GATES and "init" not in gate_options(gate):
         raise ValueError(f"init is {init!r}, but gate {gate!r} has no such option: give init=None")
     gates = _build_gates(slots, gate, options if init is None else {**options, "init": init})
@@ -177,7 +177,7 @@ def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 def check_gates(model: nn.Module, args: Any) -> None:
     """Raise RuntimeError if an attached gate is no longer applied (a forward pre-hook)."""
     for name in vars(model)[_ATTACHED]["names"]:
-        found = resolve(model, name)
+        found = find_module(model, name)
         module = None if found is None else last_child(found)
         gated = isinstance(module, GatedBatchNorm2d) or (
             module is not None and apply_gate in module._forward_hooks.values()

@@ -38,7 +38,7 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
     """
     modules = dict(model.named_modules())
     if at == "residual":
-        names = [name for name in map(_ending, modules.items()) if name]
+        names = [name for name in map(_find_ending, modules.items()) if name]
     elif at == "stage":
         names = [n for n in modules if _STAGE.fullmatch(n) and not _inside_stage(n)]
     elif callable(at):
@@ -70,17 +70,17 @@ def find_gates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Attentio
                 yield name, module, attribute, gate
 
 
-def _ending(item: tuple[str, nn.Module]) -> str | None:
+def _find_ending(item: tuple[str, nn.Module]) -> str | None:
     """Return the name of the module that ends the residual branch of a block, or None."""
     name, block = item
     for kind in type(block).__mro__:
         for ending in _ENDINGS.get(kind.__name__, ()):
-            if resolve(block, ending) is not None:
+            if find_module(block, ending) is not None:
                 return f"{name}.{ending}"
     return None
 
 
-def resolve(model: nn.Module, name: str) -> nn.Module | None:
+def find_module(model: nn.Module, name: str) -> nn.Module | None:
     """Return the module of this name, or None."""
     try:
         return model.get_submodule(name)
@@ -100,7 +100,7 @@ def last_child(module: nn.Module) -> nn.Module:
     return module
 
 
-def masked(slots: dict[str, nn.Module], mask: Sequence[int] | None) -> dict[str, nn.Module]:
+def apply_mask(slots: dict[str, nn.Module], mask: Sequence[int] | None) -> dict[str, nn.Module]:
     """Return the slots whose bit of the mask is set; all without a mask."""
     if mask is None:
         return slots
