@@ -2,8 +2,8 @@
 
     python benchmarks/publish_weights.py RUN [RUN ...]
 
-Each becomes the folder MODEL-GATE-DATA of `src/spem/models/weights`, with a model card that is written
-from the run's own files; it replaces an earlier one of that name.
+Each becomes the folder MODEL-GATE-DATA of `src/spem/models/weights`, with a model card that is
+written from the run's own files; it replaces an earlier one of that name.
 """
 
 import csv
