@@ -1,9 +1,9 @@
-"""Put finished runs among the trained networks that come with the package.
+"""Put finished runs among the bundled networks.
 
     python benchmarks/publish_weights.py RUN [RUN ...]
 
-Each becomes the folder MODEL-GATE-DATA of `src/spem/weights`, with a model card that is written
-from the run's own files; it replaces an earlier one of that name.
+Each becomes the folder MODEL-GATE-DATA of `src/spem/models/weights`, with a model card that is
+written from the run's own files; it replaces an earlier one of that name.
 """
 
 import csv
@@ -21,8 +21,8 @@ from spem._messages import unknown
 from spem.data import cifar
 from spem.export.network import load_network
 from spem.models import create_model
-from spem.models.pretrained import FOLDER, shipped_name
-from spem.surgery.config import own_config
+from spem.models.pretrained import FOLDER, bundled_name
+from spem.surgery.config import config_of
 from spem.train.recipe import Recipe, load_recipe
 
 LIMIT = 2_000_000
@@ -59,7 +59,7 @@ def publish(run: Path, root: Path = FOLDER) -> Path:
     if size > LIMIT:
         raise ValueError(f"the weights of {run} have {size:,} bytes, at most {LIMIT:,} are allowed")
     recipe = public_recipe(run)
-    name = shipped_name(config, recipe.data)
+    name = bundled_name(config["model"], config["gate"], recipe.data)
     card = render(name, config, recipe, run)
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,10 +122,10 @@ def describe(data: str) -> str:
 
 def call(config: dict[str, Any], data: str) -> str:
     """Return the call that builds the network with its weights."""
-    default = own_config(create_model(config["model"])) or {}
+    default = config_of(create_model(config["model"]))
     arguments = {"gate": config["gate"], "pretrained": data} | config["gate_options"]
     for key in ("in_channels", "block", "placement", "mask"):
-        if config[key] != default[key]:
+        if config[key] != getattr(default, key):
             arguments[key] = config[key]
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())
     return f"spem.create_model({config['model']!r}{given})".replace("'", '"')

@@ -29,7 +29,7 @@ def row(key: str) -> str:
     pooled = isinstance(gate, Gate)
     statistics = ", ".join(gate.statistics) or "none" if pooled else "–"
     parameters = sum(p.numel() for p in gate.parameters())
-    reads = "pooled values" if pooled else "the map"
+    reads = "pooled values" if pooled else "the feature map"
     cells = (f"[{GATES[key].__name__}]({key}.md)", f"`{key}`", papers(key), statistics)
     return f"| {' | '.join(cells)} | {parameters:,} | {reads} |\n"
 

@@ -1,7 +1,7 @@
 """Channel attention for image-recognition CNNs: SPEM and the modules it is compared with."""
 
 from spem import kernels
-from spem.explain.gate_report import gate_report
+from spem.explain import gate_report
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates import GATES, SPEM, Attention, Gate, auxiliary_loss, create_gate, register
 from spem.models import create_model

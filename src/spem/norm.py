@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from spem import kernels
 from spem.functional import STATISTICS, Pooled, check_residual, recalibrate
 from spem.gates.affine import merge_moments, normalise, resolve_ties
+from spem.gates.attention import Attention
 from spem.gates.compiled_norm import norm_excitation
-from spem.gates.gate import Attention, Gate, gated, present
+from spem.gates.gate import Gate, gated, present
 from spem.kernels import fused
 from spem.kernels.backend import Backend
 from spem.kernels.reference import upcast

@@ -24,7 +24,6 @@ from mapped_cards import (
 from torch import nn
 
 from spem import kernels
-from spem.functional import pool
 from spem.gates import create_gate
 from spem.gates.regions import bin_means
 
@@ -205,7 +204,7 @@ def test_the_corners_of_regions_are_uniform():
     gate.generator = generator()
     x = torch.arange(12.0).reshape(1, 1, 3, 4).expand(6000, 1, 3, 4)
     # Sides 2 and 2 of 3 and 4: six corners, whose region means are 2.5 + 4·row + column.
-    found, counts = gate.refine(pool(x, ["mean"]), x).mean.unique(return_counts=True)
+    found, counts = gate.pool_map(x).mean.unique(return_counts=True)
     assert found.tolist() == [2.5, 3.5, 4.5, 6.5, 7.5, 8.5]
     assert (counts - 1000).abs().max() < 150  # five standard deviations
 

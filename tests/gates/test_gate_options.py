@@ -127,7 +127,7 @@ def test_a_batch_of_one_that_cannot_be_normalised():
             norm.eval()
         assert gate(point).shape == point.shape
     spa = create_gate("spa", CHANNELS, variant="tmm-c", source_channels=8)
-    with pytest.raises(ValueError, match=r"SPA .* train with more images or larger maps"):
+    with pytest.raises(ValueError, match=r"SPA .* train with more images or larger feature maps"):
         spa(point, point[:, :8])
     assert create_gate("spa", CHANNELS, variant="tmm-a")(point).shape == point.shape
     assert create_gate("cbam", CHANNELS, spatial=False)(point).shape == point.shape

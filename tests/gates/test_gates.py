@@ -3,6 +3,7 @@
 import copy
 import pickle
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -168,10 +169,18 @@ def test_maps_of_one_position(name, options, training):
 
 
 @pytest.mark.parametrize("name", ["srm", "sge"])
-def test_parity_follows_the_originals_into_nan(name):
-    gate = create_gate(name, CHANNELS, parity=True, **OPTIONS.get(name, {}))
-    assert gate(batch(size=1)).isnan().all()
-    assert gate(batch(size=2)).isfinite().all()
+def test_configurations_with_the_retired_option_parity_load(name):
+    options, x = OPTIONS.get(name, {}), batch(size=1)
+    expected = create_gate(name, CHANNELS, **options)(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gate = create_gate(name, CHANNELS, parity=False, **options)
+    assert torch.equal(gate(x), expected)
+    with pytest.warns(UserWarning, match=f"the option 'parity' of gate '{name}' is gone"):
+        gate = create_gate(name, CHANNELS, parity=True, **options)
+    assert torch.equal(gate(x), expected)
+    with pytest.raises(ValueError, match="unknown option of gate 'se' 'parity'"):
+        create_gate("se", CHANNELS, parity=False)
 
 
 @EACH

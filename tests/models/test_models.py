@@ -137,8 +137,8 @@ def test_gates_that_read_the_blocks_input_get_it(name, variant):
     model = create_model(name, "spa", variant=variant, reduction=4)
     before = model.eval()(torch.ones(1, 3, 32, 32))
     assert before.isfinite().all()
-    with pytest.raises(ValueError, match="reads the input of a block"):
-        create_model(name, "spa", variant=variant, reduction=4, placement="conv")
+    with pytest.raises(ValueError, match="reads the block's input"):
+        create_model(name, "spa", variant=variant, reduction=1, placement="conv")
 
 
 def test_a_mask_gates_some_places():
@@ -170,11 +170,11 @@ def test_dianet_stores_one_unit_a_stage():
 def test_the_default_block(name, block):
     with torch.device("meta"):
         model = create_model(name)
-    assert model.config["block"] == block
+    assert model.config.block == block
 
 
 def test_a_block_can_be_chosen():
-    assert create_model("resnet20", block="bottleneck").config["block"] == "bottleneck"
+    assert create_model("resnet20", block="bottleneck").config.block == "bottleneck"
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet11", "preresnet8", "preresnet11"])
@@ -240,7 +240,7 @@ def test_deterministic_algorithms_suffice():
         ({"name": "densenet99"}, "depth 99 of 'densenet99' is not 6n"),
         ({"name": "vgg11", "block": "basic"}, "'vgg11' has no choice of blocks"),
         ({"name": "resnet20", "gate": "se", "placement": "top"}, "unknown placement 'top'"),
-        ({"name": "resnet20", "mask": [1]}, r"\['mask'\] were given without a gate, whose"),
+        ({"name": "resnet20", "mask": [1]}, "mask given without a gate"),
         ({"name": "resnet21"}, "depth 21 is neither 6n"),
         ({"name": "resnet2"}, "depth 2 of 'resnet2' is not 6n"),
         ({"name": "resnet20", "block": "wide"}, "unknown block 'wide'"),
@@ -248,7 +248,7 @@ def test_deterministic_algorithms_suffice():
         ({"name": "resnet20", "gate": "spme"}, "unknown gate 'spme'; known: spem"),
         ({"name": "resnet20", "num_classes": 0}, "num_classes is 0"),
         ({"name": "resnet20", "in_channels": 0}, "in_channels is 0"),
-        ({"name": "resnet20", "alpha": 0.1}, r"\['alpha'\] were given without a gate, whose"),
+        ({"name": "resnet20", "alpha": 0.1}, "alpha given without a gate"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

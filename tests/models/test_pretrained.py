@@ -41,20 +41,20 @@ def script():
 
 
 @pytest.fixture
-def shipped(run, script, monkeypatch, tmp_path):
+def bundled(run, script, monkeypatch, tmp_path):
     """The folder of that run's network, as if it were the only one of the package."""
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     return script["publish"](run, tmp_path / "weights")
 
 
-def test_a_network_gets_the_shipped_weights(shipped):
+def test_a_network_gets_the_bundled_weights(bundled):
     plain = create_model("resnet8", "spem", 10, 1, mixing="sigmoid")
     torch.manual_seed(5)
     model = create_model("resnet8", "spem", **OPTIONS)
     drawn = torch.rand(1)
-    check_weights(model, shipped)
-    assert vars(model)["config"] == vars(plain)["config"]
+    check_weights(model, bundled)
+    assert model.config == plain.config
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
     torch.manual_seed(5)
@@ -62,16 +62,16 @@ def test_a_network_gets_the_shipped_weights(shipped):
     assert torch.equal(torch.rand(1), drawn)
 
 
-def test_the_classes_follow_the_weights(shipped):
-    file = shipped / "config.json"
+def test_the_classes_follow_the_weights(bundled):
+    file = bundled / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_classes": 7}))
     with pytest.raises(ValueError, match="num_classes is 10, but resnet8-spem-digits tells 7 "):
         create_model("resnet8", "spem", 10, **OPTIONS)
-    weights = load_file(shipped / "model.safetensors")
+    weights = load_file(bundled / "model.safetensors")
     weights |= {key: weights[key][:7] for key in ("fc.weight", "fc.bias")}
-    save_file(weights, shipped / "model.safetensors")
+    save_file(weights, bundled / "model.safetensors")
     model = create_model("resnet8", "spem", **OPTIONS)
-    assert vars(model)["config"]["num_classes"] == model.fc.out_features == 7
+    assert model.config.num_classes == model.fc.out_features == 7
     assert create_model("resnet8", "spem").fc.out_features == 10
 
 
@@ -79,8 +79,8 @@ def test_the_classes_follow_the_weights(shipped):
     "spelled",
     [{"block": "basic"}, {"placement": "residual"}, {"mask": [1, 1, 1]}, {"init": "paper"}],
 )
-def test_defaults_may_be_spelled_out(shipped, spelled):
-    check_weights(create_model("resnet8", "spem", 10, **OPTIONS, **spelled), shipped)
+def test_defaults_may_be_spelled_out(bundled, spelled):
+    check_weights(create_model("resnet8", "spem", 10, **OPTIONS, **spelled), bundled)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_defaults_may_be_spelled_out(shipped, spelled):
         ({"gate": "spme"}, "unknown gate 'spme'"),
     ],
 )
-def test_another_network_is_refused(shipped, changed, sentence):
+def test_another_network_is_refused(bundled, changed, sentence):
     arguments = {"name": "resnet8", "gate": "spem", **OPTIONS} | changed
     if arguments["gate"] == "se":
         del arguments["mixing"]
@@ -110,7 +110,7 @@ def test_another_network_is_refused(shipped, changed, sentence):
         create_model(**arguments)
 
 
-def test_where_nothing_is_shipped_no_name_is_known(monkeypatch, tmp_path):
+def test_where_nothing_is_bundled_no_name_is_known(monkeypatch, tmp_path):
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "absent")
     with pytest.raises(ValueError, match=r"network 'resnet20-spem-cifar10'; known: none$"):
         create_model("resnet20", "spem", pretrained="cifar10")
@@ -118,19 +118,19 @@ def test_where_nothing_is_shipped_no_name_is_known(monkeypatch, tmp_path):
         pretrained.find_run("nowhere")
 
 
-def test_another_block_is_refused(shipped):
-    file = shipped / "config.json"
+def test_another_block_is_refused(bundled):
+    file = bundled / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"block": "bottleneck"}))
     with pytest.raises(ValueError, match=r"block is 'basic', but .* trained with 'bottleneck'"):
         create_model("resnet8", "spem", **OPTIONS)
 
 
-def test_a_plain_network_is_looked_for_by_its_name(shipped):
+def test_a_plain_network_is_looked_for_by_its_name(bundled):
     with pytest.raises(ValueError, match="unknown pretrained network 'resnet8-plain-digits'"):
         create_model("resnet8", in_channels=1, pretrained="digits")
 
 
-def test_the_way_to_other_classes_is_the_one_that_is_named(shipped):
+def test_the_way_to_other_classes_is_the_one_that_is_named(bundled):
     other = create_model("resnet8", "spem", 7, 1, mixing="sigmoid")
     head = other.fc.weight.clone()
     trained = create_model("resnet8", "spem", **OPTIONS)
@@ -150,29 +150,29 @@ def test_without_the_extra_only_pretrained_is_refused():
     assert printed.endswith("it comes with the extra 'train': pip install 'spem[train]'\n")
 
 
-def test_predict_and_evaluate_take_the_name(shipped, capsys, tmp_path):
+def test_predict_and_evaluate_take_the_name(bundled, capsys, tmp_path):
     Image.new("L", (30, 20), 99).save(tmp_path / "picture.png")
     tables = []
-    for place in (NAME, str(shipped)):
+    for place in (NAME, str(bundled)):
         assert main(["predict", place, str(tmp_path / "picture.png"), "--top", "3"]) == 0
         assert main(["evaluate", place]) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1]
     assert len(re.findall(r"│ \d +│ [\d.e-]+", tables[0])) == 3
     accuracy = re.search(r"top1\W+([\d.]+)", tables[0])
-    summary = json.loads((shipped / "summary.json").read_text())
+    summary = json.loads((bundled / "summary.json").read_text())
     assert accuracy
     assert float(accuracy[1]) == pytest.approx(summary["final_test_top1"], abs=1e-3)
 
 
-def test_a_folder_wins_over_a_name(shipped, capsys, tmp_path):
+def test_a_folder_wins_over_a_name(bundled, capsys, tmp_path):
     (tmp_path / NAME).mkdir()
     assert main(["evaluate", NAME]) == 2
     assert f"{NAME} holds no finished run: config.json is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["evaluate nowhere", "predict nowhere a.png"])
-def test_an_unknown_name_lists_the_known(shipped, capsys, command):
+def test_an_unknown_name_lists_the_known(bundled, capsys, command):
     assert main(command.split()) == 2
     printed = capsys.readouterr().err
     assert "nowhere holds no finished run" in printed
@@ -180,15 +180,15 @@ def test_an_unknown_name_lists_the_known(shipped, capsys, command):
     assert printed.count("\n") == 1
 
 
-def test_a_model_card_says_what_the_run_says(run, shipped):
+def test_a_model_card_says_what_the_run_says(run, bundled):
     names = {"config.json", "model.safetensors", "summary.json", "recipe.yaml", "README.md"}
-    assert {path.name for path in shipped.iterdir()} == names
+    assert {path.name for path in bundled.iterdir()} == names
     for name in names - {"recipe.yaml", "README.md"}:
-        assert (shipped / name).read_bytes() == (run / name).read_bytes()
-    recipe = load_recipe(str(shipped / "recipe.yaml"))
+        assert (bundled / name).read_bytes() == (run / name).read_bytes()
+    recipe = load_recipe(str(bundled / "recipe.yaml"))
     assert recipe == replace(load_recipe(str(run / "recipe.yaml")), data_dir="data", progress=True)
-    check_card(shipped)
-    check_weights(example(shipped), shipped)
+    check_card(bundled)
+    check_weights(example(bundled), bundled)
 
 
 def test_a_run_without_validation_has_a_card(script, tmp_path):

@@ -1,4 +1,4 @@
-"""What must hold of the folder of a trained network that comes with the package."""
+"""What must hold of the folder of a bundled network."""
 
 import json
 import re

@@ -10,7 +10,6 @@ from spem.report.figures import figures
 from spem.report.published import PUBLISHED, fits
 from spem.report.tables import read_contents
 from spem.report.writer import render_markdown, report
-from spem.surgery.config import own_config
 
 
 def test_published_figures_stand_beside_the_networks_that_they_are_of(tmp_path):
@@ -53,8 +52,8 @@ def test_every_published_figure_has_a_source_and_fits_a_network_that_can_be_buil
         )
         assert fits(entry, run["recipe"])
         assert not fits(entry, run["recipe"] | {"mask": [1]})
-        config = own_config(create_model(entry.model, entry.gate, **entry.options))
-        assert fits(entry, run["recipe"] | {"block": config["block"]})
+        config = create_model(entry.model, entry.gate, **entry.options).config
+        assert fits(entry, run["recipe"] | {"block": config.block})
         assert fits(entry, run["recipe"] | {"placement": "norm"}) == (entry.gate is None)
     errors = {entry.top1 for entry in PUBLISHED if "imgclsmob" in entry.source}
     assert "79.56" in errors  # 20.44 % error, as METHODS turns it

@@ -8,7 +8,7 @@ from foreign import Net, NormAct, X
 from torch import nn
 
 import spem
-from spem import attach, create_model, detach
+from spem import attach, create_model, deploy, detach
 from spem.norm import GatedBatchNorm2d
 
 OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
@@ -106,12 +106,20 @@ def test_detach_empties_our_own_gated_networks(name, gate, options):
 
 def test_the_config_is_put_aside_while_gates_are_attached():
     model = create_model("resnet8")
-    config = dict(model.config)
+    config = model.config
     attach(model, "se")
     assert not hasattr(model, "config")
     attach(model, "spem", at="stage")
     detach(model)
     assert model.config == config
+
+
+def test_the_config_that_comes_back_names_no_gate():
+    model = create_model("resnet8", "spem")
+    attach(model, "se", at="stage")
+    assert not hasattr(deploy(model), "config")
+    detach(model)
+    assert model.config == create_model("resnet8").config
 
 
 def test_a_config_of_another_kind_stays():

@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spem
 from spem import create_model
-from spem.functional import STATISTICS
 from spem.gates import Gate, create_gate
 from spem.gates.deployed import DeployedGate
 from spem.surgery.deployment import deploy
@@ -40,7 +39,7 @@ CASES = [
         for name in ("ie", "iebn", "se", "eca", "sem", "lsas", "dianet")
         for pool in POOLS
     ),
-    *(("srm", options) for options in ({}, {"parity": True}, {"init": "identity"})),
+    *(("srm", options) for options in ({}, {"init": "identity"})),
     ("gct", {}),
     ("gct", {"mode": "l1"}),
     ("srp", {"rho": 0.5}),
@@ -76,7 +75,7 @@ class Count(TorchDispatchMode):
 
 
 def count(gate, x):
-    pooled = gate.refine(spem.pool(x, STATISTICS), x)
+    pooled = gate.pool_map(x)
     with torch.no_grad(), Count() as counted:
         gate.multiplier(pooled)
     return len(counted.ops)

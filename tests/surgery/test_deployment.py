@@ -9,7 +9,8 @@ from torch import nn
 
 import spem
 from spem import create_model
-from spem.explain.gate_report import gate_report
+from spem.explain import gate_report
+from spem.gates import record_gates
 from spem.surgery.deployment import deploy
 from spem.surgery.fold import FoldedNorm
 
@@ -47,10 +48,16 @@ def test_asr_disappears_exactly(attention, both):
     )
 
 
-@pytest.mark.parametrize("name", ["preresnet8", "preresnet11", "densenet10", "vgg11"])
-def test_asr_disappears_where_no_norm_precedes_it(name):
+@pytest.mark.parametrize(
+    ("name", "placement"),
+    [
+        *((name, "residual") for name in ("preresnet8", "preresnet11", "densenet10", "vgg11")),
+        *((name, "conv") for name in ("resnet8", "preresnet11", "densenet10", "vgg11")),
+    ],
+)
+def test_asr_disappears_where_no_norm_precedes_it(name, placement):
     size = 32 if name == "vgg11" else 8
-    model = create_model(name, "asr").double()
+    model = create_model(name, "asr", placement=placement).double()
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     deployed = deploy(model)
@@ -88,9 +95,7 @@ def test_dianet_is_never_called_constant():
 def test_the_deployed_network_can_be_built_from_its_config():
     for both in (False, True):
         deployed = deploy(trained(both=both, attention_options={"reduction": 4}))
-        config = dict(deployed.config)
-        options = config.pop("gate_options")
-        twin = create_model(config.pop("model"), config.pop("gate"), **config, **options)
+        twin = create_model(**deployed.config.arguments())
         twin.double().eval().load_state_dict(deployed.state_dict())
         assert torch.equal(twin(X), deployed(X))
 
@@ -105,21 +110,11 @@ def batches():
 def test_the_report_is_that_of_all_multipliers(gate):
     model = trained(gate=gate)
     report = gate_report(model, batches())
-    seen = {name: [] for name in report}
-    for name in report:
-        module = model.get_submodule(name)
-        original = type(module).multiplier
-
-        def multiplier(pooled, module=module, name=name, original=original):
-            seen[name].append(original(module, pooled))
-            return seen[name][-1]
-
-        module.multiplier = multiplier
-    with torch.no_grad():
+    with torch.no_grad(), record_gates(model) as gates:
         for images, _ in batches():
             model(images)
     for name, statistics in report.items():
-        values = torch.cat(seen[name])
+        values = torch.cat(gates[name])
         assert statistics.images == 12
         torch.testing.assert_close(statistics.mean, values.mean(0), atol=1e-12, rtol=0)
         torch.testing.assert_close(statistics.std, values.std(0, correction=0), atol=1e-7, rtol=0)
@@ -133,7 +128,7 @@ def test_gates_below_the_threshold_are_folded():
     deployed = deploy(model, constant_gates=threshold, report=report)
     left = [m for m in deployed.modules() if isinstance(m, spem.Gate)]
     assert len(left) == len(report) - 2
-    twin = create_model("resnet8", "spem", mask=deployed.config["mask"]).double().eval()
+    twin = create_model("resnet8", "spem", mask=deployed.config.mask).double().eval()
     twin.load_state_dict(deployed.state_dict())
     assert torch.equal(twin(X), deployed(X))
     assert torch.equal(deploy(model, constant_gates=-0.0, report=report)(X), model.eval()(X))

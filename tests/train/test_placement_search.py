@@ -167,7 +167,7 @@ def test_gates_are_measured_on_other_images_than_those_that_judge(
             "a GatedBatchNorm2d without",
         ),
         (lambda: Supernet(create_model("preresnet8"), "se"), "a GatedBatchNorm2d without"),
-        (lambda: supernet("spa", variant="tmm-b", reduction=4), "reads a block's input"),
+        (lambda: supernet("spa", variant="tmm-b", reduction=4), "reads the block's input"),
         (lambda: Search(steps=0), "steps is 0"),
         (
             lambda: search_placement(load_recipe("digits", validation=None, gate=None), "se"),

@@ -246,9 +246,10 @@ def _fold_gates(
 def _save_folded(trained: Trained, folded: nn.Module, out: Path) -> None:
     from spem.export.network import save_network
     from spem.train.checkpoint import new_folder
+    from spem.train.results import network_config
 
     folder = new_folder(out, trained.load_recipe())
-    save_network(folder, folded, {**trained.config, **vars(folded)["config"]})
+    save_network(folder, folded, {**trained.config, **network_config(folded)})
     print(f"run folder: {folder}")
 
 

@@ -1,5 +1,10 @@
-"""Look into a trained network: which multipliers its gates give, and how constant they are."""
+"""Look into a trained network.
 
-from spem.explain.gate_report import GateStatistics, gate_report
+`gate_report` measures the multipliers that the gates of a network give over a data set, and how
+constant they are; it returns `GateStatistics` for every gate.
+"""
+
+from spem.explain.constancy import gate_report
+from spem.gates import GateStatistics
 
 __all__ = ["GateStatistics", "gate_report"]

@@ -10,6 +10,8 @@ from torch import nn
 from spem._extras import needs_extra
 from spem._files import atomically, write_text
 from spem.models import create_model
+from spem.surgery.backbone import key_differences
+from spem.surgery.config import NetworkConfig
 
 with needs_extra("train"):
     from safetensors import SafetensorError
@@ -54,10 +56,8 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise ValueError(
             f"{folder} holds a network of your own: build it and call load_weights(model, folder)"
         )
-    keys = ("num_classes", "in_channels", "block", "placement", "mask")
-    arguments = {key: config[key] for key in keys if key in config} | config["gate_options"]
-    with torch.random.fork_rng([]):  # the initial weights, which are replaced, use random numbers
-        model = create_model(config["model"], config["gate"], **arguments)
+    with torch.random.fork_rng([]):  # its first weights are replaced: leave no trace of them
+        model = create_model(**NetworkConfig.from_json(config).arguments())
     load_weights(model, folder)
     return model.eval(), config
 
@@ -101,19 +101,6 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
         stored, own = load_file(path), model.state_dict()
     except SafetensorError as error:
         raise ValueError(f"the weight file {path} is damaged: {error}") from error
-    differ = {
-        "missing": own.keys() - stored.keys(),
-        "unexpected": stored.keys() - own.keys(),
-        "of another shape": {
-            k for k in own.keys() & stored.keys() if own[k].shape != stored[k].shape
-        },
-    }
-    if any(differ.values()):
-        found = "; ".join(f"{what}: {_first(names)}" for what, names in differ.items() if names)
-        raise ValueError(f"the weights of {path} are not those of the model: {found}")
+    if differences := key_differences(stored, own):
+        raise ValueError(f"the weights of {path} are not those of the model: {differences}")
     model.load_state_dict(stored)
-
-
-def _first(names: set[str]) -> str:
-    shown = sorted(names)[:3]
-    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,16 +1,23 @@
-"""The attention methods by name."""
+"""Attention gates: one class and one file for each method, and the registry of their names.
 
-from collections.abc import Callable
+A gate rescales a feature map (N, C, H, W). `Attention` is the base of all gates, `Gate` of those
+whose multipliers follow from the pooled values of each channel, and `DescriptorGate` of those that
+begin with one number a channel. `create_gate` builds a gate by its name, `register` enters a class
+of your own, and `record_gates` records the multipliers during forward passes.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from spem.gates.asr import ASR
+from spem.gates.attention import Attention, Place, auxiliary_loss
 from spem.gates.cbam import CBAM
 from spem.gates.checks import check_choice
 from spem.gates.danet import DANet
 from spem.gates.dianet import DIANet
 from spem.gates.eca import ECA
 from spem.gates.fcanet import FcaNet
-from spem.gates.gate import Attention, Gate, auxiliary_loss
+from spem.gates.gate import Gate
 from spem.gates.gct import GCT
 from spem.gates.hpda import HPDA
 from spem.gates.ie import IE
@@ -18,6 +25,7 @@ from spem.gates.iebn import IEBN
 from spem.gates.lsas import LSAS
 from spem.gates.options import build_gate, options_of
 from spem.gates.pooling import DescriptorGate, mixing_ratios
+from spem.gates.record import GateStatistics, record_gates
 from spem.gates.se import SE
 from spem.gates.sem import SEM
 from spem.gates.sge import SGE
@@ -49,10 +57,14 @@ __all__ = [
     "DescriptorGate",
     "FcaNet",
     "Gate",
+    "GateStatistics",
+    "Place",
     "auxiliary_loss",
     "create_gate",
+    "create_gate_at",
     "gate_options",
     "mixing_ratios",
+    "record_gates",
     "register",
 ]
 
@@ -83,7 +95,7 @@ def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
 
     Args:
         name: a key of `GATES`.
-        channels: C, the number of channels of the maps it gates.
+        channels: C, the number of channels of the feature maps it gates.
         options: the keyword arguments of its class.
 
     Raises:
@@ -97,13 +109,35 @@ def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
     return build_gate(name, GATES[name], channels, options)
 
 
+def create_gate_at(name: str, channels: int, place: Place, options: Mapping[str, Any]) -> Attention:
+    """Build a gate for a place in a network, which completes its options (`Attention.options_at`).
+
+    Args:
+        name: a key of `GATES`.
+        channels: C.
+        place: what is known of the place.
+        options: the keyword arguments of its class.
+
+    Raises:
+        ValueError: as `create_gate`, or the gate reads a block's input and the place has none.
+    """
+    check_choice("gate", name, GATES)
+    gate = create_gate(name, channels, **GATES[name].options_at(place, options))
+    if gate.needs_source and place.source_channels is None:
+        raise ValueError(
+            f"gate {name!r} with {dict(options)} reads the block's input, which only "
+            "the end of a residual branch of a network of create_model gives it"
+        )
+    return gate
+
+
 def gate_options(name: str) -> dict[str, Any]:
-    """Return the options of a gate and their defaults, those of its base classes included."""
+    """Return the options of a gate and their defaults, with those of its base classes."""
     return options_of(GATES[name])
 
 
 def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
-    """Return a decorator that makes a class of gates known under a name everywhere.
+    """Return a decorator that enters a class of gates into `GATES` under a name.
 
     Args:
         name: the new key of `GATES`.

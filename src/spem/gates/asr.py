@@ -1,4 +1,4 @@
-"""ASR: attention of a learned vector, constant after training and so foldable into the norm."""
+"""ASR: the multipliers of a learned vector, constant after training: the norm can take them in."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -32,13 +32,13 @@ class ASR(Gate):
     """Attention-alike Structural Re-parameterization.
 
     The multiplier is that of another gate for a learned vector ψ (1, C) in the place of the pooled
-    values: the same for every image, so that `spem.deploy` folds it into the norm without a trace.
+    values: the same for every image, so that `spem.deploy` folds it into the norm.
     C parameters and those of the gate.
 
     Args:
         channels: C.
-        attention: the gate that maps ψ: "se", "eca", "ie", "sem", "lsas" or "spem". Gates that need
-            several positions or a batch (SRM, SGE) have no value for a single vector.
+        attention: the gate that reads ψ: "se", "eca", "ie", "sem", "lsas" or "spem". Gates that
+            need several positions or a batch (SRM, SGE) have no value for a single vector.
         attention_options: its options.
         both: put an ordinary gate of the same kind behind, as the paper's ASR + SE does.
         init: "paper", or "identity": that of the inner gates.
@@ -72,7 +72,18 @@ class ASR(Gate):
         self.behind = build() if both else None
         self.statistics = () if self.behind is None else self.behind.statistics
 
-    def constant(self) -> Tensor:
+    def constant_part(self) -> tuple[Tensor, Gate | None]:
+        """Return the multiplier of ψ times the gain, (C,), and the gate behind, which stays."""
+        return self.gain * self._constant()[0], self.behind
+
+    @classmethod
+    def options_of_rest(cls, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+        """Return the name and options of the gate behind; None without one."""
+        if not options.get("both", False):
+            return None
+        return options.get("attention", "se"), dict(options.get("attention_options") or {})
+
+    def _constant(self) -> Tensor:
         """Return the multiplier of ψ, (1, C), the same for every image."""
         vector = self.vector
         pooled = Pooled(vector, torch.zeros_like(vector), vector, vector, count=1)
@@ -89,7 +100,7 @@ class ASR(Gate):
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers: (1, C), or (N, C) with a gate behind."""
-        constant = self.constant()
+        constant = self._constant()
         if self.behind is None:
             return constant
         after = pooled.affine(constant[0], torch.zeros_like(constant[0]))

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled, pool, recalibrate
+from spem.gates.attention import Attention
 from spem.gates.checks import check_choice, check_normalises, check_odd
-from spem.gates.gate import Attention, hidden_width, present, start_at_zero
+from spem.gates.gate import hidden_width, present, start_at_zero
 from spem.kernels.reference import upcast
 
 
-def _length(pooled: Pooled, x: Tensor) -> Tensor:
+def _measure_length(pooled: Pooled, x: Tensor) -> Tensor:
     squares = pooled.count * (present(pooled.var) + present(pooled.mean).square())
     # The gradient of the root at 0 is infinite; that of the clamp is 0 there.
     return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
@@ -20,7 +21,7 @@ def _length(pooled: Pooled, x: Tensor) -> Tensor:
 _POOLS: dict[str, tuple[tuple[str, ...], Callable[[Pooled, Tensor], Tensor]]] = {
     "avg": (("mean",), lambda pooled, x: present(pooled.mean)),
     "max": (("max",), lambda pooled, x: present(pooled.max)),
-    "lp": (("mean", "var"), _length),
+    "lp": (("mean", "var"), _measure_length),
     "lse": ((), lambda pooled, x: upcast(x).flatten(2).logsumexp(-1)),
 }
 
@@ -82,7 +83,7 @@ class CBAM(Attention):
             return torch.as_tensor(total).sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the recalibrated map, (N, C, H, W) as x.
+        """Return the recalibrated feature map, (N, C, H, W).
 
         Raises:
             ValueError: x has other channels than the gate was built for.
@@ -90,8 +91,8 @@ class CBAM(Attention):
         self.check_map(x)
         multiplier = self.channel_multiplier(x)
         if self.spatial is None:
-            return recalibrate(x, self.gain * multiplier)
-        x = recalibrate(x, multiplier)
+            return recalibrate(x, self.report_multiplier(self.gain * multiplier))
+        x = recalibrate(x, self.report_multiplier(multiplier))
         with torch.autocast(x.device.type, enabled=False):
             places = self.gain * self.spatial(upcast(x))
         return x * places.to(x.dtype)

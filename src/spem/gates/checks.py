@@ -1,4 +1,4 @@
-"""What the gates refuse: options of a wrong kind or range, and batches they cannot normalise."""
+"""Checks of the options of gates, and of batches that a gate cannot normalise."""
 
 from collections.abc import Iterable
 
@@ -8,12 +8,12 @@ from spem._messages import unknown
 
 
 def is_whole(value: object) -> bool:
-    """Return whether a value is a whole number; True and False are none."""
+    """Return whether a value is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a real number; True and False are none."""
+    """Return whether a value is a real number; True and False are not."""
     return is_whole(value) or isinstance(value, float)
 
 
@@ -45,14 +45,14 @@ def check_normalises(method: str, module: nn.Module, x: Tensor) -> None:
     """Raise ValueError where a batch norm would train on a single value a channel.
 
     Args:
-        method: how the message calls the gate.
-        module: what contains the norm; one in evaluation mode, as frozen ones are, can do it.
-        x: (N, C, H, W), as large as the norm's input.
+        method: name of the gate for the message.
+        module: the module that contains the norm; a norm in evaluation mode always can.
+        x: (N, C, H, W), of as many images and positions as the norm's input.
     """
     if x.shape[0] * x.shape[2] * x.shape[3] != 1:
         return
     if any(norm.training for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)):
         raise ValueError(
             f"{method} normalises over images and positions, and one image of one position is a "
-            "single value: train with more images or larger maps"
+            "single value: train with more images or larger feature maps"
         )

@@ -14,6 +14,7 @@ from spem.functional import Pooled
 from spem.gates.affine import normalise, update_running
 from spem.kernels.fused import Coefficients, Excitation, Values, number
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_multiplier_hooks")
 _PLAIN = (bool, int, float, str, type(None))
 # Longer convolutions are left to the library: each tap is a line of what is compiled.
 _MOST_TAPS = 16
@@ -45,7 +46,8 @@ def compilable(gate: Any) -> bool:
     return (
         vars(type(gate)).get("traceable", False)
         and gate.fuses_with_norm
-        and not {"excite", "multiplier", "coefficients"} & vars(gate).keys()
+        and not gate._multiplier_hooks
+        and "excite" not in vars(gate)
         and not any(m._forward_hooks or m._forward_pre_hooks for m in gate.modules())
         and all(type(norm) is nn.BatchNorm1d for norm in norms)
     )
@@ -73,7 +75,7 @@ class _Cached:
         for module, names in zip((owner, *self._parts), self._names, strict=True):
             own = vars(module)
             options += map(own.get, names)
-            options += map(len, (own, own["_forward_hooks"], own["_forward_pre_hooks"]))
+            options += map(len, (own, *(own.get(name, ()) for name in _HOOKS)))
             for place in ("_parameters", "_buffers", "_modules"):
                 objects += own[place].values()
         return options, objects

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from spem.gates.attention import Attention
 from spem.gates.checks import check_choice
-from spem.gates.gate import Attention
 from spem.kernels.reference import upcast
 
 
@@ -16,7 +16,7 @@ class DANet(Attention):
     0, so both start as the identity. 1.25C² + 1.25C + 1 and 1 parameters.
 
     "both" adds the two and takes x once, so it starts as the identity too. The segmentation head of
-    the authors, which gives each module convolutions of its own, is not part of it.
+    the authors, which adds convolutions to each module, is not part of it.
 
     Args:
         channels: C, at least 8 with the position module.
@@ -40,7 +40,7 @@ class DANet(Attention):
         self.channel = _Channel() if attention != "position" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map with what was attended to added, (N, C, H, W) as x.
+        """Return the feature map plus what it attends to, (N, C, H, W).
 
         Raises:
             ValueError: x has other channels than the gate was built for.

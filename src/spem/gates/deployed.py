@@ -10,45 +10,43 @@ from spem.gates.gate import Gate, present
 
 
 class DeployedGate(Gate):
-    """The multiplier gain · σ(Σ wₖ·pₖ + b) of pooled values pₖ, with constant wₖ and b.
+    """The multiplier gain · σ(z), z = Σ wₖ·pₖ + b, of pooled values pₖ, with constant wₖ and b.
 
     Args:
-        gate: what it stands for, which gives the channels, the gain, its dtype and its device.
-        weights: wₖ by the statistic that it weighs, each (C,) or of one element.
-        shift: b, (C,).
+        gate: the trained gate that it replaces, which gives the channels, the gain, its dtype and
+            its device.
+        weights: wₖ by the name of the pooled value, each (C,) or of one element.
+        constants: b, (C,), as "shift", and the further constants of a derived class. They become
+            buffers of these names.
     """
 
     traceable = True
     shift: Tensor
 
-    def __init__(self, gate: Gate, weights: Mapping[str, Tensor], shift: Tensor):
+    def __init__(self, gate: Gate, weights: Mapping[str, Tensor], constants: Mapping[str, Tensor]):
         super().__init__(gate.channels)
         self.gain = gate.gain.clone()
-        self.statistics = tuple(weights)
-        self._weighed = [(name, f"{name}_weight") for name in weights]
-        for (_, buffer), weight in zip(self._weighed, weights.values(), strict=True):
-            self.keep(buffer, weight.expand(gate.channels))
-        self.keep("shift", shift)
+        self.statistics = self.weighed = tuple(weights)
+        expanded = {f"{name}_weight": w.expand(gate.channels) for name, w in weights.items()}
+        for name, value in {**expanded, **constants}.items():
+            self.register_buffer(name, value.detach().to(self.gain, copy=True).contiguous())
         self.eval()
         super().deployed()
 
-    def keep(self, name: str, value: Tensor) -> None:
-        """Store a constant as a buffer in the dtype and on the device of the gain."""
-        self.register_buffer(name, value.detach().to(self.gain, copy=True).contiguous())
-
     def multiplier(self, pooled: Pooled) -> Tensor:
         """Return gain · excite(pooled), (N, C); autocast leaves its operations in float32."""
-        return self.excite(pooled) if self.unit_gain else self.gain * self.excite(pooled)
+        excited = self.excite(pooled)
+        return self.report_multiplier(excited if self.unit_gain else self.gain * excited)
 
     def deployed(self) -> Gate:
-        """Return this gate: nothing is left to fold."""
+        """Return this gate: nothing is left to compute beforehand."""
         return self
 
     def logits(self, pooled: Pooled) -> Tensor:
-        """Return Σ wₖ·pₖ + b, (N, C)."""
+        """Return z, (N, C)."""
         z = self.shift
-        for name, buffer in self._weighed:
-            z = torch.addcmul(z, getattr(self, buffer), present(getattr(pooled, name)))
+        for name in self.weighed:
+            z = torch.addcmul(z, getattr(self, f"{name}_weight"), present(getattr(pooled, name)))
         return z
 
     def excite(self, pooled: Pooled) -> Tensor:
@@ -57,16 +55,14 @@ class DeployedGate(Gate):
 
 
 class DeployedSPEM(DeployedGate):
-    """SPEM with its reweighting: gain · σ(z)·σ(w·(max + min) + b), or gain · σ(z·σ(…)).
+    """SPEM with its reweighting: gain · σ(z)·r, or gain · σ(z·r), with r = σ(w·(max + min) + v).
 
-    z is the sum of `DeployedGate`; five vectors with both parts of the gate, two without the
-    excitation.
+    Without weights z is left out, and r or σ(r) is the multiplier.
 
     Args:
-        gate, weights, shift: see `DeployedGate`; without weights z is left out.
-        sum_weight: w, (C,).
-        sum_shift: b, (C,).
-        inside: whether z multiplies the second sigmoid inside of the first.
+        gate, weights: see `DeployedGate`.
+        constants: "shift" where there are weights, w as "sum_weight" and v as "sum_shift".
+        inside: whether r multiplies z inside of the sigmoid.
     """
 
     traceable = True
@@ -77,36 +73,30 @@ class DeployedSPEM(DeployedGate):
         self,
         gate: Gate,
         weights: Mapping[str, Tensor],
-        shift: Tensor,
+        constants: Mapping[str, Tensor],
         *,
-        sum_weight: Tensor,
-        sum_shift: Tensor,
         inside: bool,
     ):
-        super().__init__(gate, weights, shift)
+        super().__init__(gate, weights, constants)
         self.inside = inside
         self.statistics = tuple(name for name in STATISTICS if name in {*weights, "max", "min"})
-        self.keep("sum_weight", sum_weight)
-        self.keep("sum_shift", sum_shift)
-        if not weights:
-            del self.shift
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""
         total = present(pooled.max) + present(pooled.min)
         factor = torch.addcmul(self.sum_shift, self.sum_weight, total).sigmoid()
-        if not self._weighed:
+        if not self.weighed:
             return factor.sigmoid() if self.inside else factor
         z = self.logits(pooled)
         return (z * factor).sigmoid() if self.inside else z.sigmoid() * factor
 
 
 class DeployedSRM(DeployedGate):
-    """SRM with its norm folded: gain · σ(w·mean + k·√(var + eps) + b), var unbiased.
+    """SRM with its norm folded: gain · σ(z + k·√(var + eps)), z of the mean, var unbiased.
 
     Args:
-        gate, weights, shift: see `DeployedGate`; the weight is that of the mean.
-        deviation_weight: k, (C,).
+        gate, weights: see `DeployedGate`.
+        constants: "shift", and k as "deviation_weight".
         eps: of the gate.
     """
 
@@ -117,15 +107,13 @@ class DeployedSRM(DeployedGate):
         self,
         gate: Gate,
         weights: Mapping[str, Tensor],
-        shift: Tensor,
+        constants: Mapping[str, Tensor],
         *,
-        deviation_weight: Tensor,
         eps: float,
     ):
-        super().__init__(gate, weights, shift)
+        super().__init__(gate, weights, constants)
         self.statistics = ("mean", "var")
         self.eps = eps
-        self.keep("deviation_weight", deviation_weight)
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""
@@ -138,8 +126,8 @@ def style_deviation(var: Tensor, count: int | Tensor, eps: float) -> Tensor:
 
     Args:
         var: the biased variance, (N, C).
-        count: positions of a map, a tensor () only if more than one; a single one has no unbiased
-            variance, and v is 0 there.
+        count: positions of a feature map, a tensor () only if more than one; a single one has no
+            unbiased variance, and v is 0 there.
         eps: added under the root.
     """
     if isinstance(count, Tensor) or count > 1:

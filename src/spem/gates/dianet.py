@@ -1,10 +1,12 @@
-"""DIANet: one recurrent unit for all blocks of a stage, the block index as its time."""
+"""DIANet: one recurrent unit for all blocks of a stage, which makes one step at each block."""
 
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from spem.functional import Pooled
+from spem.gates.attention import Place
 from spem.gates.gate import hidden_width, start_at_zero
 from spem.gates.pooling import DescriptorGate, Pooling
 
@@ -17,8 +19,8 @@ class DIANet(DescriptorGate):
     width C // reduction; c ← σ(f)·c + σ(i)·tanh(g), h ← σ(o)·σ(c); the multiplier is h.
 
     The first gate of a stage owns the unit, 10C²/r + 2C/r + 8C parameters; the later ones are built
-    with `leader=` and own nothing. The state lives for one forward of the stage. A gate of its own
-    is one step from the zero state.
+    with `leader=` and own nothing. The state lives for one forward of the stage. A gate
+    without followers makes one step from the zero state.
 
     Args:
         channels: C.
@@ -35,6 +37,12 @@ class DIANet(DescriptorGate):
     """
 
     needs_norm = True
+    shares_unit = True
+
+    @classmethod
+    def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options and the stage's first gate."""
+        return {**options, "leader": place.leader}
 
     def __init__(
         self,
@@ -61,7 +69,7 @@ class DIANet(DescriptorGate):
         self._leader = () if leader is None else (leader,)
         if leader is None:
             width = hidden_width(channels, reduction, clamp=False)
-            self.w_ih, self.w_hh = (_bottleneck(channels, width, init) for _ in range(2))
+            self.w_ih, self.w_hh = (_build_bottleneck(channels, width, init) for _ in range(2))
         else:
             leader.followers += 1
         if init == "identity":
@@ -99,7 +107,7 @@ class DIANet(DescriptorGate):
         return {**self.__dict__, "_state": None, "_steps": 0}
 
 
-def _bottleneck(channels: int, width: int, init: str) -> nn.Sequential:
+def _build_bottleneck(channels: int, width: int, init: str) -> nn.Sequential:
     last = nn.Linear(width, 4 * channels)
     if init == "identity":
         start_at_zero(last)

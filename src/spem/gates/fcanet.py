@@ -1,15 +1,18 @@
-"""FcaNet: squeeze-and-excitation on one frequency of each map instead of its mean."""
+"""FcaNet: squeeze-and-excitation on one frequency of each channel instead of its mean."""
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spem._messages import unknown
 from spem.functional import recalibrate
+from spem.gates.attention import Attention, Place
 from spem.gates.checks import check_whole
-from spem.gates.gate import Attention, hidden_width, start_at_zero
+from spem.gates.gate import hidden_width, start_at_zero
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 
@@ -33,16 +36,16 @@ _FREQUENCIES = {
 class FcaNet(Attention):
     """Frequency Channel Attention.
 
-    The map, brought to dct_size × dct_size by adaptive average pooling where it has another size,
-    is projected on a cosine: f(c) = Σ z_c(h,w)·D_c(h,w). Multiplier σ(W₂·relu(W₁·f)), without
+    The feature map, brought to dct_size × dct_size by adaptive average pooling where it has another
+    size, is projected on a cosine: f(c) = Σ z_c(h,w)·D_c(h,w). Multiplier σ(W₂·relu(W₁·f)), without
     biases. The channels are cut into n equal groups of consecutive channels, one frequency each.
     2CR parameters with R = C // reduction; D is a fixed buffer.
 
     Args:
         channels: C.
-        dct_size: side of the projected map. With less than 7 every frequency is 0, a scaled mean.
-            The authors give sizes for ImageNet only; `create_model` takes 32, 16, 8 by stage, a
-            definition of this library.
+        dct_size: side of the projected feature map. With less than 7 every frequency is 0, a scaled
+            mean. The authors give sizes for ImageNet only; `create_model` takes 32, 16, 8 by stage,
+            a definition of this library.
         frequencies: "top", "low" or "bot" and n from 1 to 32: the first n of that list.
         reduction: r.
         init: "paper", PyTorch's layers, or "identity", the second layer at 0 and gain 2.
@@ -56,6 +59,11 @@ class FcaNet(Attention):
 
     dct: Tensor
 
+    @classmethod
+    def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options, the size of the feature map for dct_size if none is given."""
+        return dict(options) if place.map_size is None else {"dct_size": place.map_size, **options}
+
     def __init__(
         self,
         channels: int,
@@ -67,13 +75,13 @@ class FcaNet(Attention):
     ):
         super().__init__(channels, init)
         check_whole("dct_size", dct_size)
-        pairs = _pairs(frequencies)
+        pairs = _find_pairs(frequencies)
         if channels % len(pairs):
             raise ValueError(
                 f"frequencies is {frequencies!r}: {len(pairs)} does not divide {channels} channels"
             )
         self.dct_size, self.frequencies = dct_size, frequencies
-        basis = torch.stack([_cosines(u, v, dct_size) for u, v in pairs])
+        basis = torch.stack([_multiply_cosines(u, v, dct_size) for u, v in pairs])
         self.register_buffer("dct", basis.repeat_interleave(channels // len(pairs), 0))
         width = hidden_width(channels, reduction, clamp=False)
         self.fc1 = nn.Linear(channels, width, bias=False)
@@ -83,7 +91,7 @@ class FcaNet(Attention):
             self.gain.fill_(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the recalibrated map, (N, C, H, W) as x.
+        """Return the recalibrated feature map, (N, C, H, W).
 
         Raises:
             ValueError: x has other channels than the gate was built for.
@@ -95,14 +103,14 @@ class FcaNet(Attention):
                 z = bin_means(z, self.dct_size)
             descriptor = (z * self.dct).sum((2, 3))
             multiplier = self.gain * self.fc2(self.fc1(descriptor).relu()).sigmoid()
-        return recalibrate(x, multiplier)
+        return recalibrate(x, self.report_multiplier(multiplier))
 
     def extra_repr(self) -> str:
         """Show the projection."""
         return f"{self.channels}, dct_size={self.dct_size}, frequencies={self.frequencies!r}"
 
 
-def _pairs(frequencies: str) -> list[tuple[int, int]]:
+def _find_pairs(frequencies: str) -> list[tuple[int, int]]:
     match = re.fullmatch(r"([a-z]+)(\d+)", str(frequencies))
     if match is None or match[1] not in _FREQUENCIES or not 1 <= int(match[2]) <= 32:
         raise unknown("frequencies", frequencies, [f"{name}1 … {name}32" for name in _FREQUENCIES])
@@ -110,7 +118,7 @@ def _pairs(frequencies: str) -> list[tuple[int, int]]:
     return list(zip(u, v, strict=True))[: int(match[2])]
 
 
-def _cosines(u: int, v: int, size: int) -> Tensor:
+def _multiply_cosines(u: int, v: int, size: int) -> Tensor:
     """Return the product of two cosines over (h, w), of frequencies in sevenths of the size."""
     positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (math.pi / size)
 

@@ -1,7 +1,4 @@
-"""The bases of all gates: what every one has, and the pipeline of those that read pooled values."""
-
-from collections.abc import Callable, Sequence
-from typing import Self
+"""The base class `Gate`: the pipeline of all gates that read pooled values."""
 
 import torch
 from torch import Tensor, nn
@@ -16,69 +13,14 @@ from spem.functional import (
     pool,
     recalibrate,
 )
-from spem.gates.checks import check_choice, check_whole
+from spem.gates.attention import Attention
+from spem.gates.checks import check_whole
 from spem.gates.compiled import gate_excitation
 from spem.kernels import fused
-from spem.kernels.reference import upcast
-
-
-class Attention(nn.Module):
-    """What every gate has; a gate that needs the map itself derives from it directly.
-
-    Such a gate defines `forward(x) -> y`, both (N, C, H, W), and checks x by `check_map`. Its
-    parameters stay in float32 (or wider) in a model of half precision.
-
-    Args:
-        channels: C, the number of channels of the maps it gates.
-        init: "paper", the authors' start, or "identity", a start whose multipliers are exactly 1.
-
-    Attributes:
-        gain: buffer, a constant factor of the multipliers: 1, or what makes the start of
-            `init="identity"` exactly 1.
-
-    Raises:
-        ValueError: channels is not a whole number of at least 1, or init is unknown.
-    """
-
-    gain: Tensor
-    # Names of parameters that the authors train without weight decay.
-    no_weight_decay: tuple[str, ...] = ()
-    # Where `create_model` puts the gate by default, see `spem.models.placement`.
-    placement = "residual"
-    # Whether it wants a norm of its own where it would follow a convolution.
-    needs_norm = False
-    # Whether `forward` takes the block's input beside the map.
-    needs_source = False
-
-    def __init__(self, channels: int, init: str = "paper"):
-        super().__init__()
-        check_whole("channels", channels)
-        check_choice("init", init, ("paper", "identity"))
-        self.channels = channels
-        self.register_buffer("gain", torch.ones(()))
-
-    def auxiliary_loss(self) -> Tensor | None:
-        """Return this gate's term of the training loss, weight included; None without one."""
-        return None
-
-    def check_map(self, x: Tensor) -> None:
-        """Raise ValueError unless x is (N, C, H, W) with the channels of this gate."""
-        if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(
-                f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)}"
-            )
-
-    def extra_repr(self) -> str:
-        """Show the channels."""
-        return str(self.channels)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `model.half()` comes through here: multipliers are float32, as all statistics are.
-        return super()._apply(lambda t: upcast(fn(t)) if t.is_floating_point() else fn(t), recurse)
 
 
 class Gate(Attention):
-    """Channel attention whose multipliers follow from the pooled values of a map.
+    """Channel attention whose multipliers follow from the pooled values of a feature map.
 
     A subclass sets `statistics` to the pooled values it reads (all, unless it says less) and
     defines `excite`; the base pools and recalibrates, and `GatedBatchNorm2d` does both in the
@@ -125,7 +67,7 @@ class Gate(Attention):
                 f"excite of {type(self).__name__} returned {tuple(multiplier.shape)}, "
                 f"must be (N, {self.channels})"
             )
-        return multiplier
+        return self.report_multiplier(multiplier)
 
     def deployed(self) -> "Gate":
         """Return what serves in this gate's place in inference: the same multiplier, fewer steps.
@@ -187,55 +129,29 @@ class Gate(Attention):
 
 
 def gated(
-    gate: Attention,
+    gate: Attention | None,
     x: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
     source: Tensor | None = None,
 ) -> Tensor:
-    """Return relu(gate(x) + residual) for any gate.
+    """Return relu(gate(x) + residual) for any gate, or for none.
 
     Args:
-        gate: a `Gate`, which does all in one pass, or a gate that needs the map.
-        x: (N, C, H, W).
+        gate: a `Gate`, which does all in one pass, a gate that reads the feature map, or None.
+        x: (N, C, H, W); without a gate it is overwritten.
         residual: (N, C, H, W), added after the gate.
         relu: whether negative results become 0.
         source: the block's input, for gates that read it.
     """
+    if gate is None:
+        out = x if residual is None else x.add_(residual)
+        return out.relu_() if relu else out
     if isinstance(gate, Gate):
         return gate(x, residual, relu)
     out = gate(x, source) if gate.needs_source else gate(x)
     out = out if residual is None else out + residual
     return out.relu() if relu else out
-
-
-def auxiliary_loss(model: nn.Module) -> Tensor:
-    """Sum the auxiliary losses of all gates of a model, weights included.
-
-    Returns:
-        A scalar on the model's device, 0 where no gate has such a loss.
-    """
-    terms = [module.auxiliary_loss() for module in model.modules() if isinstance(module, Attention)]
-    present_terms = [term for term in terms if term is not None]
-    if present_terms:
-        return torch.stack(present_terms).sum()
-    return torch.zeros((), device=next((p.device for p in model.parameters()), None))
-
-
-def parameter_groups(modules: Sequence[nn.Module]) -> list[tuple[list[nn.Parameter], dict]]:
-    """Return the parameters of modules in at most two groups with their optimizer settings.
-
-    The first group has no settings of its own; the second holds what the authors of a gate train
-    without weight decay (`Attention.no_weight_decay`).
-    """
-    decayed, no_weight_decay, exempt = [], [], set()
-    for gate in (m for module in modules for m in module.modules() if isinstance(m, Attention)):
-        exempt |= {id(gate.get_parameter(name)) for name in gate.no_weight_decay}
-    unique = {id(p): p for module in modules for p in module.parameters()}
-    for key, parameter in unique.items():
-        (no_weight_decay if key in exempt else decayed).append(parameter)
-    groups = [(decayed, {}), (no_weight_decay, {"weight_decay": 0.0})]
-    return [(parameters, settings) for parameters, settings in groups if parameters]
 
 
 def present(statistic: Tensor | None) -> Tensor:

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spem.gates.attention import Attention
 from spem.gates.checks import check_finite, check_normalises, check_whole
-from spem.gates.gate import Attention, hidden_width
+from spem.gates.gate import hidden_width
 from spem.kernels.reference import upcast
 
 
@@ -54,7 +55,7 @@ class HPDA(Attention):
         self.margin, self.weight = margin, weight
         width = hidden_width(channels, reduction, clamp=False)
         self.branches = nn.ModuleList(
-            _local_attention(channels, width, init) for _ in range(branches)
+            _build_local_attention(channels, width, init) for _ in range(branches)
         )
         self._diversity: Tensor | None = None
         if init == "identity":
@@ -73,7 +74,7 @@ class HPDA(Attention):
             return (maps @ upcast(x).flatten(2).transpose(1, 2) / maps.shape[2]).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the recalibrated map, (N, C, H, W) as x.
+        """Return the recalibrated feature map, (N, C, H, W).
 
         Raises:
             ValueError: x has other channels than the gate was built for.
@@ -100,7 +101,7 @@ class HPDA(Attention):
         return {**self.__dict__, "_diversity": None}
 
 
-def _local_attention(channels: int, width: int, init: str) -> nn.Sequential:
+def _build_local_attention(channels: int, width: int, init: str) -> nn.Sequential:
     last = nn.BatchNorm2d(1)
     if init == "identity":
         nn.init.zeros_(last.weight)

@@ -1,4 +1,4 @@
-"""IE: an affine map and a sigmoid for each channel."""
+"""IE: a scale, a shift and a sigmoid for each channel."""
 
 from typing import Unpack
 
@@ -43,10 +43,9 @@ class IE(DescriptorGate):
         return (self.scale * self.descriptor(pooled) + self.shift).sigmoid()
 
     def deployed(self) -> Gate:
-        """Return σ(Σ wₖ·pₖ + b) of the pooled values; a class of its own keeps its `excite`."""
+        """Return σ(Σ wₖ·pₖ + b) of the pooled values; a derived class keeps its `excite`."""
         if type(self) is not IE:
             return super().deployed()
         shares = self.descriptor_weights().items()
-        return DeployedGate(
-            self, {k: share * self.scale.double() for k, share in shares}, self.shift
-        )
+        weights = {name: share * self.scale.double() for name, share in shares}
+        return DeployedGate(self, weights, {"shift": self.shift})

@@ -1,4 +1,4 @@
-"""LSAS: attention on attention, a chain of channel-wise affine maps of the logits."""
+"""LSAS: attention on attention, the logits are scaled and shifted again and again."""
 
 from typing import Unpack
 

@@ -1,13 +1,12 @@
-"""Multipliers of gates, recorded during forward passes, and their statistics."""
+"""The multipliers of gates, recorded during forward passes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from spem.functional import Pooled
+from spem.gates.attention import Attention
 from spem.gates.gate import Gate
 
 
@@ -31,45 +30,44 @@ class GateStatistics(NamedTuple):
 
 
 def pooled_gates(model: nn.Module) -> dict[str, Gate]:
-    """Return the pooled gates of a model by name, without those inside of other gates (ASR's)."""
+    """Return the gates of a model that read pooled values, by name, in the model's order.
+
+    Gates inside of other gates, as ASR has, are left out.
+    """
     gates = {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
     return {n: g for n, g in gates.items() if not any(n.startswith(f"{m}.") for m in gates)}
 
 
-class Moments:
-    """Mean and squared deviations, merged batch by batch."""
-
-    def __init__(self):
-        self.count = 0
-        self.mean = self.squares = torch.zeros(())
-
-    def add(self, values: Tensor) -> None:
-        """Merge the multipliers of a batch, (N, C)."""
-        values = values.double().cpu()
-        count, mean = len(values), values.mean(0)
-        delta, total = mean - self.mean, self.count + count
-        squares = (values - mean).square().sum(0) + delta.square() * (self.count * count / total)
-        self.squares = self.squares + squares
-        self.mean = self.mean + delta * (count / total)
-        self.count = total
-
-
 @contextmanager
-def recorded(gates: dict[str, Gate], moments: dict[str, Moments]) -> Iterator[None]:
-    """Record the multipliers of gates while the block runs."""
+def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Record the multipliers of all gates of a model while the block runs.
 
-    def recording(gate: Gate, moment: Moments):
-        def multiplier(pooled: Pooled) -> Tensor:
-            result = type(gate).multiplier(gate, pooled)
-            moment.add(result)
-            return result
+    Yields:
+        For every gate, by its name in the model, a list that grows by one tensor at each of its
+        forward passes: its multipliers, (N, C), or (1, C) where all images have the same, detached
+        from the graph. The list of a gate whose multipliers differ between the positions of a
+        channel stays empty. Clear a list to free its memory.
 
-        return multiplier
-
-    for name, gate in gates.items():
-        vars(gate)["multiplier"] = recording(gate, moments[name])
+    Example:
+        >>> import torch
+        >>> from spem import create_model
+        >>> model = create_model("resnet8", "spem")
+        >>> with record_gates(model) as gates:
+        ...     logits = model(torch.randn(2, 3, 32, 32))
+        >>> [multiplier.shape for multiplier in gates["layer1.0.bn2.gate"]]
+        [torch.Size([2, 16])]
+    """
+    gates = {name: gate for name, gate in model.named_modules() if isinstance(gate, Attention)}
+    recorded: dict[str, list[Tensor]] = {name: [] for name in gates}
+    names = {gate: name for name, gate in gates.items()}
+    handles = [
+        gate.register_multiplier_hook(
+            lambda gate, multiplier: recorded[names[gate]].append(multiplier.detach())
+        )
+        for gate in names
+    ]
     try:
-        yield
+        yield recorded
     finally:
-        for gate in gates.values():
-            del vars(gate)["multiplier"]
+        for handle in handles:
+            handle.remove()

@@ -10,14 +10,17 @@ from spem.gates.pooling import DescriptorGate, Pooling
 
 
 class SE(DescriptorGate):
-    """Squeeze-and-Excitation.
+    """Squeeze-and-Excitation: rescales each channel by what two linear layers make of all means.
 
-    With the descriptor u (the mean by default): multiplier σ(W₂·relu(W₁·u + b₁) + b₂), W₁ (R, C),
-    W₂ (C, R), R = max(1, round(C / reduction)). 2CR parameters, and R + C with the biases.
+    Squeeze: the descriptor u (N, C), by default the mean of each channel of the feature map x.
+    Excitation: the multipliers m = σ(W₂·relu(W₁·u + b₁) + b₂), (N, C), with W₁ (R, C), W₂ (C, R)
+    and R = max(1, round(C / reduction)). Recalibration: y = x·m, channel by channel. Only the
+    excitation is written here: the base class pools x before it and recalibrates x after it. 2CR
+    parameters, and R + C with the biases.
 
     Args:
         channels: C.
-        reduction: r, C / r is the width of the hidden layer.
+        reduction: C / R, rounded.
         bias: whether both layers have a bias, as in the CIFAR networks of SPEM's authors.
         init: "paper", PyTorch's linear layers, or "identity", the second layer at 0 and gain 2.
         **pooling: the descriptor u, see `DescriptorGate`.

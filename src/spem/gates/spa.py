@@ -1,12 +1,16 @@
 """SPA: a pyramid of average poolings as the descriptor."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from spem.functional import recalibrate
+from spem.gates.attention import Attention, Place
 from spem.gates.checks import check_choice, check_normalises, check_whole
-from spem.gates.gate import Attention, hidden_width, start_at_zero
+from spem.gates.gate import hidden_width, start_at_zero
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 
@@ -19,9 +23,9 @@ class SPA(Attention):
     p₁, p₂, p₄: adaptive average pools to 1×1, 2×2, 4×4. "icme": multiplier σ(W₂·relu(W₁·f)) of the
     three flattened and joined, f (N, 21C), without biases. "tmm": S = t₀·p₄ + t₁·up(p₂) + t₂·up(p₁)
     (nearest, t = 1 at the start), multiplier σ(conv(relu(BN(conv(S))))) on 4×4 positions, resized
-    to the map (nearest): a gate of channels and places.
+    to the feature map (nearest): a gate of channels and positions.
 
-    Type a reads the gated map itself. Types b and c read `source`, the block's input with
+    Type a reads the gated feature map itself. Types b and c read `source`, the block's input with
     `source_channels`: their `forward` takes both. b projects from the source's width; c first
     brings the source to C channels where its width differs.
 
@@ -33,11 +37,18 @@ class SPA(Attention):
         init: "paper", PyTorch's layers, or "identity", the last layer at 0 and gain 2.
 
     Raises:
-        ValueError: an option is unknown or out of range, or source_channels stands beside type a.
+        ValueError: an option is unknown or out of range, or source_channels is given for type a.
 
     Source: Guo, Ma et al., ICME 2020 ("icme"), and Ma, Guo et al., IEEE Transactions on Multimedia
         2021 ("tmm"). Which of the papers' topologies is which variant was inferred.
     """
+
+    @classmethod
+    def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options, with the width of the block's input for types b and c."""
+        if str(options.get("variant", "icme-a")).endswith("a"):
+            return dict(options)
+        return {**options, "source_channels": place.source_channels}
 
     def __init__(
         self,
@@ -59,7 +70,7 @@ class SPA(Attention):
         self.needs_source = kind != "a"
         self.matcher: nn.Module | None = None
         if kind == "c" and width != channels:
-            self.matcher, width = _matcher(width, channels, paper), channels
+            self.matcher, width = _build_matcher(width, channels, paper), channels
         build = _Joined if paper == "icme" else _Summed
         self.pyramid = build(width, channels, reduction)
         if init == "identity":
@@ -67,14 +78,14 @@ class SPA(Attention):
             self.gain.fill_(2)
 
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
-        """Return the recalibrated map, (N, C, H, W) as x.
+        """Return the recalibrated feature map, (N, C, H, W).
 
         Args:
             x: (N, C, H, W).
             source: the block's input, (N, source_channels, H', W'), for types b and c.
 
         Raises:
-            ValueError: a map has other channels than the gate was built for, or the source is
+            ValueError: x or source has other channels than the gate was built for, or the source is
                 missing, or given to type a.
         """
         self.check_map(x)
@@ -94,7 +105,7 @@ class SPA(Attention):
             wide = upcast(read) if self.matcher is None else self.matcher(upcast(read))
             multiplier = self.gain * self.pyramid(wide).sigmoid()
         if multiplier.shape[2:] == (1, 1):
-            return recalibrate(x, multiplier.flatten(1))
+            return recalibrate(x, self.report_multiplier(multiplier.flatten(1)))
         return x * interpolate(multiplier, x.shape[2:], mode="nearest").to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -136,7 +147,7 @@ class _Summed(nn.Module):
         return self.last(self.bn(self.conv(torch.as_tensor(pyramid))).relu())
 
 
-def _matcher(width: int, channels: int, paper: str) -> nn.Sequential:
+def _build_matcher(width: int, channels: int, paper: str) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels)]
     if paper == "icme":
         return nn.Sequential(*layers, nn.ReLU())

@@ -15,7 +15,8 @@ from spem.gates.pooling import DescriptorGate
 class SPEM(DescriptorGate):
     """Self-adaptive Pooling Enhanced Attention Module.
 
-    With m the maximum and q the minimum of a map, u their mixture, and per-channel parameters:
+    With m the maximum and q the minimum of a channel of the feature map, u their mixture, and
+    parameters for every channel:
 
         form="code":    e = σ(w₁·(w₂·u + b₂) + b₁),  r = σ(w₂·(m + q) + 2·b₂),  multiplier e·r
         form="figure":  v₁ = w₁·u + b₁,  v₂ = σ(w₂·(m + q) + 2·b₂),  multiplier σ(v₁·v₂)
@@ -125,21 +126,21 @@ class SPEM(DescriptorGate):
         if not (self.excitation or self.reweighting):
             return super().deployed()
         gate = deepcopy(self).double()
-        weights, shift = gate._folded_excitation()
+        weights, constants = gate._merge_excitation()
         if not self.reweighting:
-            return DeployedGate(self, weights, shift)
-        figure = self.form == "figure"
-        own = {"sum_weight": gate.reweight_scale, "sum_shift": 2 * gate.reweight_shift}
-        return DeployedSPEM(self, weights, shift, **own, inside=figure)
+            return DeployedGate(self, weights, constants)
+        constants |= {"sum_weight": gate.reweight_scale, "sum_shift": 2 * gate.reweight_shift}
+        return DeployedSPEM(self, weights, constants, inside=self.form == "figure")
 
-    def _folded_excitation(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the weights of the pooled values in the excitation, and its shift."""
+    def _merge_excitation(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the weights of the pooled values in the excitation, and its shift, if it is on."""
         if not self.excitation:
-            return {}, self.reweight_shift
+            return {}, {}
         scale, shift = self.excitation_scale, self.excitation_shift
         if self.form == "code" and self.reweighting:
             scale, shift = scale * self.reweight_scale, shift + scale * self.reweight_shift
-        return {k: share * scale for k, share in self.descriptor_weights().items()}, shift
+        shares = self.descriptor_weights().items()
+        return {name: share * scale for name, share in shares}, {"shift": shift}
 
     def extra_repr(self) -> str:
         """Show all options."""

@@ -35,6 +35,7 @@ class SRM(Gate):
     traceable = True
     statistics = ("mean", "var")
     no_weight_decay = ("style_weight", "bn.weight", "bn.bias")
+    retired_options = ("parity",)
 
     def __init__(self, channels: int, *, eps: float = 1e-5, init: str = "paper"):
         super().__init__(channels, init)
@@ -63,5 +64,5 @@ class SRM(Gate):
         scale = norm.weight * (present(norm.running_var) + norm.eps).rsqrt()
         mean, deviation = (gate.style_weight * scale[:, None]).unbind(1)
         shift = norm.bias - present(norm.running_mean) * scale
-        own = {"deviation_weight": deviation, "eps": self.eps}
-        return DeployedSRM(self, {"mean": mean}, shift, **own)
+        constants = {"shift": shift, "deviation_weight": deviation}
+        return DeployedSRM(self, {"mean": mean}, constants, eps=self.eps)

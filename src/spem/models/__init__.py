@@ -1,4 +1,9 @@
-"""Networks by name, with or without gates."""
+"""Networks by name, with or without gates.
+
+`create_model` builds the CIFAR networks of the papers: ResNet, pre-activation ResNet, VGG, DenseNet
+and Residual Attention Network, with a gate of any kind in the places of a `Placement`, and loads
+the bundled weights of those that are trained.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -8,14 +13,16 @@ from typing import Any
 from torch import nn
 
 from spem._messages import unknown
+from spem.gates.checks import check_whole
 from spem.models import residual_attention, vgg
 from spem.models.densenet import DenseNet
 from spem.models.placement import Placement
 from spem.models.preresnet import PreBasicBlock, PreBottleneck, PreResNet
-from spem.models.pretrained import load_pretrained, shipped_config, shipped_name
+from spem.models.pretrained import bundled_config, bundled_name, load_pretrained
 from spem.models.residual_attention import ResidualAttentionNet
 from spem.models.resnet import BasicBlock, Bottleneck, ResNet
 from spem.models.vgg import VGG
+from spem.surgery.config import NetworkConfig, set_config
 
 __all__ = [
     "VGG",
@@ -61,19 +68,20 @@ def create_model(
             basic where 6n+2 fits and the depth is at most 110, else bottleneck where 9n+2 fits,
             else basic.
         placement: where the gates sit: "residual" (at the end of every residual branch; VGG: behind
-            every norm; DenseNet: on the new maps), "conv" (before every convolution), "norm" (on
-            every norm but those of shortcuts) or "last-stage"; None for what its authors do.
+            every norm; DenseNet: on the new channels), "conv" (before every convolution), "norm"
+            (on every norm but those of shortcuts) or "last-stage"; None for what its authors do.
         mask: 0 or 1 for every place, in order, to gate only some.
-        pretrained: "cifar10" or "cifar100", for the weights of this very network that come with
-            the package (extra `train`); None for fresh ones.
+        pretrained: "cifar10" or "cifar100", for the bundled weights of this very network (extra
+            `train`); None for fresh ones.
         gate_options: keyword arguments of the gate.
 
     Returns:
         A network from images (N, in_channels, H, W), H and W at least 8 (VGG: 32), to logits
-        (N, num_classes). Its attribute `config` holds these arguments.
+        (N, num_classes). Its attribute `config`, a `spem.surgery.NetworkConfig`, holds these
+        arguments.
 
     Raises:
-        ValueError: a name is unknown, a value is not allowed, or no such weights are shipped.
+        ValueError: a name is unknown, a value is not allowed, or no such weights are bundled.
         ImportError: `pretrained` is given without the extra `train`.
 
     Example:
@@ -81,44 +89,29 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         1759648
     """
-    build, block = _network(name, block)
+    build, block = _find_network(name, block)
     gates = Placement(gate, gate_options, placement, mask)
-    config = {
-        "model": name,
-        "gate": gate,
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        "block": block,
-        "placement": placement,
-        "mask": None if mask is None else [int(bool(bit)) for bit in mask],
-        "gate_options": gate_options,
-    }
-    if num_classes is None:
-        config["num_classes"] = _default_classes(config, pretrained)
-    widths = {key: config[key] for key in ("num_classes", "in_channels")}
-    for argument, value in widths.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{argument} is {value!r}, must be a whole number of at least 1")
-    model = build(gates=gates, **widths)
+    if num_classes is None and pretrained is not None:
+        num_classes = bundled_config(bundled_name(name, gate, pretrained))["num_classes"]
+    classes = 10 if num_classes is None else num_classes
+    check_whole("num_classes", classes)
+    check_whole("in_channels", in_channels)
+    model = build(gates=gates, num_classes=classes, in_channels=in_channels)
     gates.finish()
+    bits = None if mask is None else [int(bool(bit)) for bit in mask]
+    config = NetworkConfig(name, gate, classes, in_channels, block, placement, bits, gate_options)
     if pretrained is not None:
         load_pretrained(model, config, pretrained)
-    vars(model)["config"] = config
+    set_config(model, config)
     return model
 
 
-def _default_classes(config: dict[str, Any], pretrained: str | None) -> int:
-    if pretrained is None:
-        return 10
-    return shipped_config(shipped_name(config, pretrained))["num_classes"]
-
-
-def _network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:
+def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:
     """Return what builds the network of this name, and its block."""
     match = re.fullmatch(r"([a-z]+)(\d+)", name)
     family, depth = (match[1], int(match[2])) if match else ("", 0)
     if family in _RESIDUAL:
-        return _residual(name, family, depth, block)
+        return _find_residual(name, family, depth, block)
     if block is not None:
         raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
     if family == "vgg" and depth in vgg.PLANS:
@@ -132,7 +125,7 @@ def _network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], st
     raise unknown("model", name, _KNOWN)
 
 
-def _residual(
+def _find_residual(
     name: str, family: str, depth: int, block: str | None
 ) -> tuple[Callable[..., nn.Module], str]:
     network, blocks = _RESIDUAL[family]

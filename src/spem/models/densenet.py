@@ -1,4 +1,4 @@
-"""DenseNet-BC for CIFAR: every layer adds 12 maps to those it reads."""
+"""DenseNet-BC for CIFAR: every layer adds 12 channels to those it reads."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ GROWTH = 12
 
 
 class DenseLayer(nn.Module):
-    """Two convolutions, each after norm and ReLU, whose 12 maps join those it read."""
+    """Two convolutions, each after norm and ReLU, whose 12 channels join those it read."""
 
     gate_attribute = "branch_gate"
 
@@ -29,8 +29,7 @@ class DenseLayer(nn.Module):
         """Map (N, in_channels, H, W) to (N, in_channels + 12, H, W)."""
         new = self.conv1(self.bn1(x, relu=True))
         new = self.conv2(self.bn2(new, relu=True))
-        new = new if self.branch_gate is None else gated(self.branch_gate, new, source=x)
-        return torch.cat([x, new], 1)
+        return torch.cat([x, gated(self.branch_gate, new, source=x)], 1)
 
 
 class _Transition(nn.Module):
@@ -44,7 +43,7 @@ class _Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """DenseNet-BC with growth 12 and an optional gate on the new maps of every layer.
+    """DenseNet-BC with growth 12 and an optional gate on the new channels of every layer.
 
     Args:
         layers: layers of each of the three dense blocks, (depth − 4) / 6.

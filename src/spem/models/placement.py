@@ -1,4 +1,4 @@
-"""Where the gates of a network sit, and how each is built there."""
+"""Build the gates of a network, each for its place."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spem._messages import unknown
-from spem.gates import GATES, Attention, DIANet, create_gate, gate_options
+from spem.gates import GATES, Attention, Place, create_gate_at
 from spem.surgery.slots import check_mask
 
 PLACEMENTS = ("residual", "conv", "norm", "last-stage")
@@ -19,13 +19,13 @@ class Placement:
         gate: a key of `GATES`; None for no gates.
         options: keyword arguments of the gate.
         placement: "residual": at the end of every residual branch (VGG: behind every norm;
-            DenseNet: on the new maps); "conv": before every convolution; "norm": on every norm but
-            those of shortcuts; "last-stage": as "residual", in the last stage only. None: what the
-            authors of the gate do.
-        mask: one value a place, in their order; places with 0 stay without a gate. None: all.
+            DenseNet: on the new channels); "conv": before every convolution; "norm": on every norm
+            but those of shortcuts; "last-stage": as "residual", in the last stage only. None: what
+            the authors of the gate do.
+        mask: 0 or 1 for every place, in their order; places with 0 get no gate. None: all do.
 
     Raises:
-        ValueError: a name is unknown, or options, placement or mask stand without a gate.
+        ValueError: a name is unknown, or options, placement or mask are given without a gate.
     """
 
     def __init__(
@@ -35,11 +35,10 @@ class Placement:
         placement: str | None = None,
         mask: Sequence[int] | None = None,
     ):
-        if gate is None and (options or placement or mask is not None):
-            given = (
-                sorted(options) + ["placement"] * bool(placement) + ["mask"] * (mask is not None)
-            )
-            raise ValueError(f"{given} were given without a gate, whose options they would be")
+        places = {"placement": placement, "mask": mask}
+        given = [*options, *(name for name, value in places.items() if value is not None)]
+        if gate is None and given:
+            raise ValueError(f"{', '.join(given)} given without a gate: name one, or leave it out")
         if gate is not None and gate not in GATES:
             raise unknown("gate", gate, GATES)
         if placement is not None and placement not in PLACEMENTS:
@@ -50,17 +49,17 @@ class Placement:
         self.placement = placement or (GATES[gate].placement if gate else "residual")
         self.places = 0
         self._last_stage = True
-        self._dct_size: int | None = None
-        self._leader: DIANet | None = None
+        self._map_size: int | None = None
+        self._leader: Attention | None = None
 
     def start_stage(self, *, last: bool, size: int) -> None:
         """Begin a stage.
 
         Args:
             last: whether it is the network's last.
-            size: side of its maps for 32×32 images, which FcaNet takes by default.
+            size: side of its feature maps for images of 32×32.
         """
-        self._last_stage, self._dct_size, self._leader = last, size, None
+        self._last_stage, self._map_size, self._leader = last, size, None
 
     def residual(self, channels: int, source_channels: int) -> Attention | None:
         """Return the gate for the end of a residual branch, or None.
@@ -97,26 +96,17 @@ class Placement:
         self.places += 1
         if self.mask is not None and not any(self.mask[self.places - 1 : self.places]):
             return None
-        options = dict(self.options)
-        known = gate_options(self.gate)
-        if "dct_size" in known and self._dct_size is not None:
-            options.setdefault("dct_size", self._dct_size)
-        if "leader" in known:
-            options["leader"] = self._leader
-        if self.gate == "spa" and not str(options.get("variant", "icme-a")).endswith("a"):
-            if source_channels is None:
-                raise ValueError(
-                    f"{options['variant']} reads the input of a block: there is none here"
-                )
-            options["source_channels"] = source_channels
-        gate = create_gate(self.gate, channels, **options)
-        if isinstance(gate, DIANet) and self._leader is None:
+        place = Place(self._map_size, source_channels, self._leader)
+        gate = create_gate_at(self.gate, channels, place, self.options)
+        if self._leader is None:
             self._leader = gate
         return gate
 
 
 class GatedConv2d(nn.Conv2d):
-    """A convolution with a gate on its input, `input_gate`; the other keys stay as they are."""
+    """A convolution with a gate on its input, or none, under the keys of `nn.Conv2d`."""
+
+    gate_attribute = "input_gate"
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)

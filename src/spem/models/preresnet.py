@@ -5,18 +5,20 @@ from torch import Tensor, nn
 from spem.gates import Attention
 from spem.gates.gate import gated
 from spem.models.placement import Placement
-from spem.models.resnet import BlockType, check_images, conv1x1, conv3x3, initialise, stages
+from spem.models.resnet import ResNet, conv1x1, conv3x3
 from spem.norm import GatedBatchNorm2d
 
 
-def _shortcut(in_channels: int, channels: int, stride: int, gates: Placement) -> nn.Conv2d | None:
+def _build_shortcut(
+    in_channels: int, channels: int, stride: int, gates: Placement
+) -> nn.Conv2d | None:
     if stride == 1 and in_channels == channels:
         return None
     return conv1x1(in_channels, channels, stride, gates)
 
 
 class PreBlock(nn.Module):
-    """What both blocks share: the end, where the gate follows a convolution."""
+    """The base of both blocks: the end of the branch, where the gate follows a convolution."""
 
     bn1: GatedBatchNorm2d
     gate_attribute = "branch_gate"
@@ -27,12 +29,12 @@ class PreBlock(nn.Module):
     projects_activated = False
 
     def close(self, in_channels: int, channels: int, stride: int, gates: Placement) -> None:
-        """Build the end of the block: the gate, with a norm before it where it asks for one."""
+        """Build the gate, with a norm before it where its class asks for one, and the shortcut."""
         gate = gates.residual(channels, in_channels)
         normed = gate is not None and gate.needs_norm
         self.bn_additional = GatedBatchNorm2d(channels, gate=gate) if normed else None
         self.branch_gate = None if normed else gate
-        self.downsample = _shortcut(in_channels, channels, stride, gates)
+        self.downsample = _build_shortcut(in_channels, channels, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:
         """Return the residual branch of relu(norm(x)), before the gate."""
@@ -47,8 +49,6 @@ class PreBlock(nn.Module):
         out = self.branch(activated)
         if self.bn_additional is not None:
             return self.bn_additional(out, residual, source=x)
-        if self.branch_gate is None:
-            return out.add_(residual)
         return gated(self.branch_gate, out, residual, source=x)
 
 
@@ -92,7 +92,7 @@ class PreBottleneck(PreBlock):
         return self.conv3(self.bn3(out, relu=True))
 
 
-class PreResNet(nn.Module):
+class PreResNet(ResNet):
     """CIFAR pre-activation ResNet with an optional gate at the end of every residual branch.
 
     Takes the arguments of `ResNet`, with `PreBasicBlock` or `PreBottleneck`.
@@ -101,25 +101,4 @@ class PreResNet(nn.Module):
         the last convolution's output, is this library's definition.
     """
 
-    def __init__(
-        self,
-        block: BlockType,
-        blocks: int,
-        gates: Placement,
-        num_classes: int = 10,
-        in_channels: int = 3,
-    ):
-        super().__init__()
-        self.in_channels = in_channels
-        self.conv1 = conv3x3(in_channels, 16, 1, gates)
-        self.layer1, self.layer2, self.layer3 = stages(block, blocks, gates)
-        width = 64 * block.expansion
-        self.bn = GatedBatchNorm2d(width, gate=gates.norm(width))
-        self.fc = nn.Linear(64 * block.expansion, num_classes)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, (N, num_classes), of images (N, in_channels, H, W), H, W >= 8."""
-        check_images(x, self.in_channels)
-        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return self.fc(self.bn(x, relu=True).mean((2, 3)))
+    norm_last = True

@@ -1,4 +1,4 @@
-"""The trained networks that come with the package: their names, folders and weights."""
+"""The bundled weights: trained networks that are part of the package, by name."""
 
 import json
 from importlib import resources
@@ -10,97 +10,99 @@ from torch import nn
 from spem._extras import needs_extra
 from spem._messages import unknown
 from spem.gates import GATES, gate_options
+from spem.surgery.config import NetworkConfig
 
 # Each network has a folder MODEL-GATE-DATA, which holds what `spem evaluate` and `spem predict`
-# read of a run, and a model card.
+# read of a run folder, and a model card.
 FOLDER = Path(str(resources.files("spem.models") / "weights"))
 
 
-def shipped_names() -> list[str]:
-    """Return the names of the trained networks that come with the package."""
+def bundled_names() -> list[str]:
+    """Return the names of all bundled networks."""
     return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
 
 
-def shipped_name(config: dict[str, Any], data: str) -> str:
-    """Return the name that a network trained on a data set has, whether it is shipped or not.
+def bundled_name(model: str, gate: str | None, data: str) -> str:
+    """Return the name under which a network trained on a data set is bundled, if it is.
 
     Args:
-        config: of the network, as `create_model` leaves it.
+        model: name of the network.
+        gate: name of its gate, or None.
         data: name of the data set.
     """
-    return f"{config['model']}-{config['gate'] or 'plain'}-{data}"
+    return f"{model}-{gate or 'plain'}-{data}"
 
 
 def find_run(run: str) -> Path:
-    """Return the folder of a run, or that of a trained network that comes with the package.
+    """Return the folder of a run or of a bundled network.
 
     Args:
-        run: a folder, which wins, or one of `shipped_names()`.
+        run: a folder, which wins, or one of `bundled_names()`.
 
     Raises:
         FileNotFoundError: it is neither.
     """
     if not Path(run).is_dir():
-        names = shipped_names()
+        names = bundled_names()
         if run in names:
             return FOLDER / run
         known = ", ".join(names) or "none"
         raise FileNotFoundError(
-            f"{run} holds no finished run: there is no such folder, nor a trained network of that"
+            f"{run} holds no finished run: there is no such folder, nor a bundled network of that"
             f" name; known: {known}"
         )
     return Path(run)
 
 
-def shipped_config(name: str) -> dict[str, Any]:
-    """Return the content of `config.json` of a trained network that comes with the package.
+def bundled_config(name: str) -> dict[str, Any]:
+    """Return the content of `config.json` of a bundled network.
 
     Args:
-        name: one of `shipped_names()`.
+        name: one of `bundled_names()`.
 
     Raises:
         ValueError: there is no such network.
     """
-    if name not in (names := shipped_names()):
+    if name not in (names := bundled_names()):
         raise unknown("pretrained network", name, names or ["none"])
     return json.loads((FOLDER / name / "config.json").read_text(encoding="utf-8"))
 
 
-def load_pretrained(model: nn.Module, config: dict[str, Any], data: str) -> None:
-    """Load the weights and buffers that come with the package for a network and a data set.
+def load_pretrained(model: nn.Module, config: NetworkConfig, data: str) -> None:
+    """Load the bundled weights and buffers of a network trained on a data set.
 
     Args:
         model: the network, changed in place.
-        config: of the network, as `create_model` leaves it.
+        config: of the network.
         data: name of the data set.
 
     Raises:
         ImportError: the extra `train` is not installed.
-        ValueError: nothing is shipped for this network, or it was built in another way.
+        ValueError: no weights are bundled for this network, or it was built in another way.
     """
     with needs_extra("train"):
         from safetensors.torch import load_file
-    name = shipped_name(config, data)
-    stored = shipped_config(name)
-    if config["num_classes"] != stored["num_classes"]:
+    name = bundled_name(config.model, config.gate, data)
+    stored = NetworkConfig.from_json(bundled_config(name))
+    if config.num_classes != stored.num_classes:
         raise ValueError(
-            f"num_classes is {config['num_classes']}, but {name} tells {stored['num_classes']}"
+            f"num_classes is {config.num_classes}, but {name} tells {stored.num_classes}"
             " classes apart: load its state dict into a network of your own classes by"
             " spem.load_backbone(model, state_dict, ignore=['fc.*'])"
         )
-    trained = _settings(stored)
-    for key, value in _settings(config).items():
+    trained = _find_settings(stored)
+    for key, value in _find_settings(config).items():
         if value != trained[key]:
             raise ValueError(f"{key} is {value!r}, but {name} was trained with {trained[key]!r}")
     model.load_state_dict(load_file(FOLDER / name / "model.safetensors"))
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return all that decides the form of a network, with the defaults in their places."""
-    gate, mask = config["gate"], config["mask"]
-    settings = {key: config[key] for key in ("in_channels", "block", "placement")}
+def _find_settings(config: NetworkConfig) -> dict[str, Any]:
+    """Return all that decides the form of a network, defaults written out."""
+    gate, mask, placement = config.gate, config.mask, config.placement
+    settings = {"in_channels": config.in_channels, "block": config.block, "placement": placement}
     settings["mask"] = None if mask is None or all(mask) else mask
     if gate is not None:
-        settings["placement"] = settings["placement"] or GATES[gate].placement
-        settings |= gate_options(gate) | config["gate_options"]
+        settings["placement"] = placement or GATES[gate].placement
+        settings |= gate_options(gate) | config.gate_options
     return settings

@@ -16,34 +16,34 @@ class _Unit(PreBottleneck):
     projects_activated = True
 
 
-def _unit(in_channels: int, channels: int, stride: int, gates: Placement) -> _Unit:
+def _build_unit(in_channels: int, channels: int, stride: int, gates: Placement) -> _Unit:
     return _Unit(in_channels, channels // _Unit.expansion, stride, gates)
 
 
-def _units(count: int, channels: int, gates: Placement) -> nn.Sequential:
-    return nn.Sequential(*(_unit(channels, channels, 1, gates) for _ in range(count)))
+def _build_units(count: int, channels: int, gates: Placement) -> nn.Sequential:
+    return nn.Sequential(*(_build_unit(channels, channels, 1, gates) for _ in range(count)))
 
 
-def _down(x: Tensor) -> Tensor:
+def _halve(x: Tensor) -> Tensor:
     return max_pool2d(x, 3, stride=2, padding=1)
 
 
-def _up(x: Tensor, like: Tensor) -> Tensor:
+def _resize(x: Tensor, like: Tensor) -> Tensor:
     return interpolate(x, like.shape[2:], mode="bilinear", align_corners=True)
 
 
 class _Mask(nn.Module):
-    """The soft mask (N, C, H, W) of a stage; its depth shrinks with the size of the maps."""
+    """The soft mask (N, C, H, W) of a stage: the smaller its feature maps, the less deep it is."""
 
     def __init__(self, channels: int, depth: int):
         super().__init__()
         none = Placement(None, {})
         self.depth = depth
-        self.bottom = _units(2, channels, none)
+        self.bottom = _build_units(2, channels, none)
         if depth == 2:
-            self.first = _units(1, channels, none)
-            self.skip = _units(1, channels, none)
-            self.upper = _units(1, channels, none)
+            self.first = _build_units(1, channels, none)
+            self.skip = _build_units(1, channels, none)
+            self.upper = _build_units(1, channels, none)
         self.bn1 = GatedBatchNorm2d(channels)
         self.conv1 = conv1x1(channels, channels, 1, none)
         self.bn2 = GatedBatchNorm2d(channels)
@@ -58,21 +58,21 @@ class _Mask(nn.Module):
         if self.depth == 0:
             return self.bottom(x)
         if self.depth == 1:
-            return _up(self.bottom(_down(x)), trunk) + trunk
-        first = self.first(_down(x))
-        bottom = _up(self.bottom(_down(first)), first)
-        return _up(self.upper(bottom + first + self.skip(first)), trunk) + trunk
+            return _resize(self.bottom(_halve(x)), trunk) + trunk
+        first = self.first(_halve(x))
+        bottom = _resize(self.bottom(_halve(first)), first)
+        return _resize(self.upper(bottom + first + self.skip(first)), trunk) + trunk
 
 
 class _AttentionModule(nn.Module):
-    """Maps x to unit((1 + mask) · trunk), after a unit of its own."""
+    """A unit, then (1 + mask) · trunk, then another unit."""
 
     def __init__(self, channels: int, depth: int, gates: Placement):
         super().__init__()
-        self.first = _units(1, channels, gates)
-        self.trunk = _units(2, channels, gates)
+        self.first = _build_units(1, channels, gates)
+        self.trunk = _build_units(2, channels, gates)
         self.mask = _Mask(channels, depth)
-        self.last = _units(1, channels, gates)
+        self.last = _build_units(1, channels, gates)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -109,11 +109,11 @@ class ResidualAttentionNet(nn.Module):
         layers, width = [], 32
         for stage, (channels, count) in enumerate(zip((128, 256, 512), modules, strict=True)):
             gates.start_stage(last=False, size=32 >> stage)
-            layers.append(_unit(width, channels, 2 if stage else 1, gates))
+            layers.append(_build_unit(width, channels, 2 if stage else 1, gates))
             layers += [_AttentionModule(channels, 2 - stage, gates) for _ in range(count)]
             width = channels
         gates.start_stage(last=True, size=8)
-        layers += [_unit(512, 1024, 1, gates), *_units(2, 1024, gates)]
+        layers += [_build_unit(512, 1024, 1, gates), *_build_units(2, 1024, gates)]
         self.layers = nn.Sequential(*layers)
         self.bn = GatedBatchNorm2d(1024, gate=gates.norm(1024))
         self.fc = nn.Linear(1024, num_classes)

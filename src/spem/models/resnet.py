@@ -22,7 +22,7 @@ def conv1x1(in_channels: int, channels: int, stride: int, gates: Placement) -> G
     return conv
 
 
-def _shortcut(
+def _build_shortcut(
     in_channels: int, channels: int, stride: int, gates: Placement
 ) -> nn.Sequential | None:
     if stride == 1 and in_channels == channels:
@@ -43,7 +43,7 @@ class BasicBlock(nn.Module):
         self.conv2 = conv3x3(planes, planes, 1, gates)
         last = gates.residual(planes, in_channels) or gates.norm(planes)
         self.bn2 = GatedBatchNorm2d(planes, gate=last)
-        self.downsample = _shortcut(in_channels, planes, stride, gates)
+        self.downsample = _build_shortcut(in_channels, planes, stride, gates)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
         self.conv3 = conv1x1(planes, channels, 1, gates)
         last = gates.residual(channels, in_channels) or gates.norm(channels)
         self.bn3 = GatedBatchNorm2d(channels, gate=last)
-        self.downsample = _shortcut(in_channels, channels, stride, gates)
+        self.downsample = _build_shortcut(in_channels, channels, stride, gates)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
@@ -87,7 +87,7 @@ class BlockType(Protocol):
         ...
 
 
-def stages(block: BlockType, blocks: int, gates: Placement) -> list[nn.Sequential]:
+def build_stages(block: BlockType, blocks: int, gates: Placement) -> list[nn.Sequential]:
     """Build the three stages: planes 16, 32, 64, the first block of stages 2 and 3 at stride 2."""
     built, width = [], 16
     for planes, stride in ((16, 1), (32, 2), (64, 2)):
@@ -129,6 +129,10 @@ class ResNet(nn.Module):
         1×1 projections where the shape changes.
     """
 
+    # Whether the norm outside of the blocks follows the last of them instead of the first
+    # convolution, as in pre-activation networks.
+    norm_last = False
+
     def __init__(
         self,
         block: BlockType,
@@ -140,14 +144,20 @@ class ResNet(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.conv1 = conv3x3(in_channels, 16, 1, gates)
-        self.bn1 = GatedBatchNorm2d(16, gate=gates.norm(16))
-        self.layer1, self.layer2, self.layer3 = stages(block, blocks, gates)
-        self.fc = nn.Linear(64 * block.expansion, num_classes)
+        if not self.norm_last:
+            self.bn1 = GatedBatchNorm2d(16, gate=gates.norm(16))
+        self.layer1, self.layer2, self.layer3 = build_stages(block, blocks, gates)
+        width = 64 * block.expansion
+        if self.norm_last:
+            self.bn = GatedBatchNorm2d(width, gate=gates.norm(width))
+        self.fc = nn.Linear(width, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (N, num_classes), of images (N, in_channels, H, W), H, W >= 8."""
         check_images(x, self.in_channels)
-        x = self.bn1(self.conv1(x), relu=True)
+        x = self.conv1(x)
+        x = x if self.norm_last else self.bn1(x, relu=True)
         x = self.layer3(self.layer2(self.layer1(x)))
+        x = self.bn(x, relu=True) if self.norm_last else x
         return self.fc(x.mean((2, 3)))

@@ -8,7 +8,7 @@ import torch
 
 from spem.gates import GATES, gate_options
 from spem.models import create_model
-from spem.surgery.config import own_config
+from spem.surgery.config import config_of
 
 BEST = "best test epoch"
 _README = "README of the authors' code"
@@ -145,5 +145,5 @@ def fits(entry: Published, recipe: dict[str, Any]) -> bool:
 def _usual_block(model: str) -> str | None:
     """Return the block that a network of this name has, which is that of the published one."""
     with torch.device("meta"):
-        config = own_config(create_model(model))
-    return None if config is None else config["block"]
+        config = config_of(create_model(model))
+    return None if config is None else config.block

@@ -1,4 +1,4 @@
-"""Gates for models that somebody else built: attach and detach."""
+"""Put gates into a network that somebody else built, and take them out again."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spem.gates import GATES, Attention, DIANet, create_gate, gate_options
-from spem.gates.gate import parameter_groups
+from spem.gates import GATES, Attention, Place, create_gate_at, gate_options
+from spem.gates.attention import parameter_groups
 from spem.norm import GatedBatchNorm2d
-from spem.surgery.config import own_config
-from spem.surgery.slots import At, find_slots, last_child, masked, output_channels, resolve
+from spem.surgery.config import config_of, set_config
+from spem.surgery.slots import (
+    At,
+    apply_mask,
+    find_gates,
+    find_module,
+    find_slots,
+    last_child,
+    output_channels,
+)
 
 
 @dataclass(frozen=True)
@@ -84,19 +92,19 @@ def attach(
     _refuse_wrapped(model)
     if optimizer is not None:
         _check_optimizer(model, optimizer)
-    slots = masked(find_slots(model, at), mask)
+    slots = apply_mask(find_slots(model, at), mask)
     if init is not None and gate in GATES and "init" not in gate_options(gate):
         raise ValueError(f"init is {init!r}, but gate {gate!r} has no such option: give init=None")
-    plan = _plan(slots, gate, options if init is None else {**options, "init": init})
+    gates = _build_gates(slots, gate, options if init is None else {**options, "init": init})
     if not dry_run:
-        for slot, new in plan.values():
-            _insert(slot, new)
-        _guard(model, plan)
+        for slot, new in gates.values():
+            _insert_gate(slot, new)
+        _guard(model, gates)
         if optimizer is not None:
-            _extend(optimizer, [new for _, new in plan.values()])
+            _extend_optimizer(optimizer, [new for _, new in gates.values()])
     return Report(
         Attached(name, new.channels, sum(p.numel() for p in new.parameters()), _path(slot))
-        for name, (slot, new) in plan.items()
+        for name, (slot, new) in gates.items()
     )
 
 
@@ -113,32 +121,28 @@ def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     Raises:
         ValueError: the model has no gate in a place that `attach` uses.
     """
-    slots = [
-        (module, place)
-        for module in model.modules()
-        for place in ("gate", *_OWN_PLACES)
-        if isinstance(getattr(module, place, None), Attention)
-    ]
+    slots = list(find_gates(model))
     if not slots:
         raise ValueError("the model has no gates to detach")
     if optimizer is not None:
-        _shrink(optimizer, [getattr(*slot) for slot in slots])
-    for module, place in slots:
-        replace_gate(module, place, None)
-    _plain_config(model)
+        _shrink_optimizer(optimizer, [gate for _, _, _, gate in slots])
+    for _, slot, attribute, _ in slots:
+        replace_gate(slot, attribute, None)
+    if (config := config_of(model)) is not None:
+        set_config(model, config.without_gates())
     unguard(model)
 
 
-def replace_gate(slot: nn.Module, place: str, gate: Attention | None) -> None:
-    """Put another gate in the place of a module's gate, or none, and undo what `attach` did then.
+def replace_gate(slot: nn.Module, attribute: str, gate: Attention | None) -> None:
+    """Put another gate in the place of a module's gate, or take it out as `detach` does.
 
     Args:
         slot: the module that has the gate.
-        place: the name of its attribute.
-        gate: the new one.
+        attribute: the name of its attribute.
+        gate: the new gate; None for none.
     """
-    if gate is not None or place != "gate":
-        setattr(slot, place, gate)
+    if gate is not None or attribute != "gate":
+        setattr(slot, attribute, gate)
         return
     del slot.gate
     _unhook(slot._forward_hooks, apply_gate)
@@ -150,12 +154,16 @@ def replace_gate(slot: nn.Module, place: str, gate: Attention | None) -> None:
 
 
 def unguard(model: nn.Module) -> None:
-    """Let a model no longer look whether the gates that were attached are still run."""
-    for module in model.modules():
+    """Undo what `attach` did beside the gates: the check at every forward, and the lost `config`.
+
+    The `config` comes back, as that of a network without gates, where no gate is left.
+    """
+    for module in list(model.modules()):
         guard = vars(module).pop(_ATTACHED, None)
         if guard is not None:
             _unhook(module._forward_pre_hooks, check_gates)
-            vars(module).update(guard["kept"])
+            if guard["config"] is not None and not any(find_gates(module)):
+                set_config(module, guard["config"].without_gates())
 
 
 def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -167,9 +175,9 @@ def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 
 def check_gates(model: nn.Module, args: Any) -> None:
-    """Raise RuntimeError if a gate that was attached is not run any more (a forward pre-hook)."""
+    """Raise RuntimeError if an attached gate is no longer applied (a forward pre-hook)."""
     for name in vars(model)[_ATTACHED]["names"]:
-        found = resolve(model, name)
+        found = find_module(model, name)
         module = None if found is None else last_child(found)
         gated = isinstance(module, GatedBatchNorm2d) or (
             module is not None and apply_gate in module._forward_hooks.values()
@@ -185,8 +193,6 @@ def check_gates(model: nn.Module, args: Any) -> None:
 # Plain attributes, so that copies and pickles of a model carry them.
 _ATTACHED = "_attached_gates"
 _CONVERTED = "_was_batch_norm"
-# Where the blocks of this library keep gates of their own.
-_OWN_PLACES = ("branch_gate", "input_gate")
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -197,35 +203,28 @@ def _refuse_wrapped(model: nn.Module) -> None:
             raise ValueError(f"the model is wrapped in {type(module).__name__}: attach gates first")
 
 
-def _plan(
+def _build_gates(
     slots: dict[str, nn.Module], gate: str, options: dict[str, Any]
 ) -> dict[str, tuple[nn.Module, Attention]]:
-    """Build all gates before anything is changed."""
-    plan: dict[str, tuple[nn.Module, Attention]] = {}
-    seen: set[int] = set()
-    leader: DIANet | None = None
+    """Build the gates of all slots, before anything is changed; a shared module gets one gate."""
+    built: dict[str, tuple[nn.Module, Attention]] = {}
+    leader: Attention | None = None
     for name, slot in slots.items():
-        if id(slot) in seen:
+        if any(slot is other for other, _ in built.values()):
             continue
-        seen.add(id(slot))
         if getattr(slot, "gate", None) is not None:
             raise ValueError(f"{name!r} has a gate already, or a part of that name")
         channels = output_channels(name, slot)
-        if leader is not None and leader.channels == channels:
-            new = create_gate(gate, channels, **options, leader=leader)
-        else:
-            new = create_gate(gate, channels, **options)
-        leader = new if isinstance(new, DIANet) and not new.follows else leader
-        if new.needs_source:
-            raise ValueError(
-                f"gate {gate!r} with {options} reads the block's input, which attach cannot give "
-                "it: build the network with create_model"
-            )
-        plan[name] = slot, _like(slot, new)
-    return plan
+        # Neighbours of one width share a unit, as a stage does.
+        if leader is not None and leader.channels != channels:
+            leader = None
+        new = create_gate_at(gate, channels, Place(leader=leader), options)
+        leader = new if leader is None else leader
+        built[name] = slot, _move_to(slot, new)
+    return built
 
 
-def _like(slot: nn.Module, gate: Attention) -> Attention:
+def _move_to(slot: nn.Module, gate: Attention) -> Attention:
     """Move a gate to the device of its slot, and to its dtype where that is float32 or wider."""
     tensor = next((t for t in (*slot.parameters(), *slot.buffers()) if t.is_floating_point()), None)
     if tensor is None:
@@ -234,7 +233,7 @@ def _like(slot: nn.Module, gate: Attention) -> Attention:
     return gate.to(tensor.device, dtype).train(slot.training)
 
 
-def _insert(slot: nn.Module, gate: Attention) -> None:
+def _insert_gate(slot: nn.Module, gate: Attention) -> None:
     if type(slot) is nn.BatchNorm2d:
         slot.__class__ = GatedBatchNorm2d
         vars(slot)["sync"] = False
@@ -250,23 +249,15 @@ def _unhook(hooks: dict[int, Any], function: Callable[..., Any]) -> None:
 
 
 def _guard(model: nn.Module, names: Iterable[str]) -> None:
-    """Let the model look, at every forward, whether its gates are still run.
+    """Check at every forward of the model that its gates are still applied.
 
     The `config` of a network of `create_model` does not know the new gates: it is put aside.
     """
-    guard = vars(model).setdefault(_ATTACHED, {"names": [], "kept": {}})
-    if not guard["names"]:
+    if _ATTACHED not in vars(model):
+        vars(model)[_ATTACHED] = {"names": [], "config": config_of(model)}
+        set_config(model, None)
         model.register_forward_pre_hook(check_gates)
-    guard["names"] += names
-    if own_config(model) is not None:
-        guard["kept"]["config"] = vars(model).pop("config")
-
-
-def _plain_config(model: nn.Module) -> None:
-    config = own_config(model)
-    if config is not None:
-        plain = {"gate": None, "gate_options": {}, "placement": None, "mask": None}
-        vars(model)["config"] = {**config, **plain}
+    vars(model)[_ATTACHED]["names"] += names
 
 
 def _path(slot: nn.Module) -> str:
@@ -281,19 +272,18 @@ def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
         )
 
 
-def _extend(optimizer: Optimizer, gates: list[Attention]) -> None:
+def _extend_optimizer(optimizer: Optimizer, gates: list[Attention]) -> None:
     """Add the gates' parameters in groups like the first, some without weight decay."""
     template = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     for gate_parameters, changes in parameter_groups(gates):
         optimizer.add_param_group({**template, **changes, "params": gate_parameters})
 
 
-def _shrink(optimizer: Optimizer, gates: list[Attention]) -> None:
-    gone = {id(p) for gate in gates for p in gate.parameters()}
+def _shrink_optimizer(optimizer: Optimizer, gates: list[Attention]) -> None:
+    gone = {parameter for gate in gates for parameter in gate.parameters()}
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
     for group in list(optimizer.param_groups):
-        dropped = [p for p in group["params"] if id(p) in gone]
-        group["params"] = [p for p in group["params"] if id(p) not in gone]
-        for parameter in dropped:
-            optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if p not in gone]
         if not group["params"]:
             optimizer.param_groups.remove(group)

@@ -1,4 +1,4 @@
-"""A plain checkpoint for a network with gates, without a weight lost."""
+"""Load the checkpoint of a network without gates into one with gates, without losing a weight."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from spem.gates import Attention
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `load_backbone` did with the keys of a checkpoint; prints as a few lines.
+    """What `load_backbone` did with the keys of a checkpoint; prints as one line.
 
     Attributes:
         loaded: keys that were copied.
-        new: keys of gates, which a plain checkpoint has not.
-        ignored: keys left out because `ignore` says so.
+        new: keys of the gates, which a checkpoint without gates lacks.
+        ignored: keys that match a pattern of `ignore`.
     """
 
     loaded: list[str]
@@ -57,22 +57,36 @@ def load_backbone(
     ignored = sorted(k for k in own.keys() | given.keys() if any(fnmatchcase(k, p) for p in ignore))
     new = [key for key in own if key.startswith(gates) and key not in given]
     left_out = {*ignored, *new}
-    problems = {
-        "unexpected": sorted(given.keys() - own.keys() - left_out),
-        "missing": sorted(own.keys() - given.keys() - left_out),
+    given, own = ({k: v for k, v in d.items() if k not in left_out} for d in (given, own))
+    if differences := key_differences(given, own):
+        raise ValueError(f"nothing was loaded, the backbone would lose weights: {differences}")
+    model.load_state_dict(given, strict=False)
+    return Loaded(sorted(given), new, ignored)
+
+
+def key_differences(
+    given: Mapping[str, Tensor], expected: Mapping[str, Tensor] | Mapping[str, None]
+) -> str:
+    """Describe how a state dict differs from an expected one in keys and shapes.
+
+    Args:
+        given: the state dict.
+        expected: the other one; None for tensors of any shape.
+
+    Returns:
+        The number and the first three keys of every kind of difference; "" without any.
+    """
+    kinds = {
+        "unexpected": sorted(given.keys() - expected.keys()),
+        "missing": sorted(expected.keys() - given.keys()),
         "mismatched": [
-            f"{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}"
-            for key in sorted(own.keys() & given.keys() - left_out)
-            if given[key].shape != own[key].shape
+            f"{key} {tuple(given[key].shape)} for {tuple(tensor.shape)}"
+            for key, tensor in sorted(expected.items())
+            if tensor is not None and key in given and given[key].shape != tensor.shape
         ],
     }
-    found = [f"{len(k)} {kind} ({_some(k)})" for kind, k in problems.items() if k]
-    if found:
-        raise ValueError(f"nothing was loaded, the backbone would lose weights: {'; '.join(found)}")
-    loaded = sorted(given.keys() - left_out)
-    model.load_state_dict({key: given[key] for key in loaded}, strict=False)
-    return Loaded(loaded, new, ignored)
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3] + ["…"] * (len(keys) > 3))
+    return "; ".join(
+        f"{len(keys)} {kind} ({', '.join(keys[:3] + ['…'] * (len(keys) > 3))})"
+        for kind, keys in kinds.items()
+        if keys
+    )

@@ -1,15 +1,68 @@
-"""The configuration of a network of `create_model`: its arguments."""
+"""The configuration of a network: the arguments of `create_model` that built it."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
 
 from torch import nn
 
 
-def own_config(model: nn.Module) -> dict[str, Any] | None:
-    """Return the `config` that `create_model` gave a network; None for any other model.
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The arguments with which `create_model` builds a network, and the head of `config.json`.
 
-    Networks of other libraries have attributes of this name, too, with other contents.
+    A change makes a new one: `dataclasses.replace(config, mask=[1, 0])`.
+
+    Attributes:
+        model: name of the network.
+        gate: a key of `GATES`, or None.
+        num_classes, in_channels, block, placement, mask: see `create_model`.
+        gate_options: keyword arguments of the gate.
+    """
+
+    model: str
+    gate: str | None = None
+    num_classes: int = 10
+    in_channels: int = 3
+    block: str | None = None
+    placement: str | None = None
+    mask: list[int] | None = None
+    gate_options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Return the configuration in the content of a `config.json`; its other keys are not read.
+
+        Keys that it lacks take their defaults.
+        """
+        return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content for a `config.json`, with its keys in their usual order."""
+        return asdict(self)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments for `create_model`."""
+        arguments = self.to_json()
+        return {"name": arguments.pop("model"), **arguments.pop("gate_options"), **arguments}
+
+    def without_gates(self) -> Self:
+        """Return the configuration of the same network without gates."""
+        return replace(self, gate=None, placement=None, mask=None, gate_options={})
+
+
+def config_of(model: nn.Module) -> NetworkConfig | None:
+    """Return the attribute `config` that `create_model` gave a network; None for other networks.
+
+    Networks of other libraries may have an attribute of this name, with other contents.
     """
     config = vars(model).get("config")
-    keys = {"model", "block", "gate", "gate_options", "in_channels", "mask", "placement"}
-    return config if isinstance(config, dict) and keys <= config.keys() else None
+    return config if isinstance(config, NetworkConfig) else None
+
+
+def set_config(model: nn.Module, config: NetworkConfig | None) -> None:
+    """Give a network a configuration, or take its own away where `config` is None."""
+    if config is not None:
+        vars(model)["config"] = config
+    elif config_of(model) is not None:
+        del vars(model)["config"]

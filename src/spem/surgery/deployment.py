@@ -1,17 +1,19 @@
-"""Deployment: what is constant in a trained network is folded into its norms."""
+"""Deploy a trained network: fold what is constant in its gates and norms into other layers."""
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from spem.gates import ASR, DIANet, Gate
-from spem.gates.record import GateStatistics, pooled_gates
+from spem.gates import GATES, Gate, GateStatistics
+from spem.gates.record import pooled_gates
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.attachment import replace_gate, unguard
-from spem.surgery.config import own_config
+from spem.surgery.config import config_of, set_config
 from spem.surgery.fold import fold_batchnorms, fold_gates
+from spem.surgery.slots import find_gates
 
 
 def deploy(
@@ -24,27 +26,27 @@ def deploy(
 ) -> nn.Module:
     """Return a copy of a model in evaluation mode, without the gates that are constant.
 
-    ASR gates are constant by construction and disappear, exactly, into the scale and shift of the
-    norm before them, or into the convolution where there is none: the network has the parameters of
-    the plain one (of ASR + SE, of the one with SE).
+    Gates that are constant by construction, as ASR is, disappear, exactly, into the scale and shift
+    of the norm before them, or into the convolution where there is none: the network has the
+    parameters of the one without gates (of ASR + SE, of the one with SE).
 
     Args:
-        model: a trained network, left as it is.
-        constant_gates: also replace gates by their mean multipliers whose spread in `report` is at
-            most this, as far as they sit on a norm (DIANet's do not go: they carry a state); this
-            changes the function a little.
+        model: a trained network, which is not changed.
+        constant_gates: also replace by its mean multipliers every gate on a norm whose spread in
+            `report` is at most this; this changes the function a little. Gates that hand a state on
+            to others, as DIANet's do, stay.
         report: what `gate_report` measured of this model.
         fold_batchnorm: also fold every `GatedBatchNorm2d` into the convolution that alone feeds it;
-            what is left of it is its gate, addition and ReLU. The constants of the pooled gates are
-            computed beforehand (`Gate.deployed`; SPEM keeps five vectors), and no statistic is
-            pooled that they do not read. The result has no `config` any more.
-        example: an input to see what feeds what; None for a 32×32 image of a network of
+            its gate, addition and ReLU remain. The constants of the pooled gates are computed
+            beforehand (`Gate.deployed`; SPEM keeps five vectors), and no statistic is pooled that
+            they do not read. The result has no `config`.
+        example: an input that shows what feeds what; None for a 32×32 image of a network of
             `create_model`.
 
     Raises:
         ValueError: one of constant_gates and report was given without the other, the threshold is
-            negative, the report is of another model, a constant gate stands behind nothing that it
-            could be folded into, or an example is missing.
+            negative, the report is of another model, a constant gate follows no norm or convolution
+            into which it could be folded, or an example is missing.
     """
     if (constant_gates is None) != (report is None):
         raise ValueError("constant_gates and report belong together: measure with gate_report")
@@ -52,21 +54,20 @@ def deploy(
         raise ValueError(f"constant_gates is {constant_gates}, must be at least 0")
     deployed = copy.deepcopy(model).eval()
     if report is not None and constant_gates is not None:
-        _fold_constant(deployed, report, constant_gates)
-    _fold_asr(deployed)
+        _fold_nearly_constant(deployed, report, constant_gates)
+    _fold_constant(deployed)
     unguard(deployed)
     if fold_batchnorm:
-        fold_batchnorms(deployed, _example(deployed) if example is None else example)
+        fold_batchnorms(deployed, _make_example(deployed) if example is None else example)
         fold_gates(deployed)
-        if own_config(deployed) is not None:
-            del vars(deployed)["config"]
+        set_config(deployed, None)
     return deployed
 
 
-def _fold_constant(
+def _fold_nearly_constant(
     model: nn.Module, report: Mapping[str, GateStatistics], threshold: float
 ) -> None:
-    """Fold the gates of a small spread into their norms, and tell the `config` which are left."""
+    """Fold the gates of a small spread into their norms, and clear their bits in the mask."""
     gates = pooled_gates(model)
     if gates.keys() != report.keys():
         raise ValueError("the report is of another model: its gates have other names")
@@ -74,57 +75,41 @@ def _fold_constant(
     for name, gate in gates.items():
         norm = model.get_submodule(name.rpartition(".")[0])
         constant = report[name].spread <= threshold
-        # A gate of DIANet carries the state of its stage on to the next.
-        if constant and isinstance(norm, GatedBatchNorm2d) and not isinstance(gate, DIANet):
+        if constant and isinstance(norm, GatedBatchNorm2d) and not gate.shares_unit:
             _fold_into_norm(name, norm, report[name].mean)
             norm.gate = None
             folded.add(name)
-    config = own_config(model)
+    config = config_of(model)
     if folded and config is not None:
-        stays = iter([name not in folded for name in gates])
-        places = config["mask"] or [1] * len(gates)
-        vars(model)["config"] = {**config, "mask": [int(bit and next(stays)) for bit in places]}
+        remains = iter([name not in folded for name in gates])
+        mask = [int(bit and next(remains)) for bit in config.mask or [1] * len(gates)]
+        set_config(model, replace(config, mask=mask))
 
 
-def _fold_asr(model: nn.Module) -> None:
-    """Fold the constants of all ASR gates into what stands before them."""
+def _fold_constant(model: nn.Module) -> None:
+    """Fold the constant part of every gate that has one, and let the `config` name what is left."""
     found = False
-    for name, module in list(model.named_modules()):
-        place = getattr(module, "gate_attribute", "gate")
-        gate = getattr(module, place, None)
-        if not isinstance(gate, ASR):
+    for name, module, attribute, gate in list(find_gates(model)):
+        part = gate.constant_part()
+        if part is None:
             continue
-        found = True
-        multiplier = gate.gain * gate.constant()[0]
+        found, (multiplier, rest) = True, part
         if isinstance(module, GatedBatchNorm2d):
             _fold_into_norm(name, module, multiplier)
         else:
-            _fold_into_conv(name, _last_conv(module), multiplier)
-        replace_gate(module, place, gate.behind)
-    if found:
-        _rename(model)
-
-
-def _last_conv(module: nn.Module) -> nn.Module:
-    """Return the convolution that ends the branch of a block, or the module itself."""
-    return getattr(module, "conv3", getattr(module, "conv2", module))
-
-
-@torch.no_grad()
-def _fold_into_conv(name: str, conv: nn.Module, multiplier: Tensor) -> None:
-    if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f"the ASR gate of {name!r} follows neither a norm nor a convolution")
-    conv.weight.copy_(conv.weight.double() * multiplier.double()[:, None, None, None])
-    if conv.bias is not None:
-        conv.bias.copy_(conv.bias.double() * multiplier.double())
-
-
-def _example(model: nn.Module) -> Tensor:
-    config = own_config(model)
-    if config is None:
-        raise ValueError("fold_batchnorm needs an example input for a network of your own")
-    first = next(model.parameters())
-    return torch.zeros(1, config["in_channels"], 32, 32, dtype=first.dtype, device=first.device)
+            _fold_into_conv(name, module, attribute, multiplier)
+        replace_gate(module, attribute, rest)
+    config = config_of(model)
+    if not found or config is None or config.gate is None:
+        return
+    kind = GATES[config.gate]
+    rest = kind.options_of_rest(config.gate_options)
+    if rest is None:
+        set_config(model, config.without_gates())
+    else:
+        gate, options = rest
+        placement = config.placement or kind.placement
+        set_config(model, replace(config, gate=gate, gate_options=options, placement=placement))
 
 
 @torch.no_grad()
@@ -136,16 +121,24 @@ def _fold_into_norm(name: str, norm: GatedBatchNorm2d, multiplier: Tensor) -> No
         parameter.copy_(parameter.double() * multiplier.to(parameter.device).double())
 
 
-def _rename(model: nn.Module) -> None:
-    """Let the `config` of a network of `create_model` name what it has become."""
-    config = own_config(model)
-    if config is not None:
-        options = config["gate_options"]
-        both = options.get("both", False)
-        vars(model)["config"] = {
-            **config,
-            "gate": options.get("attention", "se") if both else None,
-            "placement": (config["placement"] or ASR.placement) if both else None,
-            "mask": config["mask"] if both else None,
-            "gate_options": dict(options.get("attention_options") or {}) if both else {},
-        }
+@torch.no_grad()
+def _fold_into_conv(name: str, module: nn.Module, attribute: str, multiplier: Tensor) -> None:
+    """Scale the convolution that a gate follows, the last one of a block, or precedes."""
+    conv = getattr(module, "conv3", getattr(module, "conv2", module))
+    if not isinstance(conv, nn.Conv2d):
+        raise ValueError(f"the constant gate of {name!r} follows neither a norm nor a convolution")
+    multiplier = multiplier.double()
+    if attribute != "gate" and conv is module:  # the gate of a convolution's input
+        conv.weight.copy_(conv.weight.double() * multiplier[:, None, None])
+        return
+    conv.weight.copy_(conv.weight.double() * multiplier[:, None, None, None])
+    if conv.bias is not None:
+        conv.bias.copy_(conv.bias.double() * multiplier)
+
+
+def _make_example(model: nn.Module) -> Tensor:
+    config = config_of(model)
+    if config is None:
+        raise ValueError("fold_batchnorm needs an example input for a network of your own")
+    first = next(model.parameters())
+    return torch.zeros(1, config.in_channels, 32, 32, dtype=first.dtype, device=first.device)

@@ -1,11 +1,11 @@
-"""What is constant in inference is folded: norms into convolutions, constants into gates."""
+"""Fold norms into the convolutions before them, and let gates compute their constants once."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
@@ -18,9 +18,7 @@ from spem.norm import GatedBatchNorm2d
 
 
 class FoldedNorm(nn.Module):
-    """What is left of a `GatedBatchNorm2d` whose normalisation the convolution does.
-
-    Computes relu(gate(x) + residual).
+    """The gate, addition and ReLU of a `GatedBatchNorm2d` that was folded into its convolution.
 
     Args:
         gate: of the norm, or None.
@@ -38,14 +36,11 @@ class FoldedNorm(nn.Module):
         source: Tensor | None = None,
     ) -> Tensor:
         """Return relu(gate(x) + residual); the arguments are those of `GatedBatchNorm2d`."""
+        # A convolution keeps its input for the backward pass, not its output x, which nothing else
+        # reads: x may be overwritten.
         if isinstance(self.gate, Gate):
             return self.gate(x, residual, relu, overwrite=True)
-        if self.gate is not None:
-            return gated(self.gate, x, residual, relu, source)
-        # A convolution keeps its input for the backward pass, not its output, and the fold was
-        # made because nothing else reads it.
-        x = x if residual is None else x.add_(residual)
-        return F.relu_(x) if relu else x
+        return gated(self.gate, x, residual, relu, source)
 
 
 def fold_batchnorms(model: nn.Module, example: Tensor) -> None:
@@ -58,7 +53,7 @@ def fold_batchnorms(model: nn.Module, example: Tensor) -> None:
         model: in evaluation mode.
         example: an input of the model, (N, C, H, W); it is run once to see what feeds what.
     """
-    pairs = _feeding(model, example)
+    pairs = _find_pairs(model, example)
     names = {module: name for name, module in model.named_modules()}
     for norm, conv in pairs.items():
         conv.weight, conv.bias = fuse_conv_bn_weights(
@@ -75,59 +70,59 @@ def fold_batchnorms(model: nn.Module, example: Tensor) -> None:
 
 
 def fold_gates(model: nn.Module) -> None:
-    """Put in the place of every pooled gate, in place, what computes the same in fewer steps.
+    """Replace every gate that reads pooled values, in place, by its `Gate.deployed`.
 
     Args:
-        model: in evaluation mode; those of its gates that gain nothing stay.
+        model: in evaluation mode.
     """
-    lean: dict[Gate, Gate] = {}
+    replaced: dict[Gate, Gate] = {}
     for module in [m for m in model.modules() if not isinstance(m, Gate)]:
         for name, gate in list(module.named_children()):
             if not isinstance(gate, Gate):
                 continue
-            if gate not in lean:
-                lean[gate] = gate.deployed()
-            setattr(module, name, lean[gate])
-            extrema = {"max", "min"} & set(lean[gate].statistics)
-            # The statistics of a norm's output follow from those of its input, both extrema's.
-            if isinstance(module, GatedBatchNorm2d) and len(extrema) == 1:
-                wanted = {*lean[gate].statistics, "max", "min"}
-                lean[gate].statistics = tuple(name for name in STATISTICS if name in wanted)
+            if gate not in replaced:
+                replaced[gate] = gate.deployed()
+            new = replaced[gate]
+            setattr(module, name, new)
+            # A negative scale of a norm makes the maximum of its input the minimum of its output,
+            # so that a gate which reads one of them there needs both.
+            if isinstance(module, GatedBatchNorm2d) and {"max", "min"} & set(new.statistics):
+                wanted = {*new.statistics, "max", "min"}
+                new.statistics = tuple(name for name in STATISTICS if name in wanted)
 
 
-def _feeding(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Conv2d]:
+def _find_pairs(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Conv2d]:
     """Return the convolution that alone feeds each norm, found by running the model once."""
-    watch = _Watch()
-    with torch.no_grad(), watch.hooks(model), watch:
-        watch._read(model(example))  # what the model returns is read by its caller
-    uses = watch.uses
+    reads = _Reads()
+    with torch.no_grad(), reads.hooks(model), reads:
+        reads._count(model(example))  # what the model returns is read by its caller
+    uses = reads.uses
     return {
         norm: conv
-        for norm, (conv, output) in watch.pairs.items()
-        if uses.get(id(output)) == 1 and watch.calls[conv] == watch.calls[norm] == 1
+        for norm, (conv, output) in reads.pairs.items()
+        if uses[id(output)] == 1 and reads.calls[conv] == reads.calls[norm] == 1
     }
 
 
-class _Watch(TorchFunctionMode):
-    """Counts who reads the output of each convolution; what a norm does inside is one reading."""
+class _Reads(TorchFunctionMode):
+    """Counts how often the output of each convolution is read; a norm that reads it counts once."""
 
     def __init__(self):
-        self.outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps them, so ids stay unique
-        self.uses: dict[int, int] = {}
-        self.calls: dict[nn.Module, int] = {}
+        # The outputs of convolutions by their ids, kept alive so that those stay unique.
+        self.outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}
+        self.uses: Counter[int] = Counter()
+        self.calls: Counter[nn.Module] = Counter()
         self.pairs: dict[GatedBatchNorm2d, tuple[nn.Conv2d, Tensor]] = {}
         self._inside = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Attributes such as x.shape do not read the map.
+        # Attributes such as x.shape do not read the feature map.
         if not self._inside and getattr(func, "__name__", "") != "__get__":
-            self._read((args, kwargs))
+            self._count((args, kwargs))
         return func(*args, **(kwargs or {}))
 
-    def _read(self, values: object) -> None:
-        for value in tree_leaves(values):
-            if id(value) in self.outputs:
-                self.uses[id(value)] = self.uses.get(id(value), 0) + 1
+    def _count(self, values: object) -> None:
+        self.uses.update(id(value) for value in tree_leaves(values) if id(value) in self.outputs)
 
     @contextmanager
     def hooks(self, model: nn.Module) -> Iterator[None]:
@@ -135,29 +130,29 @@ class _Watch(TorchFunctionMode):
         handles = []
         for module in model.modules():
             if isinstance(module, nn.Conv2d) and not module._forward_hooks:
-                handles.append(module.register_forward_hook(self._made))
+                handles.append(module.register_forward_hook(self._note_output))
             elif isinstance(module, GatedBatchNorm2d) and _can_fold(module):
-                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave))
+                handles.append(module.register_forward_pre_hook(self._enter_norm, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave_norm))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _made(self, conv: nn.Module, args: Any, output: Tensor) -> None:
-        self.calls[conv] = self.calls.get(conv, 0) + 1
+    def _note_output(self, conv: nn.Module, args: Any, output: Tensor) -> None:
+        self.calls[conv] += 1
         if isinstance(conv, nn.Conv2d):
             self.outputs[id(output)] = conv, output
 
-    def _enter(self, norm: nn.Module, args: Any, kwargs: Any) -> None:
-        self.calls[norm] = self.calls.get(norm, 0) + 1
+    def _enter_norm(self, norm: nn.Module, args: Any, kwargs: Any) -> None:
+        self.calls[norm] += 1
         if isinstance(norm, GatedBatchNorm2d) and id(args[0]) in self.outputs:
             self.pairs[norm] = self.outputs[id(args[0])]
-        self._read((args, kwargs))
+        self._count((args, kwargs))
         self._inside += 1
 
-    def _leave(self, norm: nn.Module, args: Any, output: Tensor) -> None:
+    def _leave_norm(self, norm: nn.Module, args: Any, output: Tensor) -> None:
         self._inside -= 1
 
 

@@ -1,8 +1,8 @@
-"""Published checkpoints: the names of the authors' repositories turned into those of this library.
+"""Convert published checkpoints: give the keys of the authors' repositories this library's names.
 
-A layout lists, for every key of ours, where its tensor comes from. Layouts of networks are put
-together from those of the backbone and of the gates, so one comparison finds all foreign and all
-missing keys.
+A renaming lists, for every key of ours, where its tensor comes from. The renaming of a network is
+put together from those of the backbone and of the gates, so one comparison finds all unexpected and
+all missing keys.
 """
 
 import re
@@ -14,58 +14,59 @@ import torch
 from torch import Tensor
 
 from spem._messages import unknown
+from spem.surgery.backbone import key_differences
 
 
 class _Source(NamedTuple):
-    """An official key, None for the constant 1, and what brings its tensor into our shape."""
+    """A key of the authors, None for the constant 1, and what brings its tensor into our shape."""
 
     key: str | None = None
     form: Callable[[Tensor], Tensor] | None = None
 
 
-_Layout = dict[str, _Source]
+_Renaming = dict[str, _Source]
 
 _NORM = "weight bias running_mean running_var num_batches_tracked"
-_GAIN: _Layout = {"gain": _Source()}
+_GAIN: _Renaming = {"gain": _Source()}
 
 
-def _layer(ours: str, official: str, tensors: str = "weight bias") -> _Layout:
+def _layer(ours: str, official: str, tensors: str = "weight bias") -> _Renaming:
     return {f"{ours}.{name}": _Source(f"{official}.{name}") for name in tensors.split()}
 
 
-def _vectors(ours: str, official: str) -> _Layout:
+def _vectors(ours: str, official: str) -> _Renaming:
     """Parameters of (C,) here and (1, C, 1, 1) there, named in the same order."""
     pairs = zip(ours.split(), official.split(), strict=True)
     return {name: _Source(key, Tensor.flatten) for name, key in pairs}
 
 
-def _under(ours: str, official: str, layout: _Layout) -> _Layout:
-    """Put a layout below a prefix on either side."""
+def _below(ours: str, official: str, renaming: _Renaming) -> _Renaming:
+    """Put a renaming below a prefix on either side."""
     return {
         ours + name: source if source.key is None else source._replace(key=official + source.key)
-        for name, source in layout.items()
+        for name, source in renaming.items()
     }
 
 
-def _perceptron(first: str, second: str, tensors: str = "weight bias") -> _Layout:
+def _perceptron(first: str, second: str, tensors: str = "weight bias") -> _Renaming:
     return _GAIN | _layer("fc1", first, tensors) | _layer("fc2", second, tensors)
 
 
-def _lsas(order: int) -> _Layout:
-    layout = _perceptron("fc1", "fc2")
+def _lsas(order: int) -> _Renaming:
+    renaming = _perceptron("fc1", "fc2")
     for j in range(order):
         suffix = "" if j == 0 else j + 1
-        layout |= _vectors(f"sub_scale.{j} sub_shift.{j}", f"w{suffix} b{suffix}")
-    return layout
+        renaming |= _vectors(f"sub_scale.{j} sub_shift.{j}", f"w{suffix} b{suffix}")
+    return renaming
 
 
 _SE = _perceptron("fc1", "fc2")
 _CBAM = _perceptron("ChannelGate.mlp.1", "ChannelGate.mlp.3")
 _SPA = _GAIN | _layer("pyramid.fc1", "fc.0", "weight") | _layer("pyramid.last", "fc.2", "weight")
 
-# Of each method all layouts that its repositories have. ASR and IEBN are norms there, so theirs are
-# those of a `GatedBatchNorm2d`.
-_LAYOUTS: dict[str, list[_Layout]] = {
+# Of each method one renaming for every form in its repositories. ASR and IEBN are norms there, so
+# theirs are those of a `GatedBatchNorm2d`.
+_RENAMINGS: dict[str, list[_Renaming]] = {
     "spem": [
         _GAIN
         | _vectors("excitation_scale excitation_shift", "w1 b1")
@@ -110,14 +111,14 @@ _LAYOUTS: dict[str, list[_Layout]] = {
     "asr": [
         {name: _Source(f"bn.{name}") for name in _NORM.split()}
         | {"gate.vector": _Source("vector", lambda vector: vector.flatten()[None])}
-        | _under("gate.", "", _GAIN)
-        | _under("gate.attention.", "attention_module.", _SE)
+        | _below("gate.", "", _GAIN)
+        | _below("gate.attention.", "attention_module.", _SE)
     ],
     "iebn": [
         _vectors("weight bias", "weight bias")
         | {name: _Source(name) for name in _NORM.split()[2:]}
         | _vectors("gate.scale gate.shift", "weight_readjust bias_readjust")
-        | _under("gate.", "", _GAIN)
+        | _below("gate.", "", _GAIN)
     ],
 }
 _NETWORKS = ("asr", "dianet", "iebn", "lsas", "se", "sem", "spem")
@@ -150,10 +151,10 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
         >>> convert_official("eca", official).keys()
         dict_keys(['gain', 'conv.weight'])
     """
-    if method not in _LAYOUTS:
-        raise unknown("official method", method, _LAYOUTS)
+    if method not in _RENAMINGS:
+        raise unknown("official method", method, _RENAMINGS)
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    layouts = _LAYOUTS[method]
+    renamings = _RENAMINGS[method]
     if method == "asr":
         given = {key: v for key, v in given.items() if "fused_bn" not in key.split(".")}
     if any(key.startswith("layer") for key in given):
@@ -161,48 +162,52 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
             raise ValueError(
                 f"no official network of {method!r} is known, only of {', '.join(_NETWORKS)}"
             )
-        layouts = [_network(method, gate, given) for gate in layouts]
-    layout = min(layouts, key=partial(_distance, given))
-    _check(method, _keys(layout), given)
-    return {name: _taken(source, given) for name, source in layout.items()}
+        renamings = [_rename_network(method, gate, given) for gate in renamings]
+    renaming = min(renamings, key=partial(_count_differences, given))
+    # Checkpoints from before PyTorch 0.4.1 have no counters.
+    absent = _keys(renaming) - given.keys()
+    counters = {key for key in absent if key.endswith("num_batches_tracked")}
+    if differences := key_differences(given, dict.fromkeys(_keys(renaming) - counters)):
+        raise ValueError(f"not a state dict of {method!r} by its authors: {differences}")
+    return {name: _take(source, given) for name, source in renaming.items()}
 
 
-def _network(method: str, gate: _Layout, given: Mapping[str, Tensor]) -> _Layout:
-    """Return the layout of a CIFAR ResNet with as many blocks a stage as the given keys have."""
+def _rename_network(method: str, gate: _Renaming, given: Mapping[str, Tensor]) -> _Renaming:
+    """Return the renaming of a CIFAR ResNet with as many blocks a stage as the given keys have."""
     convolutions = 3 if "layer1.0.conv3.weight" in given else 2
     indices = {match[1] for key in given if (match := re.match(r"layer\d\.(\d+)\.", key))}
-    layout = _layer("conv1", "conv1", "weight") | _layer("bn1", "bn1", _NORM) | _layer("fc", "fc")
+    renaming = _layer("conv1", "conv1", "weight") | _layer("bn1", "bn1", _NORM) | _layer("fc", "fc")
     for stage in (1, 2, 3):
         for index in range(len(indices)):
             # Basic blocks keep the width of the stem in the first stage.
             projects = index == 0 and (convolutions == 3 or stage > 1)
-            layout |= _block(f"layer{stage}.{index}", convolutions, projects)
-    norms = [name.removesuffix("weight") for name in layout if re.search(r"bn\d\.weight$", name)]
-    for ours, official in _places(method, norms, f"bn{convolutions}.").items():
+            renaming |= _rename_block(f"layer{stage}.{index}", convolutions, projects)
+    norms = [name.removesuffix("weight") for name in renaming if re.search(r"bn\d\.weight$", name)]
+    for ours, official in _find_gates(method, norms, f"bn{convolutions}.").items():
         # The later blocks of a stage have no part of DIANet's unit but the gain.
         owns = method != "dianet" or ".0." in ours
-        layout |= _under(ours, official, gate if owns else _GAIN)
-    return layout
+        renaming |= _below(ours, official, gate if owns else _GAIN)
+    return renaming
 
 
-def _block(name: str, convolutions: int, projects: bool) -> _Layout:
-    layout: _Layout = {}
+def _rename_block(name: str, convolutions: int, projects: bool) -> _Renaming:
+    renaming: _Renaming = {}
     for i in range(1, convolutions + 1):
-        layout |= _layer(f"{name}.conv{i}", f"{name}.conv{i}", "weight")
-        layout |= _layer(f"{name}.bn{i}", f"{name}.bn{i}", _NORM)
+        renaming |= _layer(f"{name}.conv{i}", f"{name}.conv{i}", "weight")
+        renaming |= _layer(f"{name}.bn{i}", f"{name}.bn{i}", _NORM)
     if projects:
-        layout |= _layer(f"{name}.downsample.0", f"{name}.downsample.0", "weight")
-        layout |= _layer(f"{name}.downsample.1", f"{name}.downsample.1", _NORM)
-    return layout
+        renaming |= _layer(f"{name}.downsample.0", f"{name}.downsample.0", "weight")
+        renaming |= _layer(f"{name}.downsample.1", f"{name}.downsample.1", _NORM)
+    return renaming
 
 
-def _places(method: str, norms: list[str], last: str) -> dict[str, str]:
+def _find_gates(method: str, norms: list[str], last: str) -> dict[str, str]:
     """Return our prefix and the official one of every gate of a network.
 
     Args:
         method: its method.
         norms: the prefixes of the stem's norm and of those of the blocks.
-        last: how the last norm of a block is called.
+        last: name of the last norm of a block.
     """
     if method == "iebn":
         return {norm: norm for norm in norms}
@@ -216,32 +221,17 @@ def _places(method: str, norms: list[str], last: str) -> dict[str, str]:
     return {f"{norm}gate.": norm.removesuffix(last) for norm in owners}
 
 
-def _keys(layout: _Layout) -> set[str]:
-    return {source.key for source in layout.values() if source.key is not None}
+def _keys(renaming: _Renaming) -> set[str]:
+    return {source.key for source in renaming.values() if source.key is not None}
 
 
-def _distance(given: Mapping[str, Tensor], layout: _Layout) -> tuple[int, int]:
-    """Count the keys that a layout does not know, then those that it misses."""
-    wanted = _keys(layout)
+def _count_differences(given: Mapping[str, Tensor], renaming: _Renaming) -> tuple[int, int]:
+    """Count the keys that a renaming does not know, then those that it misses."""
+    wanted = _keys(renaming)
     return len(given.keys() - wanted), len(wanted - given.keys())
 
 
-def _check(method: str, wanted: set[str], given: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for keys that are given but not wanted, or wanted but not given."""
-    # Checkpoints from before PyTorch 0.4.1 have no counters.
-    missing = {key for key in wanted - given.keys() if not key.endswith("num_batches_tracked")}
-    problems = {"unknown": sorted(given.keys() - wanted), "missing": sorted(missing)}
-    found = [f"{kind} {_first(keys)}" for kind, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"not a state dict of {method!r} by its authors: {'; '.join(found)}")
-
-
-def _first(keys: list[str]) -> str:
-    """Name the first few keys."""
-    return ", ".join(keys[:3]) + f" and {len(keys) - 3} more" * (len(keys) > 3)
-
-
-def _taken(source: _Source, given: Mapping[str, Tensor]) -> Tensor:
+def _take(source: _Source, given: Mapping[str, Tensor]) -> Tensor:
     if source.key is None:
         return torch.ones(())
     if source.key not in given:

@@ -1,10 +1,12 @@
-"""The places in a model where a gate can go, and what is known of them."""
+"""Find the modules of a model that can be given a gate, and those that have one."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+
+from spem.gates import Attention
 
 # Blocks by class name, and the child that ends their residual branch; the first that exists is it.
 _ENDINGS = {
@@ -36,7 +38,7 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
     """
     modules = dict(model.named_modules())
     if at == "residual":
-        names = [name for name in map(_ending, modules.items()) if name]
+        names = [name for name in map(_find_ending, modules.items()) if name]
     elif at == "stage":
         names = [n for n in modules if _STAGE.fullmatch(n) and not _inside_stage(n)]
     elif callable(at):
@@ -52,17 +54,33 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
     return {name: last_child(modules[name]) for name in names}
 
 
-def _ending(item: tuple[str, nn.Module]) -> str | None:
+def find_gates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Attention]]:
+    """Yield every gate that a module of a model applies.
+
+    These are the gates in the attribute `gate`, where `attach` and `GatedBatchNorm2d` keep them,
+    and in the attribute that a class of blocks names as its `gate_attribute`.
+
+    Yields:
+        The name of the module, the module, the name of its attribute, and the gate there.
+    """
+    for name, module in model.named_modules():
+        for attribute in dict.fromkeys(("gate", getattr(module, "gate_attribute", "gate"))):
+            gate = getattr(module, attribute, None)
+            if isinstance(gate, Attention):
+                yield name, module, attribute, gate
+
+
+def _find_ending(item: tuple[str, nn.Module]) -> str | None:
     """Return the name of the module that ends the residual branch of a block, or None."""
     name, block = item
     for kind in type(block).__mro__:
         for ending in _ENDINGS.get(kind.__name__, ()):
-            if resolve(block, ending) is not None:
+            if find_module(block, ending) is not None:
                 return f"{name}.{ending}"
     return None
 
 
-def resolve(model: nn.Module, name: str) -> nn.Module | None:
+def find_module(model: nn.Module, name: str) -> nn.Module | None:
     """Return the module of this name, or None."""
     try:
         return model.get_submodule(name)
@@ -82,7 +100,7 @@ def last_child(module: nn.Module) -> nn.Module:
     return module
 
 
-def masked(slots: dict[str, nn.Module], mask: Sequence[int] | None) -> dict[str, nn.Module]:
+def apply_mask(slots: dict[str, nn.Module], mask: Sequence[int] | None) -> dict[str, nn.Module]:
     """Return the slots whose bit of the mask is set; all without a mask."""
     if mask is None:
         return slots

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from spem.gates.gate import parameter_groups
+from spem.gates.attention import parameter_groups
 from spem.train.recipe import Recipe
 
 

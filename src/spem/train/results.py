@@ -13,7 +13,7 @@ from torch import nn
 from spem import kernels
 from spem._files import atomically, write_text
 from spem.export.network import save_network
-from spem.surgery.config import own_config
+from spem.surgery.config import config_of
 from spem.train.run import Run
 from spem.train.setup import Job
 
@@ -22,8 +22,9 @@ MODEL_KEYS = ("model", "block", "gate", "gate_options", "placement", "mask")
 
 
 def network_config(model: nn.Module) -> dict[str, Any]:
-    """Return the `config` of a network of `create_model`, or None for each key of any other's."""
-    return own_config(model) or dict.fromkeys(MODEL_KEYS) | {"gate_options": {}}
+    """Return the config of a network of `create_model`, or None for each key of any other's."""
+    config = config_of(model)
+    return dict.fromkeys(MODEL_KEYS) | {"gate_options": {}} if config is None else config.to_json()
 
 
 def write_results(run: Run, job: Job) -> None:

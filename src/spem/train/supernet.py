@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from spem.gates import Attention, DIANet, create_gate
+from spem.gates import Attention, Place, create_gate_at
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.slots import find_slots, output_channels
 
@@ -52,15 +52,11 @@ class Supernet(nn.Module):
     def _view(self, stage: str, channels: int, gate: str, options: dict[str, Any]) -> Attention:
         """Return the gate that a block calls: that of its stage, or one that follows it."""
         if stage not in self.units:
-            self.units[stage] = create_gate(gate, channels, **options)
-        unit = self.units[stage]
-        if not isinstance(unit, Attention) or unit.needs_source:
-            raise ValueError(
-                f"gate {gate!r} with {options} reads a block's input: it has no supernet"
-            )
+            self.units[stage] = create_gate_at(gate, channels, Place(), options)
+        unit = cast(Attention, self.units[stage])
         # In a list, not registered: the unit is stored once.
-        if isinstance(unit, DIANet):
-            return create_gate(gate, channels, **options, leader=unit)
+        if unit.shares_unit:
+            return create_gate_at(gate, channels, Place(leader=unit), options)
         return unit
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,5 +76,5 @@ class Supernet(nn.Module):
             for norm in norms:
                 vars(norm)["gate"] = None
             for unit in self.units.values():
-                if isinstance(unit, DIANet):
+                if isinstance(unit, Attention):
                     unit.reset()

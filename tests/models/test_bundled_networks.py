@@ -11,16 +11,16 @@ from spem.export.network import load_network
 from spem.models import pretrained
 from spem.train.recipe import load_recipe
 
-SHIPPED = pretrained.shipped_names()
-EACH_SHIPPED = pytest.mark.parametrize("name", SHIPPED)
+BUNDLED = pretrained.bundled_names()
+EACH_BUNDLED = pytest.mark.parametrize("name", BUNDLED)
 
 
-@EACH_SHIPPED
-def test_a_shipped_network_is_what_its_files_say(name):
+@EACH_BUNDLED
+def test_a_bundled_network_is_what_its_files_say(name):
     folder = pretrained.FOLDER / name
     assert (folder / "model.safetensors").stat().st_size <= 2_000_000
-    config = pretrained.shipped_config(name)
-    assert pretrained.shipped_name(config, config["data"]) == name
+    config = pretrained.bundled_config(name)
+    assert pretrained.bundled_name(config["model"], config["gate"], config["data"]) == name
     check_card(folder)
     model, _ = load_network(folder)
     check_weights(model, folder)
@@ -30,20 +30,20 @@ def test_a_shipped_network_is_what_its_files_say(name):
     assert recipe.data_dir == "data"
 
 
-@EACH_SHIPPED
-def test_a_shipped_network_names_what_it_sees(name, capsys, tmp_path, monkeypatch):
+@EACH_BUNDLED
+def test_a_bundled_network_names_what_it_sees(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 48), (90, 140, 200)).save("picture.png")
     assert main(["predict", name, "picture.png"]) == 0
     rows = re.findall(r"│ picture.png │ (\w+) +│ ([\d.e-]+)", capsys.readouterr().out)
     assert len(rows) == 5
-    assert {label for label, _ in rows} <= set(pretrained.shipped_config(name)["classes"])
+    assert {label for label, _ in rows} <= set(pretrained.bundled_config(name)["classes"])
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
-def test_the_help_lists_the_shipped_networks(command, capsys, monkeypatch):
+def test_the_help_lists_the_bundled_networks(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # at less, names are broken at their hyphens
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     named = re.findall(r"\b\w+-\w+-cifar\d+", capsys.readouterr().out)
-    assert sorted(named) == SHIPPED
+    assert sorted(named) == BUNDLED

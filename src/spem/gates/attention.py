@@ -1,0 +1,168 @@
+"""The base class of all gates, `Attention`, and what is collected over the gates of a model."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from spem.gates.checks import check_choice, check_whole
+from spem.kernels.reference import upcast
+
+
+class Place(NamedTuple):
+    """What a network knows of a place where it puts a gate.
+
+    Attributes:
+        map_size: side of the feature maps for images of 32×32; None where it is unknown.
+        source_channels: channels of the block's input; None where the gate is not given it.
+        leader: the first gate of this width in the stage; None for that gate itself.
+    """
+
+    map_size: int | None = None
+    source_channels: int | None = None
+    leader: "Attention | None" = None
+
+
+class Attention(nn.Module):
+    """The base class of all gates.
+
+    A gate that reads the feature map itself derives from it directly: it defines
+    `forward(x) -> y`, both (N, C, H, W), and checks x by `check_map`. The parameters of a gate stay
+    in float32 (or wider) in a model of half precision.
+
+    Args:
+        channels: C, the number of channels of the feature maps it gates.
+        init: "paper", the authors' start, or "identity", a start whose multipliers are exactly 1.
+
+    Attributes:
+        gain: buffer, a constant factor of the multipliers: 1, or what makes the start of
+            `init="identity"` exactly 1.
+
+    Raises:
+        ValueError: channels is not a whole number of at least 1, or init is unknown.
+    """
+
+    gain: Tensor
+    # Names of parameters that the authors train without weight decay.
+    no_weight_decay: tuple[str, ...] = ()
+    # Where `create_model` puts the gate by default, see `spem.models.placement`.
+    placement = "residual"
+    # Whether `create_model` builds a norm for it where it would follow a convolution.
+    needs_norm = False
+    # Whether `forward` takes the block's input as a second argument.
+    needs_source = False
+    # Whether the gates of a stage share a unit that the first one owns: see `Place.leader`. Such a
+    # gate hands a state on to the next, so none of them can be replaced by a constant.
+    shares_unit = False
+    # Options that earlier versions had: configurations that name them load, and they do nothing.
+    retired_options: tuple[str, ...] = ()
+
+    def __init__(self, channels: int, init: str = "paper"):
+        super().__init__()
+        check_whole("channels", channels)
+        check_choice("init", init, ("paper", "identity"))
+        self.channels = channels
+        self.register_buffer("gain", torch.ones(()))
+        self._multiplier_hooks: dict[int, Callable[[Attention, Tensor], object]] = OrderedDict()
+
+    @classmethod
+    def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options for a gate at a place of a network, from those that the user gave.
+
+        A class that needs to know something of its place overrides this.
+        """
+        return dict(options)
+
+    def reset(self) -> None:
+        """Forget the state that gates with `shares_unit` hand on to the next."""
+
+    def constant_part(self) -> "tuple[Tensor, Attention | None] | None":
+        """Return the constant factor of the multipliers, (C,), and the gate that gives the rest.
+
+        `spem.deploy` folds the factor into the layer before the gate, which the other gate then
+        replaces, or nothing if that is None. None without a constant factor.
+        """
+        return None
+
+    @classmethod
+    def options_of_rest(cls, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+        """Return the name and options of the gate that gives the rest beside `constant_part`.
+
+        Args:
+            options: those of this gate.
+        """
+        return None
+
+    def register_multiplier_hook(
+        self, hook: Callable[["Attention", Tensor], object]
+    ) -> RemovableHandle:
+        """Have hook(gate, multiplier) called whenever the gate has computed its multipliers.
+
+        Gates whose multipliers differ between the positions of a channel do not call it.
+
+        Args:
+            hook: receives the gate and its multipliers, (N, C), or (1, C) for all images alike.
+
+        Returns:
+            A handle, whose `remove()` takes the hook away.
+        """
+        handle = RemovableHandle(self._multiplier_hooks)
+        self._multiplier_hooks[handle.id] = hook
+        return handle
+
+    def report_multiplier(self, multiplier: Tensor) -> Tensor:
+        """Call the multiplier hooks, and return the multipliers, (N, C), as they are."""
+        for hook in self._multiplier_hooks.values():
+            hook(self, multiplier)
+        return multiplier
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return this gate's term of the training loss, weight included; None without one."""
+        return None
+
+    def check_map(self, x: Tensor) -> None:
+        """Raise ValueError unless x is (N, C, H, W) with the channels of this gate."""
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """Show the channels."""
+        return str(self.channels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `model.half()` comes through here: multipliers are float32, as all statistics are.
+        return super()._apply(lambda t: upcast(fn(t)) if t.is_floating_point() else fn(t), recurse)
+
+
+def auxiliary_loss(model: nn.Module) -> Tensor:
+    """Sum the auxiliary losses of all gates of a model, weights included.
+
+    Returns:
+        A scalar on the model's device, 0 where no gate has such a loss.
+    """
+    terms = [module.auxiliary_loss() for module in model.modules() if isinstance(module, Attention)]
+    present_terms = [term for term in terms if term is not None]
+    if present_terms:
+        return torch.stack(present_terms).sum()
+    return torch.zeros((), device=next((p.device for p in model.parameters()), None))
+
+
+def parameter_groups(modules: Sequence[nn.Module]) -> list[tuple[list[nn.Parameter], dict]]:
+    """Return the parameters of modules in at most two groups with their optimizer settings.
+
+    The first group has no settings of its own; the second holds what the authors of a gate train
+    without weight decay (`Attention.no_weight_decay`).
+    """
+    decayed, no_weight_decay, exempt = [], [], set()
+    for gate in (m for module in modules for m in module.modules() if isinstance(m, Attention)):
+        exempt |= {id(gate.get_parameter(name)) for name in gate.no_weight_decay}
+    unique = {id(p): p for module in modules for p in module.parameters()}
+    for key, parameter in unique.items():
+        (no_weight_decay if key in exempt else decayed).append(parameter)
+    groups = [(decayed, {}), (no_weight_decay, {"weight_decay": 0.0})]
+    return [(parameters, settings) for parameters, settings in groups if parameters]
