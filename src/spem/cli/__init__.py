@@ -9,6 +9,7 @@ try:
     from spem import __version__
     from spem.cli import commands
     from spem.cli.parser import Parser, fail
+    from spem.compare.bench import bench
     from spem.compare.comparison import compare
     from spem.train.recipe import AXES, Recipe
 except ImportError as error:  # an extra is not installed
@@ -26,6 +27,7 @@ _COMMANDS = {
     "gate-report": commands.gate_report,
     "compare": compare,
     "report": commands.report,
+    "bench": bench,
 }
 # The commands that take recipe keys, and those keys that each has no flag for.
 _WITH_RECIPE: dict[str, Collection[str]] = {"train": (), "search-placement": (), "compare": AXES}

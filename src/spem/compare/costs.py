@@ -1,11 +1,9 @@
-"""What the networks of a comparison cost: measured one at a time, in turns, after the runs."""
+"""What networks cost beside each other: training and inference in turns, memory of a step."""
 
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +34,94 @@ with needs_extra("train"):
 
 ROUNDS = 20
 _LABELS = ("model", "data", "gate", "overrides")
-_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed")
+_KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed")
+
+
+class NetworkWork(NamedTuple):
+    """What is timed of a network: a training step, and inference of its deployed form.
+
+    Attributes:
+        train, inference: the work.
+        images: of the batch that both take.
+    """
+
+    train: Work
+    inference: Work
+    images: int
+
+
+def make_work(
+    fabric: Fabric,
+    recipe: Recipe,
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    fold_batchnorm: bool = True,
+) -> NetworkWork:
+    """Return the work of a network on one batch, whose values do not change what it costs.
+
+    Args:
+        fabric: of the recipe, for this network alone.
+        recipe: what a training step is, and the memory format.
+        model: the network, on the CPU; it is trained by the work.
+        batch: images (N, C, H, W) and labels (N,), on the device of the fabric.
+        fold_batchnorm: see `spem.deploy`.
+    """
+    images = batch[0]
+    deployed = deploy(model, fold_batchnorm=fold_batchnorm, example=images[:1].cpu())
+    deployed = deployed.to(images.device)
+    for network in (deployed, model) if recipe.channels_last else ():
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def infer() -> None:
+        with torch.inference_mode():
+            deployed(images)
+
+    fabric.launch()
+    _, _, take_step = create_step(fabric, recipe, model, create_optimizer(model, recipe))
+    model.train()
+    size = len(images)
+    return NetworkWork(lambda: lambda: take_step(*batch, size), lambda: infer, size)
+
+
+def measure_speeds(
+    works: Sequence[NetworkWork], rounds: int, device: torch.device
+) -> list[dict[str, dict[str, float]]]:
+    """Measure training and inference of several networks in turns.
+
+    Returns:
+        Of each network `train` and `inference` in images per second, `train_ratio` and
+        `inference_ratio`: its time over that of the first network, paired by round. Each is a
+        mapping of `median` and the quartiles `low` and `high`.
+    """
+    speeds: list[dict[str, dict[str, float]]] = [{} for _ in works]
+    for kind in ("train", "inference"):
+        named = {str(index): getattr(work, kind) for index, work in enumerate(works)}
+        seconds = interleave(named, rounds, device)
+        for name, work, own in zip(named, works, speeds, strict=True):
+            times, ratio = quantiles(seconds[name]), ratios(seconds, name, "0")
+            own[kind] = _spread(*(work.images / times[percent] for percent in (50, 75, 25)))
+            own[f"{kind}_ratio"] = _spread(*(ratio[percent] for percent in (50, 25, 75)))
+    return speeds
+
+
+def _spread(*values: float) -> dict[str, float]:
+    rounded = (float(f"{value:.6g}") for value in values)
+    return dict(zip(("median", "low", "high"), rounded, strict=True))
+
+
+def describe_conditions(
+    device: torch.device, batch_size: int, rounds: int, backend: str
+) -> dict[str, Any]:
+    """Return under which conditions costs were measured; call it where the threads are set."""
+    return {
+        "rounds": rounds,
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "device": device_name(device),
+        "kernels": backend,
+        "torch": torch.__version__,
+        "spem": __version__,
+    }
 
 
 def load_in_turn(recipes: Iterable[Recipe]) -> Iterator[Dataset]:
@@ -48,7 +133,7 @@ def load_in_turn(recipes: Iterable[Recipe]) -> Iterator[Dataset]:
     """
     last, dataset = None, None
     for recipe in recipes:
-        wanted = [getattr(recipe, key) for key in _OF_DATA]
+        wanted = [getattr(recipe, key) for key in _KEYS_OF_DATA]
         if dataset is None or wanted != last:
             last, dataset = wanted, load_data(recipe)
         yield dataset
@@ -58,7 +143,7 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
     """Measure training and inference of the rows of one group, in turns.
 
     A training step is that of the run: forward, loss, backward, optimiser. Inference is that of
-    `spem.deploy(model, fold_batchnorm=True)`, in batches of the same size. Both run on the kernels
+    `spem.deploy(model, fold_batchnorm=True)`, in batches of the same size. Both use the backend
     that served the runs, with the threads of the recipes, on one device; nothing else should
     compute meanwhile.
 
@@ -67,43 +152,38 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
         recipes: of the same runs.
 
     Returns:
-        One object a row, as `costs.jsonl` keeps it: the labels; `train` and `inference` (images a
-        second), `train_ratio` and `inference_ratio` (times over the first row's, paired by round),
-        each median, low and high quartile; `memory`: bytes of a training step, or None.
+        One object a row, as `costs.jsonl` keeps it: the labels, what `measure_speeds` returns,
+        `memory`: peak bytes of a training step, or None; and the conditions.
     """
-    compiled = records[0]["summary"]["kernels"] == "compiled"
+    backend = records[0]["summary"]["kernels"]
     recipes = [replace(recipe, devices=1, sync_batchnorm=False) for recipe in recipes]
     fabrics = [create_fabric(recipe) for recipe in recipes]
-    device = fabrics[0].device
-    works: dict[str, dict[str, Work]] = {"train": {}, "inference": {}}
+    device, works = fabrics[0].device, []
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # a capture needs one
-    used = kernels.use("compiled") if compiled else nullcontext()
+    used = kernels.use("compiled") if backend == "compiled" else nullcontext()
     with settings(fabrics[0], recipes[0]), used, on(stream):
         datasets = load_in_turn(recipes)
-        for index, (fabric, recipe) in enumerate(zip(fabrics, recipes, strict=True)):
+        for fabric, recipe in zip(fabrics, recipes, strict=True):
             dataset = next(datasets)
-            model = build(recipe, dataset)
-            name, batch = str(index), _batch(dataset, recipe, device)
-            works["inference"][name] = _inference(model, batch[0], recipe)
-            works["train"][name] = _training(fabric, recipe, model, batch)
-        seconds = {kind: interleave(own, ROUNDS, device) for kind, own in works.items()}
+            batch = _first_batch(dataset, recipe, device)
+            works.append(make_work(fabric, recipe, build(recipe, dataset), batch))
+        speeds = measure_speeds(works, ROUNDS, device)
         memory = [
-            step_memory(works["train"][str(index)], device)
+            step_memory(work.train, device)
             if device.type == "cuda"
-            else measure_apart("spem.compare.costs", json.dumps([asdict(recipe), compiled]))
-            for index, recipe in enumerate(recipes)
+            else measure_apart(_measure_step_memory, asdict(recipe), backend)
+            for work, recipe in zip(works, recipes, strict=True)
         ]
-    return [
-        {label: record[label] for label in _LABELS}
-        | _speeds(seconds, str(index), recipe.batch_size)
-        | {"memory": memory[index], "rounds": ROUNDS, "batch_size": recipe.batch_size}
-        | {"threads": recipe.threads, "device": device_name(device)}
-        | {"kernels": record["summary"]["kernels"], "torch": torch.__version__, "spem": __version__}
-        for index, (record, recipe) in enumerate(zip(records, recipes, strict=True))
-    ]
+        return [
+            {label: record[label] for label in _LABELS}
+            | own
+            | {"memory": needed}
+            | describe_conditions(device, recipe.batch_size, ROUNDS, record["summary"]["kernels"])
+            for record, recipe, own, needed in zip(records, recipes, speeds, memory, strict=True)
+        ]
 
 
-def _batch(dataset: Dataset, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+def _first_batch(dataset: Dataset, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
     statistics: Any = {"mean": recipe.mean, "std": recipe.std}
     batches = Batches(
         dataset.train,
@@ -115,53 +195,12 @@ def _batch(dataset: Dataset, recipe: Recipe, device: torch.device) -> tuple[Tens
     return next(batches.in_order())
 
 
-def _training(
-    fabric: Fabric, recipe: Recipe, model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> Work:
-    fabric.launch()
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    _, _, take = create_step(fabric, recipe, model, create_optimizer(model, recipe))
-    model.train()
-    return lambda: lambda: take(*batch, len(batch[1]))
-
-
-def _inference(model: nn.Module, images: Tensor, recipe: Recipe) -> Work:
-    deployed = deploy(model, fold_batchnorm=True, example=images[:1].cpu()).to(images.device)
-    if recipe.channels_last:
-        deployed.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-    def run() -> None:
-        with torch.inference_mode():
-            deployed(images)
-
-    return lambda: run
-
-
-def _speeds(seconds: dict[str, dict[str, list[float]]], name: str, batch: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for kind, own in seconds.items():
-        times, ratio = quantiles(own[name]), ratios(own, name, "0")
-        found[kind] = _spread(batch / times[50], batch / times[75], batch / times[25])
-        found[f"{kind}_ratio"] = _spread(ratio[50], ratio[25], ratio[75])
-    return found
-
-
-def _spread(*values: float) -> dict[str, float]:
-    rounded = (float(f"{value:.6g}") for value in values)
-    return dict(zip(("median", "low", "high"), rounded, strict=True))
-
-
-def _main(given: str) -> None:
-    values, compiled = json.loads(given)
-    recipe = replace(Recipe(**values), device="cpu")
+def _measure_step_memory(recipe_keys: Mapping[str, Any], backend: str) -> int | None:
+    recipe = replace(Recipe(**recipe_keys), device="cpu")
     fabric = create_fabric(recipe)
-    with settings(fabric, recipe), kernels.use("compiled") if compiled else nullcontext():
+    used = kernels.use("compiled") if backend == "compiled" else nullcontext()
+    with settings(fabric, recipe), used:
         dataset = load_data(recipe)
-        model = build(recipe, dataset)
-        work = _training(fabric, recipe, model, _batch(dataset, recipe, fabric.device))
-        sys.stdout.write(json.dumps(step_memory(work, fabric.device)) + "\n")
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+        batch = _first_batch(dataset, recipe, fabric.device)
+        work = make_work(fabric, recipe, build(recipe, dataset), batch)
+        return step_memory(work.train, fabric.device)
