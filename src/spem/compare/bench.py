@@ -27,8 +27,8 @@ def bench(
 
     Each gate is first checked: it must leave the network as it is when it starts as the identity,
     and the fast kernels must agree with the reference. Then the network without gates, the same
-    once more, and the network with each gate take turns. A ratio (×) is over the network without
-    gates; that of "none again" is the noise of this machine.
+    once more, and the network with each gate take turns. × is a cost over that of the network
+    without gates, for times with its quartiles; "none again" shows the noise of this machine.
 
     Args:
         model: a name like resnet20 or vgg16, or package.module:function, which is called without
@@ -64,8 +64,8 @@ def bench(
     except RedCaseError as error:
         sys.stderr.write(f"spem: wrong results, nothing was measured: {error}\n")
         return 1
-    header = ["gate", "parameters", "multiply-adds", "training, images/s", "inference, images/s"]
-    show([*header, "memory of a step, MiB"], (_format_row(row, rows[0]) for row in rows))
+    header = ["gate", "parameters", "MACs", "training,\nimages/s", "inference,\nimages/s"]
+    show([*header, "memory of a\nstep, MiB"], (_format_row(row, rows[0]) for row in rows))
     if out is not None:
         labels = {"model": model, "at": at, "size": size, "channels_last": channels_last}
         write_table(Path(out), [labels | _flatten(row) for row in rows])
@@ -74,22 +74,22 @@ def bench(
 
 def _format_row(row: dict[str, Any], plain: dict[str, Any]) -> list[str]:
     """Return the cells of a row: each cost, and how many times that of the plain network it is."""
-    cells = [row["gate"]]
-    cells += [f"{row[key]:,} (×{row[key] / plain[key]:.3f})" for key in ("parameters", "macs")]
+    macs = f"{row['macs'] / 1e6:,.2f} M\n×{row['macs'] / plain['macs']:.3f}"
+    parameters = f"{row['parameters']:,}\n×{row['parameters'] / plain['parameters']:.3f}"
+    cells = [row["gate"], parameters, macs]
     for kind in ("train", "inference"):
         ratio = row[f"{kind}_ratio"]
-        spread = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
-        cells.append(f"{row[kind]['median']:,.0f} (×{ratio['median']:.3f}, {spread})")
+        spread = f"{ratio['low']:.2f}–{ratio['high']:.2f}"
+        cells.append(f"{row[kind]['median']:,.0f}\n×{ratio['median']:.3f}\n{spread}")
     if row["memory"] is None or not plain["memory"]:
         return [*cells, "-"]
-    mebibytes = row["memory"] / 2**20
-    return [*cells, f"{mebibytes:,.1f} (×{row['memory'] / plain['memory']:.3f})"]
+    return [*cells, f"{row['memory'] / 2**20:,.1f}\n×{row['memory'] / plain['memory']:.3f}"]
 
 
 def _flatten(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of `measure_gates` as a row of a CSV file: `train`, `train_low`, `train_high`."""
+    """Return a row of `measure_gates` as one of a CSV file: `train`, `train_low`, `train_high`."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        parts = value.items() if isinstance(value, dict) else [("median", value)]
-        flat |= {key if part == "median" else f"{key}_{part}": each for part, each in parts}
+        parts = value if isinstance(value, dict) else {"median": value}
+        flat |= {key if part == "median" else f"{key}_{part}": parts[part] for part in parts}
     return flat

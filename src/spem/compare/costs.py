@@ -1,8 +1,8 @@
 """What networks cost beside each other: training and inference in turns, memory of a step."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -171,7 +171,7 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
         memory = [
             step_memory(work.train, device)
             if device.type == "cuda"
-            else measure_apart(_measure_step_memory, asdict(recipe), backend)
+            else measure_apart(_measure_step_memory, recipe, backend)
             for work, recipe in zip(works, recipes, strict=True)
         ]
         return [
@@ -195,8 +195,8 @@ def _first_batch(dataset: Dataset, recipe: Recipe, device: torch.device) -> tupl
     return next(batches.in_order())
 
 
-def _measure_step_memory(recipe_keys: Mapping[str, Any], backend: str) -> int | None:
-    recipe = replace(Recipe(**recipe_keys), device="cpu")
+def _measure_step_memory(recipe: Recipe, backend: str) -> int | None:
+    recipe = replace(recipe, device="cpu")
     fabric = create_fabric(recipe)
     used = kernels.use("compiled") if backend == "compiled" else nullcontext()
     with settings(fabric, recipe), used:

@@ -3,7 +3,7 @@
 import copy
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def measure_gates(
             memory = [
                 step_memory(work.train, fabric.device)
                 if fabric.device.type == "cuda"
-                else measure_apart(_measure_step_memory, model, gate, at, asdict(recipe), size)
+                else measure_apart(_measure_step_memory, model, gate, at, recipe, size)
                 for work, gate in zip(works, [None, None, *gates], strict=True)
             ]
         conditions = describe_conditions(fabric.device, batch, rounds, backend)
@@ -175,7 +175,9 @@ def check_gate(model: str, gate: str, at: str, images: Tensor, backend: str) -> 
     """Check what a gate computes in a network, in a training step.
 
     Args:
-        model, gate, at: see `measure_gates`.
+        model: see `measure_gates`.
+        gate: a key of `GATES`.
+        at: see `attach`.
         images: (N, C, H, W), in the memory format and on the device of the measurement.
         backend: name of the backend to check.
 
@@ -186,9 +188,8 @@ def check_gate(model: str, gate: str, at: str, images: Tensor, backend: str) -> 
     if "init" in gate_options(gate):
         same = build_network(model, gate, at, "identity")
         output = {"output": _take_step(same, images, backend)["output"]}
-        _check_parity(
-            f"{gate} with init='identity' in {model}", build_network(model), images, output
-        )
+        title = f"{gate} with init='identity' in {model}"
+        _check_parity(title, build_network(model), images, output)
     gated = build_network(model, gate, at)
     results = _take_step(gated, images, backend)
     _check_parity(f"{gate} in {model}, {backend} kernels", gated, images, results)
@@ -227,9 +228,9 @@ def _take_step(network: nn.Module, images: Tensor, backend: str) -> dict[str, Te
 
 
 def _measure_step_memory(
-    model: str, gate: str | None, at: str, recipe_keys: dict[str, Any], size: int
+    model: str, gate: str | None, at: str, recipe: Recipe, size: int
 ) -> int | None:
-    recipe = Recipe(**recipe_keys | {"device": "cpu"})
+    recipe = replace(recipe, device="cpu")
     fabric, network = create_fabric(recipe), build_network(model, gate, at)
     fold = own_config(build_network(model)) is not None
     batch = _draw_batch(network, recipe.batch_size, size, recipe.channels_last, fabric.device)

@@ -131,8 +131,8 @@ class ProgressTable:
         means = {place: statistics.fmean(values) for place, values in timed.items()}
         overall = statistics.fmean(means.values())
         left = sum(
-            (run.recipe.epochs - self._count_epochs(run))
-            * means.get((run.model, run.data), overall)
+            means.get((run.model, run.data), overall)
+            * (run.recipe.epochs - self._count_epochs(run))
             for run in self.plan
             if run.key not in self.records
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spem._extras import needs_extra
-from spem.compare.records import Ledger, Record, groups, read_costs, read_study, row_of
+from spem.compare.records import Ledger, Record, group_records, read_costs, read_study, row_of
 from spem.report.published import PUBLISHED, Published, fits
 from spem.report.significance import RULE, WILCOXON_FROM, summary
 from spem.report.tables.group import Group, TextCell, TextTable, make_group, percents, spread
@@ -90,7 +90,7 @@ def read_contents(folder: Path) -> Contents:
     study, costs = read_study(folder), read_costs(folder)
     found = [
         make_group(*place, rows, {row_of(c): c for c in costs if (c["model"], c["data"]) == place})
-        for place, rows in groups(records).items()
+        for place, rows in group_records(records).items()
     ]
     recipe, differing = _recipes(records)
     return Contents(
