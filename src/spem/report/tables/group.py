@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from spem.compare.records import Record
 from spem.report.significance import (
-    UNTOLD,
+    UNDECIDED,
     Difference,
     Summary,
     compare_paired,
@@ -231,7 +231,7 @@ def _findings(compared: Mapping[str, _Comparison]) -> list[str]:
     quiet: dict[tuple[str, str], dict[str, str]] = {}
     for row, (other, own, p, told) in compared.items():
         if told not in ("higher", "lower") or own.mean is None or p is None:
-            clear = told == UNTOLD and own.low is not None and own.low * (own.high or 0) > 0
+            clear = told == UNDECIDED and own.low is not None and own.low * (own.high or 0) > 0
             far = f" ({own.mean:+.2f} {_interval(own.low, own.high, sign='+')})" if clear else ""
             quiet.setdefault((other, _POINTS.sub("", told)), {})[f"{row}{far}"] = told
             continue
