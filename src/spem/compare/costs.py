@@ -1,8 +1,9 @@
 """What networks cost beside each other: training and inference in turns, memory of a step."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from spem.train.step import create_step
 from spem.train.turns import on
 
 with needs_extra("train"):
-    from lightning_fabric import Fabric
+    pass
 
 ROUNDS = 20
 _LABELS = ("model", "data", "gate", "overrides")
@@ -42,33 +43,32 @@ class NetworkWork(NamedTuple):
 
     Attributes:
         train, inference: the work.
-        images: of the batch that both take.
+        images: how many are in the batch that both take.
+        device: on which they run.
     """
 
     train: Work
     inference: Work
     images: int
+    device: torch.device
 
 
 def make_work(
-    fabric: Fabric,
-    recipe: Recipe,
-    model: nn.Module,
-    batch: tuple[Tensor, Tensor],
-    fold_batchnorm: bool = True,
+    recipe: Recipe, model: nn.Module, batch: tuple[Tensor, Tensor], fold_batchnorm: bool = True
 ) -> NetworkWork:
     """Return the work of a network on one batch, whose values do not change what it costs.
 
     Args:
-        fabric: of the recipe, for this network alone.
-        recipe: what a training step is, and the memory format.
+        recipe: what a training step is, the device and the memory format.
         model: the network, on the CPU; it is trained by the work.
-        batch: images (N, C, H, W) and labels (N,), on the device of the fabric.
-        fold_batchnorm: see `spem.deploy`.
+        batch: images (N, C, H, W) and labels (N,).
+        fold_batchnorm: whether the deployed form has its norms folded, see `spem.deploy`.
     """
-    images = batch[0]
-    deployed = deploy(model, fold_batchnorm=fold_batchnorm, example=images[:1].cpu())
-    deployed = deployed.to(images.device)
+    fabric = create_fabric(recipe)
+    fabric.launch()
+    images, labels = (values.to(fabric.device) for values in batch)
+    example = batch[0][:1].cpu()
+    deployed = deploy(model, fold_batchnorm=fold_batchnorm, example=example).to(fabric.device)
     for network in (deployed, model) if recipe.channels_last else ():
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -76,32 +76,59 @@ def make_work(
         with torch.inference_mode():
             deployed(images)
 
-    fabric.launch()
     _, _, take_step = create_step(fabric, recipe, model, create_optimizer(model, recipe))
     model.train()
-    size = len(images)
-    return NetworkWork(lambda: lambda: take_step(*batch, size), lambda: infer, size)
+    count = len(labels)
+    train: Work = lambda: lambda: take_step(images, labels, count)  # noqa: E731
+    return NetworkWork(train, lambda: infer, count, fabric.device)
 
 
-def measure_speeds(
-    works: Sequence[NetworkWork], rounds: int, device: torch.device
-) -> list[dict[str, dict[str, float]]]:
-    """Measure training and inference of several networks in turns.
+@contextmanager
+def measuring(recipe: Recipe, backend: str) -> Iterator[torch.device]:
+    """Set threads and backend for a measurement, and yield the device that the recipe asks for."""
+    fabric = create_fabric(recipe)
+    device = fabric.device
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # a capture needs one
+    used = kernels.use("compiled") if backend == "compiled" else nullcontext()
+    with settings(fabric, recipe), used, on(stream):
+        yield device
+
+
+def measure_networks(
+    builds: Sequence[Callable[[], NetworkWork]], recipe: Recipe, backend: str, rounds: int
+) -> list[dict[str, Any]]:
+    """Measure training and inference of several networks in turns, and the memory of a step.
+
+    Args:
+        builds: build the work of each network, on the same device; they can be pickled.
+        recipe: threads and device.
+        backend: "compiled" where the compiled kernels for the CPU are to be used.
+        rounds: in each, every network takes its turn.
 
     Returns:
         Of each network `train` and `inference` in images per second, `train_ratio` and
         `inference_ratio`: its time over that of the first network, paired by round. Each is a
-        mapping of `median` and the quartiles `low` and `high`.
+        mapping of `median` and the quartiles `low` and `high`. `memory`: peak bytes of a training
+        step, or None; and the conditions, `rounds`, `threads`, `device`, `torch`, `spem`.
     """
-    speeds: list[dict[str, dict[str, float]]] = [{} for _ in works]
-    for kind in ("train", "inference"):
-        named = {str(index): getattr(work, kind) for index, work in enumerate(works)}
-        seconds = interleave(named, rounds, device)
-        for name, work, own in zip(named, works, speeds, strict=True):
-            times, ratio = quantiles(seconds[name]), ratios(seconds, name, "0")
-            own[kind] = _spread(*(work.images / times[percent] for percent in (50, 75, 25)))
-            own[f"{kind}_ratio"] = _spread(*(ratio[percent] for percent in (50, 25, 75)))
-    return speeds
+    with measuring(recipe, backend) as device:
+        works = [build() for build in builds]
+        costs: list[dict[str, Any]] = [{} for _ in works]
+        for kind in ("train", "inference"):
+            named = {str(index): getattr(work, kind) for index, work in enumerate(works)}
+            seconds = interleave(named, rounds, device)
+            for name, work, own in zip(named, works, costs, strict=True):
+                times, ratio = quantiles(seconds[name]), ratios(seconds, name, "0")
+                own[kind] = _spread(*(work.images / times[percent] for percent in (50, 75, 25)))
+                own[f"{kind}_ratio"] = _spread(*(ratio[percent] for percent in (50, 25, 75)))
+        for build, work, own in zip(builds, works, costs, strict=True):
+            if device.type == "cuda":
+                own["memory"] = step_memory(work.train, device)
+            else:
+                own["memory"] = measure_apart(_measure_step_memory, build, recipe, backend)
+            own |= {"rounds": rounds, "threads": torch.get_num_threads()}
+            own |= {"device": device_name(device), "torch": torch.__version__, "spem": __version__}
+    return costs
 
 
 def _spread(*values: float) -> dict[str, float]:
@@ -109,19 +136,11 @@ def _spread(*values: float) -> dict[str, float]:
     return dict(zip(("median", "low", "high"), rounded, strict=True))
 
 
-def describe_conditions(
-    device: torch.device, batch_size: int, rounds: int, backend: str
-) -> dict[str, Any]:
-    """Return under which conditions costs were measured; call it where the threads are set."""
-    return {
-        "rounds": rounds,
-        "batch_size": batch_size,
-        "threads": torch.get_num_threads(),
-        "device": device_name(device),
-        "kernels": backend,
-        "torch": torch.__version__,
-        "spem": __version__,
-    }
+def _measure_step_memory(
+    build: Callable[[], NetworkWork], recipe: Recipe, backend: str
+) -> int | None:
+    with measuring(recipe, backend) as device:
+        return step_memory(build().train, device)
 
 
 def load_in_turn(recipes: Iterable[Recipe]) -> Iterator[Dataset]:
@@ -152,55 +171,26 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
         recipes: of the same runs.
 
     Returns:
-        One object a row, as `costs.jsonl` keeps it: the labels, what `measure_speeds` returns,
-        `memory`: peak bytes of a training step, or None; and the conditions.
+        One object a row, as `costs.jsonl` keeps it: the labels, what `measure_networks` returns,
+        `batch_size` and `kernels`.
     """
-    backend = records[0]["summary"]["kernels"]
     recipes = [replace(recipe, devices=1, sync_batchnorm=False) for recipe in recipes]
-    fabrics = [create_fabric(recipe) for recipe in recipes]
-    device, works = fabrics[0].device, []
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # a capture needs one
-    used = kernels.use("compiled") if backend == "compiled" else nullcontext()
-    with settings(fabrics[0], recipes[0]), used, on(stream):
-        datasets = load_in_turn(recipes)
-        for fabric, recipe in zip(fabrics, recipes, strict=True):
-            dataset = next(datasets)
-            batch = _first_batch(dataset, recipe, device)
-            works.append(make_work(fabric, recipe, build(recipe, dataset), batch))
-        speeds = measure_speeds(works, ROUNDS, device)
-        memory = [
-            step_memory(work.train, device)
-            if device.type == "cuda"
-            else measure_apart(_measure_step_memory, recipe, backend)
-            for work, recipe in zip(works, recipes, strict=True)
-        ]
-        return [
-            {label: record[label] for label in _LABELS}
-            | own
-            | {"memory": needed}
-            | describe_conditions(device, recipe.batch_size, ROUNDS, record["summary"]["kernels"])
-            for record, recipe, own, needed in zip(records, recipes, speeds, memory, strict=True)
-        ]
+    builds = [partial(_make_run_work, recipe) for recipe in recipes]
+    backends = [record["summary"]["kernels"] for record in records]
+    costs = measure_networks(builds, recipes[0], backends[0], ROUNDS)
+    return [
+        {label: record[label] for label in _LABELS}
+        | own
+        | {"batch_size": recipe.batch_size, "kernels": backend}
+        for record, recipe, backend, own in zip(records, recipes, backends, costs, strict=True)
+    ]
 
 
-def _first_batch(dataset: Dataset, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+def _make_run_work(recipe: Recipe) -> NetworkWork:
+    """Build the network of a run, and its work on the first batch of its data."""
+    dataset = load_data(recipe)
     statistics: Any = {"mean": recipe.mean, "std": recipe.std}
     batches = Batches(
-        dataset.train,
-        recipe.batch_size,
-        device=device,
-        channels_last=recipe.channels_last,
-        **statistics,
+        dataset.train, recipe.batch_size, channels_last=recipe.channels_last, **statistics
     )
-    return next(batches.in_order())
-
-
-def _measure_step_memory(recipe: Recipe, backend: str) -> int | None:
-    recipe = replace(recipe, device="cpu")
-    fabric = create_fabric(recipe)
-    used = kernels.use("compiled") if backend == "compiled" else nullcontext()
-    with settings(fabric, recipe), used:
-        dataset = load_data(recipe)
-        batch = _first_batch(dataset, recipe, fabric.device)
-        work = make_work(fabric, recipe, build(recipe, dataset), batch)
-        return step_memory(work.train, fabric.device)
+    return make_work(recipe, build(recipe, dataset), next(batches.in_order()))
