@@ -104,7 +104,9 @@ def run_local(runs: Runs, on_end: OnEnd, on_progress: OnProgress, jobs: int = 1)
     """
     share = max(1, _count_cores() // jobs)
     context = multiprocessing.get_context("spawn")
-    left = iter([(replace(r, threads=min(r.threads, share)), folder) for r, folder in runs])
+    left = iter(
+        [(replace(r, threads=min(r.threads or share, share)), folder) for r, folder in runs]
+    )
     running: dict[Future[str | None], Path] = {}
     with (
         ProcessPoolExecutor(jobs, context, initializer=_start_worker) as pool,
@@ -212,7 +214,7 @@ def run_ray(runs: Runs, on_end: OnEnd, on_progress: OnProgress, address: str | N
         running = {}
         for recipe, folder in runs:
             gpus = recipe.devices if has_gpus and recipe.device in ("auto", "cuda") else 0
-            task = ray.remote(num_cpus=recipe.threads, num_gpus=gpus, max_retries=3)(run_one)
+            task = ray.remote(num_cpus=recipe.threads or 1, num_gpus=gpus, max_retries=3)(run_one)
             running[task.remote(recipe, folder.absolute())] = folder
         with deferred_interrupt(True) as interrupted:
             while running and not interrupted.is_set():
