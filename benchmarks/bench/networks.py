@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from benchmarks import formulations
 from benchmarks.bench.cases import GATE_OPTIONS, Case, bench_network
-from spem.functional import pool
 from spem.gates import Attention, Gate, create_gate
 from spem.gates.gate import present
 from spem.norm import GatedBatchNorm2d
@@ -68,7 +67,7 @@ def add_relu(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
 def _gate(gate: nn.Module | None, x: Tensor) -> Tensor:
     if not isinstance(gate, Gate):
         return x if gate is None else gate(x)
-    multiplier = gate.multiplier(gate.refine(pool(x, gate.statistics), x))
+    multiplier = gate.multiplier(gate.pool_map(x))
     return x * multiplier.to(x.dtype)[:, :, None, None]
 
 
@@ -77,7 +76,7 @@ def _norm_of_input(norm: Steps, x: Tensor) -> Tensor:
     gate = norm.gate
     if not isinstance(gate, Gate):
         return gate(x, norm) if gate is not None else x
-    multiplier = gate.multiplier(pool(x, gate.statistics))[:, :, None, None]
+    multiplier = gate.multiplier(gate.pool_map(x))[:, :, None, None]
     bias = norm.bias[:, None, None]
     unit = F.batch_norm(
         x,
