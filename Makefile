@@ -57,10 +57,12 @@ format: $(INSTALLED)  ## repair what can be repaired of style and formatting
 types: $(INSTALLED)  ## check types
 	$(BIN)/pyright
 
-bench: $(INSTALLED)  ## measure what attention costs on this machine (hours)
-	$(BIN)/spem bench; red=$$?; $(BIN)/spem bench --report; exit $$red
+BENCH := $(BIN)/python -m benchmarks.bench
 
-BENCH_GPU := $(BIN)/spem bench --device cuda --pairs 20 --dtypes '[bfloat16]' --formats '[NHWC]'
+bench: $(INSTALLED)  ## measure what attention costs on this machine (hours)
+	$(BENCH); red=$$?; $(BENCH) --report; exit $$red
+
+BENCH_GPU := $(BENCH) --device cuda --pairs 20 --dtypes '[bfloat16]' --formats '[NHWC]'
 
 bench-gpu: $(INSTALLED)  ## measure the speeds a GPU is to reach
 	red=0; \
@@ -68,9 +70,9 @@ bench-gpu: $(INSTALLED)  ## measure the speeds a GPU is to reach
 		--cases '[ours,today,graph]' || red=1; \
 	$(BENCH_GPU) --only '[training,inference]' --models '[imagenet50]' --gates '[spem,se]' \
 		--cases '[ours,timm,whole,graph]' || red=1; \
-	$(BIN)/spem bench --device cuda --pairs 20 --only '[operations,tail]' --gates '[spem]' \
+	$(BENCH) --device cuda --pairs 20 --only '[operations,tail]' --gates '[spem]' \
 		--cases '[ours]' --no-memory || red=1; \
-	$(BIN)/spem bench --device cuda --report; exit $$red
+	$(BENCH) --device cuda --report; exit $$red
 
 bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
 	$(BIN)/python benchmarks/training_loop.py

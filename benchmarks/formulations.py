@@ -1,8 +1,8 @@
 """The gates as users write them today: pooling, excitation and scaling as separate operations.
 
-`spem bench` measures these beside the library, as the column "today". Every class takes over the
-parameters of a gate of the library, under the same names, so that both compute the same function;
-the text is the common way of writing each published method in PyTorch, not any author's code.
+`benchmarks.bench` measures these beside the library, as the column "today". Every class takes over
+the parameters of a gate of the library, under the same names, so that both compute the same
+function. It is the common way of writing each published method in PyTorch, not any author's code.
 """
 
 from typing import TYPE_CHECKING, Any

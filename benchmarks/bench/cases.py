@@ -1,4 +1,4 @@
-"""What `spem bench` measures: one case is one line of its table."""
+"""What is measured: one case is one line of the table."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from benchmarks.bench.imagenet import SIZE, ImageNetResNet50
 from torch import nn
 
+from benchmarks.bench.imagenet import SIZE, ImageNetResNet50
 from spem import kernels
 from spem._messages import unknown
 from spem.models import create_model
@@ -168,18 +168,6 @@ def bench_network(name: str, gate: str | None) -> nn.Module:
     family, depth = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]
     bottleneck = family in ("resnet", "preresnet") and depth and (int(depth) - 2) % 9 == 0
     return create_model(name, gate, block="bottleneck" if bottleneck else None, **options)
-
-
-def fastest_kernels(device: torch.device) -> str:
-    """Return the implementation that serves this device best, of those that work here."""
-    wanted = ("triton", "compiled") if device.type == "cuda" else ("compiled",)
-    for name in wanted:
-        try:
-            with kernels.use(name):
-                return name
-        except (ValueError, RuntimeError, ImportError):
-            continue
-    return "eager"
 
 
 def implementation(case: Case) -> AbstractContextManager[None]:

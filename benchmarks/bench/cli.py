@@ -1,4 +1,4 @@
-"""`spem bench`: what attention costs here, each case checked first and timed beside its twin."""
+"""The command: what gates cost here, each case checked first and timed beside its twin."""
 
 import re
 from dataclasses import replace
@@ -6,14 +6,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+
 from benchmarks.bench import report as bench_report
 from benchmarks.bench import table as bench_table
-from benchmarks.bench.cases import FORMS, GROUPS, POOLED, Plan, fastest_kernels
+from benchmarks.bench.cases import FORMS, GROUPS, POOLED, Plan
 from benchmarks.bench.loop import Settings, measure
-from benchmarks.bench.networks import has_formulations
-
 from spem._messages import unknown
-from spem.compare.timing import device_name
+from spem.compare.timing import device_name, fastest_kernels
 
 _MODELS = {"cpu": {"resnet29": 64, "resnet83": 32}, "cuda": {"resnet164": 128, "imagenet50": 256}}
 _SHAPES = {
@@ -70,7 +69,7 @@ def bench(
         memory: measure the memory of one run, too; on the CPU in a process of its own.
         device: auto, cpu or cuda.
         out: file of the results, whose rows of the same device, versions and case are replaced;
-            benchmarks/results/DEVICE.csv of a checkout, or spem-bench.csv here if not given.
+            benchmarks/results/DEVICE.csv if not given.
         report: measure nothing, but print the tables of this CSV file or [LIST] of them, or else
             of --out, and draw a figure beside each.
     """
@@ -122,9 +121,6 @@ def _run(plan: Plan, path: Path, settings: Settings) -> int:
 def _available(plan: Plan) -> Plan:
     """Leave out the columns that this machine lacks, and say so."""
     forms = list(plan.forms)
-    if "today" in forms and not has_formulations():
-        forms.remove("today")
-        print("today is left out: its text, benchmarks/formulations.py, belongs to a checkout")
     if "timm" in forms and find_spec("timm") is None:
         forms.remove("timm")
         print("timm is left out: it is not installed")

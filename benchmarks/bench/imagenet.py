@@ -1,4 +1,4 @@
-"""ImageNet's ResNet-50 for `spem bench`, with a gate at the end of every residual branch."""
+"""ImageNet's ResNet-50, with a gate at the end of every residual branch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The loop of `spem bench`: check a case, then time it in turns with its baseline."""
+"""The loop: check a case, then time it in turns with its baseline."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
 import torch
+
+from benchmarks.bench.capture import fresh_dynamo
 from benchmarks.bench.cases import Case, Plan
 from benchmarks.bench.memory import case_memory
 from benchmarks.bench.runs import ready
-
 from spem import __version__
 from spem.compare.timing import (
     RedCaseError,
     Work,
     device_name,
-    fresh_dynamo,
     interleave,
     quantiles,
     ratios,

@@ -1,13 +1,9 @@
-"""The memory that one case of `spem bench` needs, measured in a process of its own."""
-
-import json
-import sys
-from dataclasses import asdict
+"""The memory that one case needs, measured in a process of its own."""
 
 import torch
+
 from benchmarks.bench.cases import Case
 from benchmarks.bench.runs import ready
-
 from spem.compare.timing import RedCaseError, measure_apart, step_memory
 
 
@@ -18,18 +14,12 @@ def case_memory(case: Case, threads: int) -> int | None:
         RedCaseError: the process failed.
     """
     try:
-        return measure_apart("benchmarks.bench.memory", json.dumps(asdict(case)), str(threads))
+        return measure_apart(_measure, case, threads)
     except ChildProcessError as error:
         raise RedCaseError(str(error)) from error
 
 
-def _main(settings: str, threads: str) -> None:
-    given = json.loads(settings)
-    torch.set_num_threads(int(threads))
+def _measure(case: Case, threads: int) -> int | None:
+    torch.set_num_threads(threads)
     device = torch.device("cpu")
-    case = Case(**{**given, "shape": tuple(given["shape"])})
-    sys.stdout.write(json.dumps(step_memory(ready(case, device).work(), device)) + "\n")
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    return step_memory(ready(case, device).work(), device)

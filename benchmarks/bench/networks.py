@@ -1,25 +1,19 @@
-"""Networks and tails for `spem bench`: the same weights in every form that is compared."""
+"""Networks and tails of networks: the same weights in every form that is compared."""
 
-import importlib.util
-from functools import cache
-from pathlib import Path
-from types import ModuleType
+import importlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.bench.cases import GATE_OPTIONS, Case, bench_network
 from torch import Tensor, nn
 
-import spem
-from spem.functional import pool
+from benchmarks import formulations
+from benchmarks.bench.cases import GATE_OPTIONS, Case, bench_network
 from spem.gates import Attention, Gate, create_gate
 from spem.gates.gate import present
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.deployment import deploy
 from spem.surgery.fold import FoldedNorm
-
-_FORMULATIONS = Path(spem.__file__).parents[2] / "benchmarks" / "formulations.py"
 
 
 class Steps(nn.BatchNorm2d):
@@ -73,7 +67,7 @@ def add_relu(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
 def _gate(gate: nn.Module | None, x: Tensor) -> Tensor:
     if not isinstance(gate, Gate):
         return x if gate is None else gate(x)
-    multiplier = gate.multiplier(gate.refine(pool(x, gate.statistics), x))
+    multiplier = gate.multiplier(gate.pool_map(x))
     return x * multiplier.to(x.dtype)[:, :, None, None]
 
 
@@ -82,7 +76,7 @@ def _norm_of_input(norm: Steps, x: Tensor) -> Tensor:
     gate = norm.gate
     if not isinstance(gate, Gate):
         return gate(x, norm) if gate is not None else x
-    multiplier = gate.multiplier(pool(x, gate.statistics))[:, :, None, None]
+    multiplier = gate.multiplier(gate.pool_map(x))[:, :, None, None]
     bias = norm.bias[:, None, None]
     unit = F.batch_norm(
         x,
@@ -179,23 +173,7 @@ def _separate(model: nn.Module, case: Case) -> nn.Module:
 def _rewritten(case: Case, given: list[Any]) -> list[Any]:
     if case.form == "timm":
         return [_timm_gate(case.gate, gate) for gate in given]
-    return formulations().rewrite(case.gate, given)
-
-
-def has_formulations() -> bool:
-    """Return whether this is a checkout, which holds the text of today's users."""
-    return _FORMULATIONS.is_file()
-
-
-@cache
-def formulations() -> ModuleType:
-    """Return `benchmarks/formulations.py`."""
-    spec = importlib.util.spec_from_file_location("spem_formulations", _FORMULATIONS)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{_FORMULATIONS} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return formulations.rewrite(case.gate, given)
 
 
 class _Foreign(Attention):

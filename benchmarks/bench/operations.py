@@ -1,14 +1,14 @@
-"""The two operations on maps for `spem bench`: checked against the reference, and to be timed."""
+"""The two operations on feature maps: checked against the reference, and to be timed."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from benchmarks.bench.cases import DTYPES, FORMATS, Case, implementation
-from benchmarks.bench.networks import formulations
 from torch import Tensor
 
+from benchmarks import formulations
+from benchmarks.bench.cases import DTYPES, FORMATS, Case, implementation
 from spem.compare.timing import Work, check_parity
 from spem.functional import pool, recalibrate
 
@@ -32,8 +32,8 @@ class OperationRun:
         self.inputs = [self._fitted(x) for x in given]
         self.pools = case.subject.startswith("pool")
         if case.form == "today":
-            text = formulations()
-            self.operation: Callable[..., object] = text.pool if self.pools else text.recalibrate
+            today = formulations.pool if self.pools else formulations.recalibrate
+            self.operation: Callable[..., object] = today
         else:
             self.operation = _pool if self.pools else _recalibrate
 

@@ -1,4 +1,4 @@
-"""What `spem bench` prints and draws of its results."""
+"""What is printed and drawn of the results."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from benchmarks.bench.cases import GROUPS, NETWORK_GROUPS, Case
 from benchmarks.bench.table import RUN, Row, read_rows
 from benchmarks.bench.targets import verdicts
-
 from spem._files import atomically
 
 if TYPE_CHECKING:

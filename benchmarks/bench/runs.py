@@ -1,4 +1,4 @@
-"""The cases of `spem bench` made ready: checked against the truth, and to be timed."""
+"""Networks and tails made ready: checked against the truth, and to be timed."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.bench.cases import DTYPES, FORMATS, Case, implementation
-from benchmarks.bench.networks import build
-from benchmarks.bench.operations import OperationRun
 from torch import Tensor, nn
 
 import spem
-from spem.compare.timing import Work, captured, check_parity
+from benchmarks.bench.capture import captured
+from benchmarks.bench.cases import DTYPES, FORMATS, Case, implementation
+from benchmarks.bench.networks import build
+from benchmarks.bench.operations import OperationRun
+from spem.compare.timing import Work, check_parity
 
 # Inputs are multiplied by 1 + k·eps, which moves each number by about k roundings.
 _ROUNDINGS = (0, 1, -1, 2)

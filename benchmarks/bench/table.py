@@ -1,11 +1,10 @@
-"""The results of `spem bench`: one CSV file a device, whose rows a new measurement replaces."""
+"""The results: one CSV file a device, whose rows a new measurement replaces."""
 
 import csv
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import spem
 from spem._files import write_table
 from spem.compare.timing import QUANTILES
 
@@ -31,12 +30,9 @@ COLUMNS = (
 
 
 def default_path(device: str) -> Path:
-    """Return `benchmarks/results/DEVICE.csv` of a checkout, else `spem-bench.csv` here."""
-    benchmarks = Path(spem.__file__).parents[2] / "benchmarks"
-    if not (benchmarks / "formulations.py").is_file():
-        return Path("spem-bench.csv")
+    """Return `benchmarks/results/DEVICE.csv`, next to the code that measures."""
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return benchmarks / "results" / f"{slug}.csv"
+    return Path(__file__).parents[1] / "results" / f"{slug}.csv"
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -51,7 +47,7 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(newline="") as file:
         table = csv.DictReader(file)
         if tuple(table.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path} is no table of spem bench: its columns are others")
+            raise ValueError(f"{path} is no table of benchmarks.bench: its columns are others")
         return list(table)
 
 

@@ -10,16 +10,15 @@ from filelock import FileLock
 
 from spem.cli import main
 from spem.compare import comparison, launchers, runner
-from spem.compare.planned import folder_of
 from spem.compare.records import Ledger
 from spem.compare.study import Study, study_names
 
 KEYS = {"threads": 1, "device": "cpu", "progress": False, "epochs": 1, "batch_size": 500}
 
 
-def cells_of(**keys):
+def plan_of(**keys):
     options = {"models": "resnet8", "gates": ["none", "spem"], "seeds": 1}
-    return Study(**options | keys).cells(**KEYS)
+    return Study(**options | keys).plan(**KEYS)
 
 
 @pytest.fixture
@@ -36,63 +35,63 @@ def trained(monkeypatch):
     return folders
 
 
-def test_every_cell_is_a_run_with_a_record_and_is_never_run_again(tmp_path, trained, capsys):
-    cells = cells_of(seeds=2)
-    assert runner.run_cells(cells, tmp_path, launchers.run_here, costs=False) == 0
-    assert trained == [folder_of(tmp_path, cell) for cell in cells]
+def test_every_run_has_a_record_and_is_never_run_again(tmp_path, trained, capsys):
+    plan = plan_of(seeds=2)
+    assert runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False) == 0
+    assert trained == [run.folder_in(tmp_path) for run in plan]
     assert "[4/4] spem, resnet8, digits, seed 1: test top-1" in capsys.readouterr().out
     before = (tmp_path / "records.jsonl").read_bytes()
     records = Ledger(tmp_path).records
-    assert list(records) == [cell.key for cell in cells]
-    for cell in cells:
-        record, folder = records[cell.key], folder_of(tmp_path, cell)
+    assert list(records) == [run.key for run in plan]
+    for run in plan:
+        record, folder = records[run.key], run.folder_in(tmp_path)
         assert record["summary"] == json.loads((folder / "summary.json").read_text())
-        assert record["seed"] == cell.recipe.seed
+        assert record["seed"] == run.recipe.seed
         with (folder / "metrics.csv").open() as file:
             (row,) = csv.DictReader(file)
         assert set(record["history"]) == set(row)
         assert record["history"]["test_top1"] == pytest.approx([float(row["test_top1"])], rel=1e-5)
-    assert runner.run_cells(cells, tmp_path, launchers.run_here, costs=False) == 0
+    assert runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False) == 0
     assert len(trained) == 4
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
 def test_learned_mixing_ratios_are_kept_for_every_epoch(tmp_path):
-    (cell,) = cells_of(gates="spem")
-    runner.run_cells([cell], tmp_path, launchers.run_here, costs=False)
-    history = Ledger(tmp_path).records[cell.key]["history"]
+    (run,) = plan_of(gates="spem")
+    runner.run_comparison([run], tmp_path, launchers.run_here, costs=False)
+    history = Ledger(tmp_path).records[run.key]["history"]
     names = [name for name in history if name.startswith("mixing.")]
     assert names == [f"mixing.layer{stage}.0.bn2.gate" for stage in (1, 2, 3)]
     assert all(0 <= value <= 1 for name in names for value in history[name])
 
 
 def test_records_that_a_crash_took_are_made_again_from_the_runs(tmp_path, trained, capsys):
-    cells = cells_of()
-    runner.run_cells(cells, tmp_path, launchers.run_here, costs=False)
+    plan = plan_of()
+    runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False)
     path = tmp_path / "records.jsonl"
     whole = path.read_text()
     path.write_text(whole[:-50])
     capsys.readouterr()
-    runner.run_cells(cells, tmp_path, launchers.run_here, costs=False)
+    runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False)
     assert len(trained) == 2
     assert path.read_text() == whole
     printed = capsys.readouterr().out
     assert f"1 damaged lines of {path} went to records.damaged" in printed
     path.unlink()
-    runner.run_cells(cells, tmp_path, launchers.run_here, costs=False)
+    runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False)
     assert path.read_text() == whole
 
 
 def test_records_alone_are_enough(tmp_path, trained):
-    cells = cells_of()
-    runner.run_cells(cells, tmp_path, launchers.run_here, costs=False)
+    plan = plan_of()
+    runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False)
     shutil.rmtree(tmp_path / "cells")
-    runner.run_cells(cells, tmp_path, launchers.run_here, costs=False)
+    runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False)
     assert len(trained) == 2
 
 
 def test_a_run_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch, capsys):
-    cells, original = cells_of(), launchers.fit
+    plan, original = plan_of(), launchers.fit
 
     def fit(recipe, **options):
         if recipe.gate == "spem":
@@ -100,47 +99,47 @@ def test_a_run_that_fails_is_recorded_and_tried_again(tmp_path, monkeypatch, cap
         return original(recipe, **options)
 
     monkeypatch.setattr(launchers, "fit", fit)
-    assert runner.run_cells(cells, tmp_path, launchers.run_here) == 1
+    assert runner.run_comparison(plan, tmp_path, launchers.run_here) == 1
     assert "failed: the training loss of epoch 3 is not finite" in capsys.readouterr().out
     assert not (tmp_path / "costs.jsonl").exists()
-    record = Ledger(tmp_path).records[cells[1].key]
+    record = Ledger(tmp_path).records[plan[1].key]
     assert (record["summary"], record["error"]) == (
         None,
         "the training loss of epoch 3 is not finite",
     )
     monkeypatch.setattr(launchers, "fit", original)
-    assert runner.run_cells(cells, tmp_path, launchers.run_here, costs=False) == 0
-    assert Ledger(tmp_path).records[cells[1].key]["error"] is None
+    assert runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False) == 0
+    assert Ledger(tmp_path).records[plan[1].key]["error"] is None
 
 
 def test_a_defect_is_recorded_with_its_kind_and_its_trace_is_kept(tmp_path, monkeypatch):
     def fit(recipe, **options):
         raise RuntimeError("out of memory")
 
-    (cell,) = cells_of(gates="none")
+    (run,) = plan_of(gates="none")
     monkeypatch.setattr(launchers, "fit", fit)
-    assert runner.run_cells([cell], tmp_path, launchers.run_here) == 1
-    error = Ledger(tmp_path).records[cell.key]["error"]
-    assert error == f"RuntimeError: out of memory (see {cell.key}.log)"
-    assert "Traceback" in (tmp_path / "cells" / f"{cell.key}.log").read_text()
+    assert runner.run_comparison([run], tmp_path, launchers.run_here) == 1
+    error = Ledger(tmp_path).records[run.key]["error"]
+    assert error == f"RuntimeError: out of memory (see {run.key}.log)"
+    assert "Traceback" in (tmp_path / "cells" / f"{run.key}.log").read_text()
 
 
 def test_another_study_in_the_folder_renames_its_runs_and_adds_its_own(tmp_path, trained):
-    runner.run_cells(cells_of(gates=["none", "se"]), tmp_path, launchers.run_here, costs=False)
-    more = cells_of(gates=["none", {"gate": "se", "label": "squeeze"}, "eca"])
-    runner.run_cells(more, tmp_path, launchers.run_here, costs=False)
+    runner.run_comparison(plan_of(gates=["none", "se"]), tmp_path, launchers.run_here, costs=False)
+    more = plan_of(gates=["none", {"gate": "se", "label": "squeeze"}, "eca"])
+    runner.run_comparison(more, tmp_path, launchers.run_here, costs=False)
     assert len(trained) == 3
     labels = [record["gate"] for record in Ledger(tmp_path).records.values()]
     assert labels == ["none", "squeeze", "eca"]
 
 
-def test_a_mistake_in_the_last_cell_is_found_before_the_first_run(tmp_path, trained):
-    cells = cells_of(gates=["none", {"gate": "sge", "groups": 64}])
+def test_a_mistake_in_the_last_network_is_found_before_the_first_run(tmp_path, trained):
+    plan = plan_of(gates=["none", {"gate": "sge", "groups": 64}])
     with pytest.raises(ValueError, match="groups is 64, must be a divisor of the 16 channels"):
-        runner.run_cells(cells, tmp_path / "x", launchers.run_here)
-    cells = cells_of(data=["digits", {"data": "cifar10", "data_dir": str(tmp_path)}])
+        runner.run_comparison(plan, tmp_path / "x", launchers.run_here)
+    plan = plan_of(data=["digits", {"data": "cifar10", "data_dir": str(tmp_path)}])
     with pytest.raises(FileNotFoundError, match="cifar-10"):
-        runner.run_cells(cells, tmp_path / "x", launchers.run_here)
+        runner.run_comparison(plan, tmp_path / "x", launchers.run_here)
     assert not trained
     assert not (tmp_path / "x").exists()
 
@@ -150,16 +149,16 @@ def test_a_second_comparison_in_the_folder_is_refused(tmp_path, trained):
         FileLock(tmp_path / ".lock"),
         pytest.raises(ValueError, match=f"another comparison works in {tmp_path}: wait for it"),
     ):
-        runner.run_cells(cells_of(), tmp_path, launchers.run_here)
+        runner.run_comparison(plan_of(), tmp_path, launchers.run_here)
     assert not trained
-    runner.run_cells(cells_of(gates="none"), tmp_path, launchers.run_here, costs=False)
+    runner.run_comparison(plan_of(gates="none"), tmp_path, launchers.run_here, costs=False)
     assert len(trained) == 1
 
 
 def test_costs_are_measured_once_in_turns_with_the_first_row(tmp_path, monkeypatch):
     monkeypatch.setattr("spem.compare.costs.ROUNDS", 2)
-    cells = cells_of(gates=["none", "spem", {"gate": "se", "pool": "max"}])
-    runner.run_cells(cells, tmp_path, launchers.run_here)
+    plan = plan_of(gates=["none", "spem", {"gate": "se", "pool": "max"}])
+    runner.run_comparison(plan, tmp_path, launchers.run_here)
     path = tmp_path / "costs.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["gate"] for row in rows] == ["none", "spem", "se pool=max"]
@@ -174,17 +173,17 @@ def test_costs_are_measured_once_in_turns_with_the_first_row(tmp_path, monkeypat
     least = 500 * 16 * 8 * 8 * 4
     assert all(row["memory"] is None or row["memory"] > least for row in rows)
     before = path.read_bytes()
-    runner.run_cells(cells, tmp_path, launchers.run_here)
+    runner.run_comparison(plan, tmp_path, launchers.run_here)
     assert path.read_bytes() == before
 
 
 def test_the_command_keeps_what_the_report_says(tmp_path, monkeypatch):
     asked = []
 
-    def run_local(runs, jobs, ended, tick):
+    def run_local(runs, on_end, on_progress, jobs):
         for recipe, folder in runs:
             asked.append((recipe, jobs))
-            ended(folder, "not trained")
+            on_end(folder, "not trained")
 
     monkeypatch.setattr(launchers, "run_local", run_local)
     words = ["--gates", "none", "{gate: se, pool: fixed, mix: 0.3}", "--model", "resnet8"]
@@ -249,7 +248,7 @@ def test_the_help_names_the_studies():
 
 def test_the_command_is_the_same_however_its_flags_are_ordered(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        launchers, "run_local", lambda runs, jobs, ended, tick: [ended(f, "x") for _, f in runs]
+        launchers, "run_local", lambda runs, on_end, *_, jobs: [on_end(f, "x") for _, f in runs]
     )
     for order in (["--lr", "0.1", "--epochs", "2"], ["--epochs", "2", "--lr", "0.1"]):
         main(["compare", "--gates", "none", "--model", "resnet8", *order, "--out", str(tmp_path)])

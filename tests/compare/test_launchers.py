@@ -11,7 +11,6 @@ import pytest
 from runs import TIMES
 
 from spem.compare import launchers, runner
-from spem.compare.planned import folder_of
 from spem.compare.records import Ledger
 from spem.compare.study import Study
 
@@ -20,9 +19,9 @@ WORDS = ["--gates", "none", "spem", "--model", "resnet8", "--data", "digits", "-
 WORDS += ["--device", "cpu", "--threads", "1"]
 
 
-def cells(seeds, **keys):
+def plan(seeds, **keys):
     study = Study(models="resnet8", gates=["none", "spem"], seeds=seeds)
-    return study.cells(device="cpu", threads=1, progress=False, **keys)
+    return study.plan(device="cpu", threads=1, progress=False, **keys)
 
 
 def start(folder, *words, before=()):
@@ -95,7 +94,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up i
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    runner.run_cells(cells(2, epochs=6), folder, launchers.run_here, costs=False)
+    runner.run_comparison(plan(2, epochs=6), folder, launchers.run_here, costs=False)
     return results(folder)
 
 
@@ -148,34 +147,35 @@ def test_processes_share_the_threads(tmp_path, monkeypatch):
             asked.append(recipe.threads)
             return launchers.Future()
 
-    def collect(running, ended):
+    def end_all(running, on_end):
         running.clear()
 
     monkeypatch.setattr(launchers, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(launchers, "_collect", collect)
-    monkeypatch.setattr(launchers, "_cores", lambda: 8)
-    recipes = [cell.recipe for cell in Study(models="resnet8", seeds=1).cells(threads=4)]
+    monkeypatch.setattr(launchers, "_report_ended", end_all)
+    monkeypatch.setattr(launchers, "_count_cores", lambda: 8)
+    recipes = [run.recipe for run in Study(models="resnet8", seeds=1).plan(threads=4)]
     runs = [(recipe, tmp_path) for recipe in recipes]
     for jobs, share in ((1, 4), (2, 4), (3, 2), (8, 1), (20, 1)):
         asked.clear()
-        launchers.run_local(runs, jobs, lambda *_: None, lambda _: None)
+        launchers.run_local(runs, lambda *_: None, lambda _: None, jobs)
         assert set(asked) == {share}
 
 
 def test_a_process_that_dies_is_named(tmp_path, monkeypatch):
-    runs = [(cell.recipe, folder_of(tmp_path, cell)) for cell in cells(1, epochs=1)]
+    runs = [(run.recipe, run.folder_in(tmp_path)) for run in plan(1, epochs=1)]
     monkeypatch.setattr(launchers, "_run_in_worker", die)
     with pytest.raises(ChildProcessError, match="died, perhaps for want of memory"):
-        launchers.run_local(runs, 1, lambda *_: None, lambda _: None)
+        launchers.run_local(runs, lambda *_: None, lambda _: None)
 
 
-def test_a_run_that_somebody_else_interrupts_is_told_as_failed(tmp_path):
-    told, future = [], launchers.Future()
-    future.set_exception(launchers._StoppedError())
-    launchers._collect({future: tmp_path}, lambda *each: told.append(each), stopping=True)
-    assert not told
-    launchers._collect({future: tmp_path}, lambda *each: told.append(each))
-    assert told == [(tmp_path, "somebody interrupted its process; its state is saved")]
+def test_a_run_that_somebody_else_interrupts_is_reported_as_failed(tmp_path):
+    ended, future = [], launchers.Future()
+    future.set_result(launchers._INTERRUPTED)
+    report = launchers._report_ended
+    report({future: tmp_path}, lambda *each: ended.append(each), stopping=True)
+    assert not ended
+    report({future: tmp_path}, lambda *each: ended.append(each))
+    assert ended == [(tmp_path, "somebody interrupted its process; its state is saved")]
 
 
 def die(*_):

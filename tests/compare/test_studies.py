@@ -17,7 +17,7 @@ def test_a_shipped_study_runs_and_reports(tmp_path, name):
     words += ["--device", "cpu", "--no-progress", "--no-costs", "--out", str(tmp_path)]
     assert main(["compare", *words]) == 0
     records = Ledger(tmp_path).records.values()
-    assert len(records) == len({cell.row + cell.model for cell in load_study(name, True).cells()})
+    assert len(records) == len({run.row + run.model for run in load_study(name, True).plan()})
     assert all(record["summary"] for record in records)
     assert main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()

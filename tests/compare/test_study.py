@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from spem.compare.planned import key_of
+from spem.compare.planned import record_key
 from spem.compare.study import Study, load_study, study_names
 from spem.train.checkpoint import FREE_KEYS
 from spem.train.recipe import load_recipe
@@ -13,32 +13,32 @@ SMALL = {"models": "resnet8", "recipe": {"epochs": 1}}
 
 
 def rows(**keys):
-    return list(dict.fromkeys(cell.row for cell in Study(**SMALL | keys).cells()))
+    return list(dict.fromkeys(run.row for run in Study(**SMALL | keys).plan()))
 
 
-def test_a_grid_is_the_product_of_its_axes_and_the_cells_of_a_seed_stand_together():
-    cells = Study(gates=["none", "se"], models=["resnet8", "resnet14"], seeds=3).cells()
-    assert [cell.recipe.seed for cell in cells] == [0] * 4 + [1] * 4 + [2] * 4
-    assert [(c.model, c.row) for c in cells[:4]] == [
+def test_a_grid_is_the_product_of_its_axes_with_the_runs_of_a_seed_together():
+    plan = Study(gates=["none", "se"], models=["resnet8", "resnet14"], seeds=3).plan()
+    assert [run.recipe.seed for run in plan] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [(c.model, c.row) for c in plan[:4]] == [
         ("resnet8", "none"),
         ("resnet8", "se"),
         ("resnet14", "none"),
         ("resnet14", "se"),
     ]
-    assert len({cell.key for cell in cells}) == 12
+    assert len({run.key for run in plan}) == 12
 
 
 def test_a_gate_may_be_a_mapping_with_options_a_label_and_places():
     gate = {"gate": "se", "pool": "fixed", "mix": 0.3, "label": "mixed", "placement": "norm"}
-    (cell,) = Study(**SMALL, gates=gate, seeds=1).cells()
-    assert (cell.gate, cell.row, cell.recipe.gate) == ("mixed", "mixed", "se")
-    assert cell.recipe.gate_options == {"pool": "fixed", "mix": 0.3}
-    assert cell.recipe.placement == "norm"
+    (run,) = Study(**SMALL, gates=gate, seeds=1).plan()
+    assert (run.gate, run.row, run.recipe.gate) == ("mixed", "mixed", "se")
+    assert run.recipe.gate_options == {"pool": "fixed", "mix": 0.3}
+    assert run.recipe.placement == "norm"
 
 
 def test_options_of_the_recipes_own_gate_do_not_reach_another():
-    (cell,) = Study(config="paper", gates="se", data="digits", seeds=1).cells()
-    assert cell.recipe.gate_options == {}
+    (run,) = Study(config="paper", gates="se", data="digits", seeds=1).plan()
+    assert run.recipe.gate_options == {}
 
 
 def test_cross_stands_for_one_value_of_each_combination():
@@ -68,10 +68,10 @@ def test_keys_of_a_model_stand_over_those_of_all_and_given_ones_over_both():
         gates="none",
         seeds=1,
     )
-    (cell,) = study.cells()
-    assert (cell.model, cell.recipe.lr, cell.recipe.epochs) == ("eight", 0.3, 4)
-    (cell,) = study.cells(lr=0.5)
-    assert cell.recipe.lr == 0.5
+    (run,) = study.plan()
+    assert (run.model, run.recipe.lr, run.recipe.epochs) == ("eight", 0.3, 4)
+    (run,) = study.plan(lr=0.5)
+    assert run.recipe.lr == 0.5
 
 
 def test_no_flag_makes_the_name_of_a_row_untrue():
@@ -79,7 +79,7 @@ def test_no_flag_makes_the_name_of_a_row_untrue():
         with pytest.raises(
             ValueError, match=r"lr is part of the name .*lr=0\.1': leave out its flag"
         ):
-            Study(**{"models": "resnet8"} | keys).cells(lr=0.5)
+            Study(**{"models": "resnet8"} | keys).plan(lr=0.5)
 
 
 def test_the_example_of_the_documentation_is_sound(tmp_path):
@@ -87,12 +87,12 @@ def test_the_example_of_the_documentation_is_sound(tmp_path):
     text = page.partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "study.yaml").write_text(text)
     for small, runs in ((False, 60), (True, 12)):
-        assert len(load_study(str(tmp_path / "study.yaml"), small).cells()) == runs
+        assert len(load_study(str(tmp_path / "study.yaml"), small).plan()) == runs
 
 
 def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
     def against(**keys):
-        return {cell.row: cell.against for cell in Study(**SMALL, seeds=1, **keys).cells()}
+        return {run.row: run.against for run in Study(**SMALL, seeds=1, **keys).plan()}
 
     assert against(gates=["none", "se"]) == {"none": None, "se": "none"}
     assert against(gates=["none", "se"], baseline="se") == {"none": "se", "se": None}
@@ -118,11 +118,11 @@ def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
         ({"seeds": []}, "got []"),
         ({"seeds": [0, 1, 0]}, "seeds are repeated: 0"),
         ({"seeds": [-1]}, "seed must be a whole number of at least 0, got -1"),
-        ({"gates": ["se", "se"]}, "two cells are the same run: 'se' of resnet8"),
+        ({"gates": ["se", "se"]}, "'se' of resnet8 on digits with seed 0 are the same run"),
         ({"gates": ["se", {"gate": "se", "label": "again"}]}, "'again' of resnet8 on digits"),
         (
             {"gates": [{"gate": "se", "label": "x"}, {"gate": "eca", "label": "x"}]},
-            "two cells have one name, 'x' of resnet8 on digits with seed 0: give them labels",
+            "both called 'x' of resnet8 on digits with seed 0: give them labels",
         ),
         ({"gates": 3}, "gate must be a name or a mapping that holds one, got 3"),
         ({"gates": {"pool": "max"}}, "gate must be a name or a mapping that holds one"),
@@ -142,7 +142,7 @@ def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
 def test_a_study_with_a_mistake_is_refused_in_one_sentence(keys, message):
     study = Study(**SMALL | keys)
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        study.cells()
+        study.plan()
     assert "\n" not in str(error.value)
 
 
@@ -167,31 +167,29 @@ def test_study_files_that_are_none():
 @pytest.mark.parametrize("name", study_names())
 def test_shipped_studies_are_sound(name, small):
     study = load_study(name, small)
-    cells = study.cells()
+    plan = study.plan()
     assert study.title
     assert study.question
-    assert {cell.recipe.data for cell in cells} <= (
-        {"digits"} if small else {"cifar10", "cifar100"}
-    )
-    assert any(cell.against for cell in cells)
+    assert {run.recipe.data for run in plan} <= ({"digits"} if small else {"cifar10", "cifar100"})
+    assert any(run.against for run in plan)
 
 
 def test_the_four_studies_of_the_paper_have_what_they_ask():
-    paper = load_study("paper").cells()
-    assert {"none", "se", "spem"} <= {cell.row for cell in paper}
-    assert {cell.recipe.data for cell in paper} == {"cifar10", "cifar100"}
-    assert {cell.model for cell in paper} == {"resnet164"}
-    assert all(cell.recipe.epochs == 164 for cell in paper)
-    pooling = {str(sorted(c.recipe.gate_options.items())) for c in load_study("pooling").cells()}
+    paper = load_study("paper").plan()
+    assert {"none", "se", "spem"} <= {run.row for run in paper}
+    assert {run.recipe.data for run in paper} == {"cifar10", "cifar100"}
+    assert {run.model for run in paper} == {"resnet164"}
+    assert all(run.recipe.epochs == 164 for run in paper)
+    pooling = {str(sorted(c.recipe.gate_options.items())) for c in load_study("pooling").plan()}
     assert len(pooling) == 15  # average, three others, and eleven mixtures
-    options = [c.recipe.gate_options for c in load_study("ablation").cells() if c.recipe.gate]
+    options = [c.recipe.gate_options for c in load_study("ablation").plan() if c.recipe.gate]
     assert {o["alpha"] for o in options if "alpha" in o} == {0, 0.01, 1}
     parts = {
         (o.get("pool", "adaptive"), o.get("excitation", True), o.get("reweighting", True))
         for o in options
     }
     assert len({part for part in parts if part[0] != "fixed"}) == 16  # 4 x 2 x 2
-    models = {cell.recipe.model for cell in load_study("backbones").cells()}
+    models = {run.recipe.model for run in load_study("backbones").plan()}
     wanted = "resnet20 resnet56 resnet83 resnet110 resnet164 preresnet164 vgg16 densenet100"
     assert models == set(wanted.split())
 
@@ -201,6 +199,12 @@ def test_the_key_is_that_of_what_decides_a_run_and_of_nothing_else():
     elsewhere = {"data_dir": "x", "download": True, "device": "cpu", "threads": 7}
     elsewhere["progress"] = False
     assert set(elsewhere) == set(FREE_KEYS)
-    assert key_of(replace(recipe, **elsewhere)) == key_of(recipe)
-    assert key_of(replace(recipe, seed=1)) != key_of(recipe)
-    assert key_of(replace(recipe, gate_options={"alpha": 0.2})) != key_of(recipe)
+    assert record_key(replace(recipe, **elsewhere)) == record_key(recipe)
+    assert record_key(replace(recipe, seed=1)) != record_key(recipe)
+    assert record_key(replace(recipe, gate_options={"alpha": 0.2})) != record_key(recipe)
+
+
+def test_keys_stay_those_of_comparisons_that_were_begun_earlier():
+    plan = Study(models="resnet8", gates=["none", "spem"], seeds=1).plan()
+    assert [run.key for run in plan] == ["1805bf4c87b03d36", "1cec3d96295b378a"]
+    assert load_study("ablation").plan()[0].key == "cf4e5e51d3d34f47"

@@ -7,8 +7,8 @@ import pytest
 from reports import comparison, cost, failure, record, write
 
 from spem.report.figures import figures
-from spem.report.page import render_html
 from spem.report.tables import read_contents
+from spem.report.writer import render_html
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = [

@@ -8,6 +8,7 @@ from shlex import quote
 from spem import __version__
 from spem.cli import commands
 from spem.cli.parser import Parser, fail
+from spem.compare.bench import bench
 from spem.compare.comparison import compare
 from spem.train.recipe import AXES, Recipe
 
@@ -20,6 +21,7 @@ _COMMANDS = {
     "gate-report": commands.gate_report,
     "compare": compare,
     "report": commands.report,
+    "bench": bench,
 }
 # The commands whose flags include the keys of a recipe, and the keys that each leaves out.
 _WITH_RECIPE: dict[str, Collection[str]] = {"train": (), "search-placement": (), "compare": AXES}

@@ -1,12 +1,13 @@
-"""`spem compare`: what its words mean."""
+"""`spem compare`: its flags, and what follows from them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import join
 from typing import Any, Literal
 
 Launcher = Literal["local", "ray"]
-_SEVERAL = ("gates", "model", "data", "overrides")  # flags of several words
+_LISTS = ("gates", "model", "data", "overrides")  # flags of several words
 
 
 def compare(
@@ -26,36 +27,36 @@ def compare(
     address: str | None = None,
     costs: bool = True,
 ) -> int:
-    """Train a grid of networks with many seeds, and keep a record of each run.
+    """Train a grid of networks with several seeds each, and keep a record of each run.
 
-    Runs that are finished in the folder are never run again, and those that were killed go on: the
-    same command continues. When all are finished, speed and memory are measured. `spem report`
-    makes the page.
+    The same command continues: finished runs are never run again, and those that were interrupted
+    or killed resume. When all are finished, speed and memory are measured. `spem report` makes the
+    page.
 
     Args:
-        recipe_keys: those of the keys below that were given; they hold for all runs.
+        recipe_keys: recipe keys that hold for all runs.
         out: folder of the comparison.
-        study: a shipped study (quick, paper, pooling, ablation, backbones) or a YAML file.
+        study: a bundled study (quick, paper, pooling, ablation, backbones) or a YAML file.
         small: take the study's small form, which needs minutes on a CPU and no download.
         gates: gates to compare; the first is the baseline. Each a name, none, or a mapping like
             '{gate: se, pool: fixed, mix: 0.3, label: mixed}'.
         model: networks, each a name or a mapping like '{model: vgg16, weight_decay: 5e-4}'.
         data: data sets, each a name or a mapping like '{data: digits, image_size: 32}'.
         overrides: mappings of recipe keys, one run of each, like '{lr: 0.05}'.
-        seeds: number of seeds, 0 and up.
-        config: a shipped recipe or a YAML file; if not given: that of the study, else digits for
+        seeds: number of seeds, counted from 0.
+        config: a bundled recipe or a YAML file; if not given: that of the study, else digits for
             the digits and cifar_quick for any other data.
-        jobs: runs at once on this machine; 1 if not given. They share the threads.
+        jobs: runs at once on this machine; 1 if not given. They share the cores.
         launcher: local or ray.
         address: of the Ray cluster; if not given: one on this machine.
-        costs: measure speed and memory when all runs are finished, nothing else computing.
+        costs: measure speed and memory when all runs are finished.
     """
-    from spem.compare.runner import run_cells
+    from spem.compare.runner import run_comparison
     from spem.compare.study import load_study
 
     axes = {"gates": gates, "model": model, "data": data, "overrides": overrides}
     given: dict[str, Any] = {
-        {"model": "models"}.get(key, key): list(map(_value, words))
+        {"model": "models"}.get(key, key): list(map(_read_word, words))
         for key, words in axes.items()
         if words
     }
@@ -64,25 +65,25 @@ def compare(
         raise ValueError(f"jobs is {jobs}, must be at least 1")
     if address is not None and launcher != "ray":
         raise ValueError(f"address belongs to the launcher ray, not to {launcher!r}")
-    run = _launcher(launcher, jobs, address)
+    launch = _choose_launcher(launcher, jobs, address)
     chosen = load_study(study, small, **given)
-    cells = chosen.cells(**recipe_keys)
+    plan = chosen.plan(**recipe_keys)
     flags = {"study": study, "small": small or None, **axes, "seeds": seeds, "config": config}
-    # The question of a study is not that of another grid.
-    asked = None if any(axes.values()) else chosen.question
-    said: dict[str, Any] = {"title": chosen.title, "question": asked}
-    said["commands"] = [_command(flags | recipe_keys, out)]
-    return run_cells(cells, Path(out), run, jobs=jobs, costs=costs, said=said)
+    # A study whose grid was changed no longer answers its question.
+    question = None if any(axes.values()) else chosen.question
+    about = {"title": chosen.title, "question": question}
+    about |= {"commands": [_write_command(flags | recipe_keys, out)]}
+    return run_comparison(plan, Path(out), launch, jobs=jobs, costs=costs, about=about)
 
 
-def _value(text: str) -> Any:
-    """Return what a word of the command line says: a mapping in YAML or JSON, or a name."""
+def _read_word(text: str) -> Any:
+    """Return the value that a word of the command line stands for: a mapping, or a name."""
     from spem._yaml import parse_yaml
 
     return parse_yaml(text, text) if text.lstrip().startswith("{") else text
 
 
-def _launcher(name: str, jobs: int, address: str | None) -> Callable[..., None]:
+def _choose_launcher(name: str, jobs: int, address: str | None) -> Callable[..., None]:
     from spem.compare import launchers
 
     if launchers.under_torchrun():
@@ -90,12 +91,12 @@ def _launcher(name: str, jobs: int, address: str | None) -> Callable[..., None]:
             raise ValueError("under torchrun its processes share each run: --jobs 1, no launcher")
         return launchers.run_here
     if name == "ray":
-        return lambda runs, ended, tick: launchers.run_ray(runs, address, ended, tick)
-    return lambda runs, ended, tick: launchers.run_local(runs, jobs, ended, tick)
+        return partial(launchers.run_ray, address=address)
+    return partial(launchers.run_local, jobs=jobs)
 
 
-def _command(flags: dict[str, Any], out: str) -> str:
-    """Return the command that makes the same comparison."""
+def _write_command(flags: dict[str, Any], out: str) -> str:
+    """Return the command line that makes the same comparison."""
     words = ["spem", "compare"]
     for key, value in flags.items():
         if value is None or (isinstance(value, list | tuple) and not value):
@@ -104,5 +105,5 @@ def _command(flags: dict[str, Any], out: str) -> str:
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
-            words += [flag, *map(str, value if key in _SEVERAL else [value])]
+            words += [flag, *map(str, value if key in _LISTS else [value])]
     return join([*words, "--out", out])

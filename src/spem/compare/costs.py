@@ -1,17 +1,15 @@
-"""What the networks of a comparison cost: measured one at a time, in turns, after the runs."""
+"""What networks cost beside each other: training and inference in turns, memory of a step."""
 
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spem import __version__, deploy, kernels
-from spem._extras import needs_extra
 from spem.compare.records import Record
 from spem.compare.timing import (
     Work,
@@ -30,12 +28,114 @@ from spem.train.recipe import Recipe
 from spem.train.setup import build, load_data
 from spem.train.step import create_step
 
-with needs_extra("train"):
-    from lightning_fabric import Fabric
-
 ROUNDS = 20
 _LABELS = ("model", "data", "gate", "overrides")
-_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed")
+_KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed")
+
+
+class NetworkWork(NamedTuple):
+    """What is timed of a network: a training step, and inference of its deployed form.
+
+    Attributes:
+        train, inference: the work.
+        images: how many are in the batch that both take.
+        device: on which they run.
+    """
+
+    train: Work
+    inference: Work
+    images: int
+    device: torch.device
+
+
+def make_work(
+    recipe: Recipe, model: nn.Module, batch: tuple[Tensor, Tensor], fold_batchnorm: bool = True
+) -> NetworkWork:
+    """Return the work of a network on one batch, whose values do not change what it costs.
+
+    Args:
+        recipe: what a training step is, the device and the memory format.
+        model: the network, on the CPU; it is trained by the work.
+        batch: images (N, C, H, W) and labels (N,).
+        fold_batchnorm: whether the deployed form has its norms folded, see `spem.deploy`.
+    """
+    fabric = create_fabric(recipe)
+    fabric.launch()
+    images, labels = (values.to(fabric.device) for values in batch)
+    example = batch[0][:1].cpu()
+    deployed = deploy(model, fold_batchnorm=fold_batchnorm, example=example).to(fabric.device)
+    for network in (deployed, model) if recipe.channels_last else ():
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def infer() -> None:
+        with torch.inference_mode():
+            deployed(images)
+
+    _, _, take_step = create_step(fabric, recipe, model, create_optimizer(model, recipe))
+    model.train()
+    count = len(labels)
+    train: Work = lambda: lambda: take_step(images, labels, count)  # noqa: E731
+    return NetworkWork(train, lambda: infer, count, fabric.device)
+
+
+@contextmanager
+def measuring(recipe: Recipe, backend: str) -> Iterator[torch.device]:
+    """Set threads and backend for a measurement, and yield the device that the recipe asks for."""
+    fabric = create_fabric(recipe)
+    device = fabric.device
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # a capture needs one
+    used = kernels.use("compiled") if backend == "compiled" else nullcontext()
+    with settings(fabric, recipe), used, torch.cuda.stream(stream):
+        yield device
+
+
+def measure_networks(
+    builds: Sequence[Callable[[], NetworkWork]], recipe: Recipe, backend: str, rounds: int
+) -> list[dict[str, Any]]:
+    """Measure training and inference of several networks in turns, and the memory of a step.
+
+    Args:
+        builds: build the work of each network, on the same device; they can be pickled.
+        recipe: threads and device.
+        backend: "compiled" where the compiled kernels for the CPU are to be used.
+        rounds: in each, every network takes its turn.
+
+    Returns:
+        Of each network `train` and `inference` in images per second, `train_ratio` and
+        `inference_ratio`: its time over that of the first network, paired by round. Each is a
+        mapping of `median` and the quartiles `low` and `high`. `memory`: peak bytes of a training
+        step, or None; and the conditions, `rounds`, `threads`, `device`, `torch`, `spem`.
+    """
+    with measuring(recipe, backend) as device:
+        works = [build() for build in builds]
+        costs: list[dict[str, Any]] = [{} for _ in works]
+        for kind in ("train", "inference"):
+            named = {str(index): getattr(work, kind) for index, work in enumerate(works)}
+            seconds = interleave(named, rounds, device)
+            for name, work, own in zip(named, works, costs, strict=True):
+                times, ratio = quantiles(seconds[name]), ratios(seconds, name, "0")
+                own[kind] = _spread(*(work.images / times[percent] for percent in (50, 75, 25)))
+                own[f"{kind}_ratio"] = _spread(*(ratio[percent] for percent in (50, 25, 75)))
+        for build, work, own in zip(builds, works, costs, strict=True):
+            if device.type == "cuda":
+                own["memory"] = step_memory(work.train, device)
+            else:
+                own["memory"] = measure_apart(_measure_step_memory, build, recipe, backend)
+            own |= {"rounds": rounds, "threads": torch.get_num_threads()}
+            own |= {"device": device_name(device), "torch": torch.__version__, "spem": __version__}
+    return costs
+
+
+def _spread(*values: float) -> dict[str, float]:
+    rounded = (float(f"{value:.6g}") for value in values)
+    return dict(zip(("median", "low", "high"), rounded, strict=True))
+
+
+def _measure_step_memory(
+    build: Callable[[], NetworkWork], recipe: Recipe, backend: str
+) -> int | None:
+    with measuring(recipe, backend) as device:
+        return step_memory(build().train, device)
 
 
 def load_in_turn(recipes: Iterable[Recipe]) -> Iterator[Dataset]:
@@ -47,7 +147,7 @@ def load_in_turn(recipes: Iterable[Recipe]) -> Iterator[Dataset]:
     """
     last, dataset = None, None
     for recipe in recipes:
-        wanted = [getattr(recipe, key) for key in _OF_DATA]
+        wanted = [getattr(recipe, key) for key in _KEYS_OF_DATA]
         if dataset is None or wanted != last:
             last, dataset = wanted, load_data(recipe)
         yield dataset
@@ -57,7 +157,7 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
     """Measure training and inference of the rows of one group, in turns.
 
     A training step is that of the run: forward, loss, backward, optimiser. Inference is that of
-    `spem.deploy(model, fold_batchnorm=True)`, in batches of the same size. Both run on the kernels
+    `spem.deploy(model, fold_batchnorm=True)`, in batches of the same size. Both use the backend
     that served the runs, with the threads of the recipes, on one device; nothing else should
     compute meanwhile.
 
@@ -66,102 +166,27 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
         recipes: of the same runs.
 
     Returns:
-        One object a row, as `costs.jsonl` keeps it: the labels; `train` and `inference` (images a
-        second), `train_ratio` and `inference_ratio` (times over the first row's, paired by round),
-        each median, low and high quartile; `memory`: bytes of a training step, or None.
+        One object a row, as `costs.jsonl` keeps it: the labels, what `measure_networks` returns,
+        `batch_size` and `kernels`.
     """
-    compiled = records[0]["summary"]["kernels"] == "compiled"
     alone = {"devices": 1, "sync_batchnorm": False}
     recipes = [replace(r, threads=count_threads(r), **alone) for r in recipes]
-    fabrics = [create_fabric(recipe) for recipe in recipes]
-    device = fabrics[0].device
-    works: dict[str, dict[str, Work]] = {"train": {}, "inference": {}}
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # a capture needs one
-    used = kernels.use("compiled") if compiled else nullcontext()
-    with settings(fabrics[0], recipes[0]), used, torch.cuda.stream(stream):
-        datasets = load_in_turn(recipes)
-        for index, (fabric, recipe) in enumerate(zip(fabrics, recipes, strict=True)):
-            dataset = next(datasets)
-            model = build(recipe, dataset)
-            name, batch = str(index), _batch(dataset, recipe, device)
-            works["inference"][name] = _inference(model, batch[0], recipe)
-            works["train"][name] = _training(fabric, recipe, model, batch)
-        seconds = {kind: interleave(own, ROUNDS, device) for kind, own in works.items()}
-        memory = [
-            step_memory(works["train"][str(index)], device)
-            if device.type == "cuda"
-            else measure_apart("spem.compare.costs", json.dumps([asdict(recipe), compiled]))
-            for index, recipe in enumerate(recipes)
-        ]
+    builds = [partial(_make_run_work, recipe) for recipe in recipes]
+    backends = [record["summary"]["kernels"] for record in records]
+    costs = measure_networks(builds, recipes[0], backends[0], ROUNDS)
     return [
         {label: record[label] for label in _LABELS}
-        | _speeds(seconds, str(index), recipe.batch_size)
-        | {"memory": memory[index], "rounds": ROUNDS, "batch_size": recipe.batch_size}
-        | {"threads": recipe.threads, "device": device_name(device)}
-        | {"kernels": record["summary"]["kernels"], "torch": torch.__version__, "spem": __version__}
-        for index, (record, recipe) in enumerate(zip(records, recipes, strict=True))
+        | own
+        | {"batch_size": recipe.batch_size, "kernels": backend}
+        for record, recipe, backend, own in zip(records, recipes, backends, costs, strict=True)
     ]
 
 
-def _batch(dataset: Dataset, recipe: Recipe, device: torch.device) -> tuple[Tensor, Tensor]:
+def _make_run_work(recipe: Recipe) -> NetworkWork:
+    """Build the network of a run, and its work on the first batch of its data."""
+    dataset = load_data(recipe)
     statistics: Any = {"mean": recipe.mean, "std": recipe.std}
     batches = Batches(
-        dataset.train,
-        recipe.batch_size,
-        device=device,
-        channels_last=recipe.channels_last,
-        **statistics,
+        dataset.train, recipe.batch_size, channels_last=recipe.channels_last, **statistics
     )
-    return next(batches.in_order())
-
-
-def _training(
-    fabric: Fabric, recipe: Recipe, model: nn.Module, batch: tuple[Tensor, Tensor]
-) -> Work:
-    fabric.launch()
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    _, _, take = create_step(fabric, recipe, model, create_optimizer(model, recipe))
-    model.train()
-    return lambda: lambda: take(*batch, len(batch[1]))
-
-
-def _inference(model: nn.Module, images: Tensor, recipe: Recipe) -> Work:
-    deployed = deploy(model, fold_batchnorm=True, example=images[:1].cpu()).to(images.device)
-    if recipe.channels_last:
-        deployed.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-    def run() -> None:
-        with torch.inference_mode():
-            deployed(images)
-
-    return lambda: run
-
-
-def _speeds(seconds: dict[str, dict[str, list[float]]], name: str, batch: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for kind, own in seconds.items():
-        times, ratio = quantiles(own[name]), ratios(own, name, "0")
-        found[kind] = _spread(batch / times[50], batch / times[75], batch / times[25])
-        found[f"{kind}_ratio"] = _spread(ratio[50], ratio[25], ratio[75])
-    return found
-
-
-def _spread(*values: float) -> dict[str, float]:
-    rounded = (float(f"{value:.6g}") for value in values)
-    return dict(zip(("median", "low", "high"), rounded, strict=True))
-
-
-def _main(given: str) -> None:
-    values, compiled = json.loads(given)
-    recipe = replace(Recipe(**values), device="cpu")
-    fabric = create_fabric(recipe)
-    with settings(fabric, recipe), kernels.use("compiled") if compiled else nullcontext():
-        dataset = load_data(recipe)
-        model = build(recipe, dataset)
-        work = _training(fabric, recipe, model, _batch(dataset, recipe, fabric.device))
-        sys.stdout.write(json.dumps(step_memory(work, fabric.device)) + "\n")
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    return make_work(recipe, build(recipe, dataset), next(batches.in_order()))

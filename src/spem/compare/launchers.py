@@ -1,4 +1,4 @@
-"""Where the runs of a comparison are computed: here, in processes of this machine, or by Ray."""
+"""Where the runs of a comparison train: in this process, in others of this machine, or on Ray."""
 
 import multiprocessing
 import os
@@ -24,22 +24,26 @@ from spem.train.recipe import Recipe
 with needs_extra("train"):
     from filelock import FileLock
 
-# Called with the folder of a run that ended and with why it came to no result, if it did not.
-Ended = Callable[[Path, str | None], None]
-# Called about twice a second with the folders of the runs that go on.
-Tick = Callable[[list[Path]], None]
-_TICK = 0.5  # seconds
+Runs = Sequence[tuple[Recipe, Path]]
+# Called with the folder of a run that ended, and with the reason if it failed.
+OnEnd = Callable[[Path, str | None], None]
+# Called about twice a second with the folders of the runs that are training.
+OnProgress = Callable[[list[Path]], None]
+_POLL = 0.5  # seconds
+_INTERRUPTED = "somebody interrupted its process; its state is saved"
 
 
 def run_one(recipe: Recipe, folder: Path) -> str | None:
-    """Train one run to its end, from where it stopped; a second process waits for the first.
+    """Train one run to its end, from where it stopped if it was begun.
+
+    A second process that is given the same folder waits for the first.
 
     Args:
         recipe: of the run.
-        folder: of the run; it may hold one that was killed.
+        folder: of the run.
 
     Returns:
-        Why it came to no result, or None.
+        Why the run failed, or None.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the state is saved.
@@ -50,9 +54,9 @@ def run_one(recipe: Recipe, folder: Path) -> str | None:
 
 
 def _train(recipe: Recipe, folder: Path) -> str | None:
-    """Do what `run_one` does, without its lock; what is printed goes to `FOLDER.log`."""
+    """Do what `run_one` does without its lock; what `fit` prints goes to `FOLDER.log`."""
     log = folder.with_name(f"{folder.name}.log")
-    with log.open("a") as said, redirect_stdout(said), redirect_stderr(said):
+    with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
         try:
             fit(recipe, out=folder, resume=(folder / "recipe.yaml").exists())
         except (ValueError, OSError) as error:
@@ -63,13 +67,15 @@ def _train(recipe: Recipe, folder: Path) -> str | None:
     return None
 
 
-def run_here(runs: Sequence[tuple[Recipe, Path]], ended: Ended, tick: Tick) -> None:
-    """Train runs one after the other in this process: under torchrun all its processes share each.
+def run_here(runs: Runs, on_end: OnEnd, on_progress: OnProgress) -> None:
+    """Train runs one after the other in this process.
+
+    Under torchrun all processes call this, and each run is shared among them.
 
     Args:
         runs: recipe and folder of each.
-        ended: told of each run that ended.
-        tick: told of each run before it starts.
+        on_end: called after each run.
+        on_progress: called before each run.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
@@ -77,32 +83,32 @@ def run_here(runs: Sequence[tuple[Recipe, Path]], ended: Ended, tick: Tick) -> N
     keep_freed_memory()
     for recipe, folder in runs:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        tick([folder])
-        ended(folder, _train(recipe, folder))
+        on_progress([folder])
+        on_end(folder, _train(recipe, folder))
 
 
-def run_local(runs: Sequence[tuple[Recipe, Path]], jobs: int, ended: Ended, tick: Tick) -> None:
-    """Train runs in processes of this machine, which end with this one.
+def run_local(runs: Runs, on_end: OnEnd, on_progress: OnProgress, jobs: int = 1) -> None:
+    """Train runs in worker processes of this machine, which end with this one.
 
     Args:
         runs: recipe and folder of each.
-        jobs: processes at once; each gets its share of the threads, for threads of two processes
-            on the same cores wait for each other.
-        ended: told of each run that ended.
-        tick: told of those that go on.
+        on_end: called after each run.
+        on_progress: called while runs are training.
+        jobs: processes at once; each gets its share of the cores, for threads of two processes on
+            the same core wait for each other.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the runs that were going on have saved their states. A second
+        KeyboardInterrupt: Ctrl-C; the runs that were training have saved their states. A second
             Ctrl-C ends them at once, and the states of their last epochs are kept.
         ChildProcessError: a process died.
     """
-    share = max(1, _cores() // jobs)
+    share = max(1, _count_cores() // jobs)
     context = multiprocessing.get_context("spawn")
     left = iter([(replace(r, threads=min(count_threads(r), share)), folder) for r, folder in runs])
     running: dict[Future[str | None], Path] = {}
     with (
         ProcessPoolExecutor(jobs, context, initializer=_start_worker) as pool,
-        _killed_on_error(),
+        _kill_workers_on_error(),
         deferred_interrupt(True) as interrupted,
     ):
         while True:
@@ -110,23 +116,23 @@ def run_local(runs: Sequence[tuple[Recipe, Path]], jobs: int, ended: Ended, tick
                 running[pool.submit(_run_in_worker, *run)] = run[1]
             if not running:
                 return
-            tick(list(running.values()))
-            _collect(running, ended)
+            on_progress(list(running.values()))
+            _report_ended(running, on_end)
             if interrupted.is_set():
                 for child in multiprocessing.active_children():
                     os.kill(child.pid or 0, signal.SIGINT)
                 while running:
-                    _collect(running, ended, stopping=True)
+                    _report_ended(running, on_end, stopping=True)
                 raise KeyboardInterrupt
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def _killed_on_error() -> Iterator[None]:
-    """End the worker processes where the block fails, else the pool would wait for their runs."""
+def _kill_workers_on_error() -> Iterator[None]:
+    """Kill the worker processes if the block raises; else the pool would wait for their runs."""
     try:
         yield
     except BaseException:
@@ -135,25 +141,22 @@ def _killed_on_error() -> Iterator[None]:
         raise
 
 
-def _collect(running: dict[Future[str | None], Path], ended: Ended, stopping: bool = False) -> None:
-    """Wait a little, and tell of the runs that ended meanwhile, but of none that was to stop."""
-    done, _ = wait(running, timeout=_TICK, return_when=FIRST_COMPLETED)
+def _report_ended(
+    running: dict[Future[str | None], Path], on_end: OnEnd, stopping: bool = False
+) -> None:
+    """Wait a little, and report the runs that ended meanwhile, except those told to stop."""
+    done, _ = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
     for future in done:
         folder = running.pop(future)
         try:
-            ended(folder, future.result())
-        except _StoppedError:
-            if not stopping:
-                ended(folder, "somebody interrupted its process; its state is saved")
+            error = future.result()
         except BrokenProcessPool:
             raise ChildProcessError(
                 f"the process of the run in {folder} died, perhaps for want of memory; finished"
                 " runs are kept, and the same command goes on"
             ) from None
-
-
-class _StoppedError(Exception):
-    """A run was interrupted, and has saved its state."""
+        if not (stopping and error == _INTERRUPTED):
+            on_end(folder, error)
 
 
 def _start_worker() -> None:
@@ -177,14 +180,12 @@ def _run_in_worker(recipe: Recipe, folder: Path) -> str | None:
     try:
         return run_one(recipe, folder)
     except KeyboardInterrupt:
-        raise _StoppedError from None
+        return _INTERRUPTED
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_ray(
-    runs: Sequence[tuple[Recipe, Path]], address: str | None, ended: Ended, tick: Tick
-) -> None:
+def run_ray(runs: Runs, on_end: OnEnd, on_progress: OnProgress, address: str | None = None) -> None:
     """Train runs as tasks of a Ray cluster, whose machines see the same folders and have `spem`.
 
     A task asks for its recipe's threads and, where the cluster has GPUs and the recipe does not
@@ -192,14 +193,14 @@ def run_ray(
 
     Args:
         runs: recipe and folder of each.
+        on_end: called after each run.
+        on_progress: called while runs are training.
         address: of the cluster; None: the one that the environment names, else one on this machine.
-        ended: told of each run that ended.
-        tick: told of those that go on.
 
     Raises:
         ImportError: Ray is not installed.
         ConnectionError: there is no cluster at this address.
-        KeyboardInterrupt: Ctrl-C; the runs that were going on have saved their states.
+        KeyboardInterrupt: Ctrl-C; the runs that were training have saved their states.
     """
     with needs_extra("cluster"):
         import ray
@@ -215,10 +216,11 @@ def run_ray(
             running[task.remote(recipe, folder.absolute())] = folder
         with deferred_interrupt(True) as interrupted:
             while running and not interrupted.is_set():
-                tick([folder for folder in running.values() if (folder / "recipe.yaml").exists()])
-                done, _ = ray.wait(list(running), timeout=_TICK)
+                begun = [each for each in running.values() if (each / "recipe.yaml").exists()]
+                on_progress(begun)
+                done, _ = ray.wait(list(running), timeout=_POLL)
                 for task in done:
-                    ended(running.pop(task), _outcome(ray, task))
+                    on_end(running.pop(task), _get_error(ray, task))
         for task in running:
             ray.cancel(task)
         if running:
@@ -229,7 +231,7 @@ def run_ray(
             ray.shutdown()
 
 
-def _outcome(ray: object, task: object) -> str | None:
+def _get_error(ray: object, task: object) -> str | None:
     try:
         return ray.get(task)  # pyright: ignore[reportAttributeAccessIssue]
     except ray.exceptions.RayError as error:  # pyright: ignore[reportAttributeAccessIssue]

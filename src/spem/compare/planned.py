@@ -1,4 +1,4 @@
-"""The cells of a comparison: one run each, told apart by what decides it."""
+"""The planned runs of a comparison, told apart by the recipe keys that decide their results."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from spem.train.checkpoint import FREE_KEYS
 from spem.train.recipe import Recipe
 
 
-class Cell(NamedTuple):
+class PlannedRun(NamedTuple):
     """One run of a comparison.
 
     Attributes:
-        key: hash of the recipe, without where and how it computes.
+        key: hash of the recipe, without the keys that say where and how it computes.
         gate, model, data, overrides: labels; overrides is "" where there are none.
         against: name of the row that it is compared with; None for a baseline.
         recipe: everything that decides the run.
@@ -30,26 +30,28 @@ class Cell(NamedTuple):
 
     @property
     def row(self) -> str:
-        """Name of the row that the cell's seeds share: the gate, and the overrides if any."""
+        """Name of the table row that the run shares with those of other seeds."""
         return row_name(self.gate, self.overrides)
+
+    def folder_in(self, comparison: Path) -> Path:
+        """Return the folder of the run below the folder of its comparison."""
+        return comparison / "cells" / self.key
 
 
 def row_name(gate: str, overrides: str) -> str:
-    """Return the name of a row in the tables: its gate, and its overrides if any."""
+    """Return the name of a row in the tables: its gate, and its overrides if there are any."""
     return ", ".join(filter(None, (gate, overrides)))
 
 
-def deciding(recipe: Recipe) -> dict[str, Any]:
-    """Return the keys of a recipe that decide a run, without where and how it computes."""
+def deciding_keys(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe keys that decide a run's results, without where and how it computes."""
     return {key: value for key, value in asdict(recipe).items() if key not in FREE_KEYS}
 
 
-def key_of(recipe: Recipe) -> str:
-    """Return the name of a run's folder: 16 hexadecimal digits of the hash of what decides it."""
-    text = json.dumps(deciding(recipe), sort_keys=True)
+def record_key(recipe: Recipe) -> str:
+    """Return the key of a run's record and folder: 16 hexadecimal digits of a hash of its recipe.
+
+    Only `deciding_keys` enter the hash, so the same run on another machine has the same key.
+    """
+    text = json.dumps(deciding_keys(recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def folder_of(folder: Path, cell: Cell) -> Path:
-    """Return the folder of a cell's run below that of its comparison."""
-    return folder / "cells" / cell.key

@@ -1,112 +1,125 @@
-"""What a comparison shows while it runs."""
+"""What a comparison shows in the terminal while it runs, and at its end."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spem._extras import needs_extra
-from spem.compare.planned import Cell, folder_of
-from spem.compare.records import Record, row_of
+from spem.compare.planned import PlannedRun
+from spem.compare.records import Record
 
 with needs_extra("train"):
     from rich import get_console
     from rich.live import Live
     from rich.table import Table
 
-_HEADER = 9  # lines of the terminal that the rows leave free
+_FREE_LINES = 9  # of the terminal: title, header and frame of the table, and the latest messages
 
 
-class Board:
-    """A live table of the rows of a comparison, and one line for each run that ends.
+class ProgressTable:
+    """A table of the networks of a comparison, and one line for each run that ends.
+
+    In a terminal the table is drawn anew while the runs train; elsewhere it is printed at the end.
 
     Args:
-        cells: all that are planned.
+        plan: all runs of the comparison.
         folder: of the comparison.
         records: by key, of the finished and failed runs; read again at each update.
         jobs: runs at once.
-        live: whether there is a table that is drawn anew, or lines alone.
+        live: whether to draw the table while the runs train.
     """
 
     def __init__(
         self,
-        cells: Sequence[Cell],
+        plan: Sequence[PlannedRun],
         folder: Path,
         records: dict[str, Record],
         jobs: int,
         live: bool,
     ):
-        self.cells, self.folder, self.records, self.jobs = cells, folder, records, jobs
-        self._by_folder = {folder_of(folder, cell): cell for cell in cells}
-        self._running: list[Cell] = []
+        self.plan, self.folder, self.records, self.jobs = plan, folder, records, jobs
+        self._running: list[PlannedRun] = []
         self._console = get_console()
-        shown = live and self._console.is_terminal
-        self._live = Live(console=self._console, auto_refresh=False) if shown else None
+        self._live = None
+        if live and self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "ProgressTable":
         if self._live:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.update(self._table(), refresh=True)
             self._live.stop()
+        self._console.print(self._table(self._rows()))
 
-    def update(self, folders: Iterable[Path]) -> None:
-        """Show that the runs in these folders go on."""
-        self._running = [self._by_folder[folder] for folder in folders]
+    def show_running(self, folders: Iterable[Path]) -> None:
+        """Show that the runs in these folders are training."""
+        names = {folder.name for folder in folders}
+        self._running = [run for run in self.plan if run.key in names]
         if self._live:
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self._table(self._fitting_rows()), refresh=True)
 
-    def tell(self, cell: Cell, error: str | None) -> None:
-        """Say how a run ended."""
-        where = f"{cell.row}, {cell.model}, {cell.data}, seed {cell.recipe.seed}"
+    def print_end(self, run: PlannedRun, error: str | None) -> None:
+        """Print how a run ended: its test accuracy and duration, or the error."""
         if error is None:
-            summary = self.records[cell.key]["summary"]
+            summary = self.records[run.key]["summary"]
             text = f"test top-1 {summary['final_test_top1']:.2%} after {summary['seconds']:,.0f} s"
         else:
             text = f"failed: {error}"
-        done = sum(each.key in self.records for each in self.cells)
-        line = f"[{done}/{len(self.cells)}] {where}: {text}"
+        done = sum(each.key in self.records for each in self.plan)
+        name = f"{run.row}, {run.model}, {run.data}, seed {run.recipe.seed}"
+        line = f"[{done}/{len(self.plan)}] {name}: {text}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _table(self) -> Table:
-        rows: dict[tuple[str, str, str], list[Cell]] = {}
-        for cell in self.cells:
-            rows.setdefault((cell.model, cell.data, cell.row), []).append(cell)
-        title = ", ".join(filter(None, (self._state(), self._remaining())))
-        table = Table("model", "data", "gate", "done", "test top-1", "now", title=title)
-        for place in _fitting(rows, self._running, self._console.height - _HEADER):
-            table.add_row(*place, *self._columns(rows[place]))
+    def _rows(self) -> list[list[PlannedRun]]:
+        rows: dict[tuple[str, str, str], list[PlannedRun]] = {}
+        for run in self.plan:
+            rows.setdefault((run.model, run.data, run.row), []).append(run)
+        return list(rows.values())
+
+    def _fitting_rows(self) -> list[list[PlannedRun]]:
+        """Return the rows that the terminal has lines for: those with a running run, if not all."""
+        rows, height = self._rows(), self._console.height - _FREE_LINES
+        if len(rows) <= height:
+            return rows
+        return [row for row in rows if any(run in self._running for run in row)][: max(1, height)]
+
+    def _table(self, rows: list[list[PlannedRun]]) -> Table:
+        ended = [self.records[run.key] for run in self.plan if run.key in self.records]
+        failed = sum(record["error"] is not None for record in ended)
+        title = f"{len(ended)} of {len(self.plan)} runs" + f", {failed} failed" * bool(failed)
+        table = Table(
+            "model", "data", "gate", "done", "test top-1", "now", title=title + self._remaining()
+        )
+        for row in rows:
+            table.add_row(row[0].model, row[0].data, row[0].row, *self._results(row))
         return table
 
-    def _columns(self, cells: list[Cell]) -> tuple[str, str, str]:
-        ended = [self.records[cell.key] for cell in cells if cell.key in self.records]
-        found = [r["summary"]["final_test_top1"] for r in ended if r["summary"]]
-        mean = f"{statistics.fmean(found):.2%}" if found else "-"
-        if len(found) > 1:
-            mean += f" ± {statistics.stdev(found):.2%}"
+    def _results(self, runs: list[PlannedRun]) -> tuple[str, str, str]:
+        ended = [self.records[run.key] for run in runs if run.key in self.records]
+        accuracies = [r["summary"]["final_test_top1"] for r in ended if r["summary"]]
+        mean = f"{statistics.fmean(accuracies):.2%}" if accuracies else "-"
+        if len(accuracies) > 1:
+            mean += f" ± {statistics.stdev(accuracies):.2%}"
         now = ", ".join(
-            f"seed {cell.recipe.seed}: {self._epochs(cell)}/{cell.recipe.epochs}"
-            for cell in cells
-            if cell in self._running
+            f"seed {run.recipe.seed}: {self._count_epochs(run)}/{run.recipe.epochs}"
+            for run in runs
+            if run in self._running and run.key not in self.records
         )
-        return f"{len(found)}/{len(cells)}", mean, now
+        return f"{len(accuracies)}/{len(runs)}", mean, now
 
-    def _epochs(self, cell: Cell) -> int:
+    def _count_epochs(self, run: PlannedRun) -> int:
         """Return how many epochs of a run are finished."""
-        table = folder_of(self.folder, cell) / "metrics.csv"
+        table = run.folder_in(self.folder) / "metrics.csv"
         return len(table.read_text().splitlines()) - 1 if table.exists() else 0
 
-    def _state(self) -> str:
-        ended = [self.records[cell.key] for cell in self.cells if cell.key in self.records]
-        failed = sum(record["error"] is not None for record in ended)
-        return f"{len(ended)} of {len(self.cells)} runs" + f", {failed} failed" * bool(failed)
-
     def _remaining(self) -> str:
-        """Estimate what is left from the epochs that were timed, of the same network if there is.
+        """Estimate the time that is left from the recorded epochs of the same networks.
 
-        A network that has not been timed counts as the mean of those that were.
+        A network without a record counts as the mean of those that have one. `rich.progress`
+        takes all steps for equally long, and forgets what an earlier command has timed.
         """
         timed: dict[tuple[str, str], list[float]] = {}
         for record in self.records.values():
@@ -116,45 +129,18 @@ class Board:
         if not timed:
             return ""
         means = {place: statistics.fmean(values) for place, values in timed.items()}
-        anywhere = statistics.fmean(means.values())
+        overall = statistics.fmean(means.values())
         left = sum(
-            (cell.recipe.epochs - self._epochs(cell)) * means.get((cell.model, cell.data), anywhere)
-            for cell in self.cells
-            if cell.key not in self.records
+            means.get((run.model, run.data), overall)
+            * (run.recipe.epochs - self._count_epochs(run))
+            for run in self.plan
+            if run.key not in self.records
         )
-        return f"about {_duration(left / self.jobs)} left" if left else ""
+        return f", about {_format_duration(left / self.jobs)} left" if left else ""
 
 
-def _fitting(
-    rows: dict[tuple[str, str, str], list[Cell]], running: list[Cell], height: int
-) -> list[tuple[str, str, str]]:
-    """Return the rows that a terminal has lines for, those that are running first of all."""
-    if len(rows) <= height:
-        return list(rows)
-    busy = [place for place, cells in rows.items() if any(cell in running for cell in cells)]
-    return busy[: max(1, height)]
-
-
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def results(records: Iterable[Record]) -> list[tuple[object, ...]]:
-    """Return one row for each network that came to results, as `tables.show` prints it."""
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for record in records:
-        if record["summary"]:
-            place = (record["model"], record["data"], row_of(record))
-            found.setdefault(place, []).append(100 * record["summary"]["final_test_top1"])
-    return [
-        (
-            *place,
-            len(values),
-            f"{statistics.fmean(values):.2f}",
-            f"{statistics.stdev(values):.2f}" if len(values) > 1 else None,
-        )
-        for place, values in found.items()
-    ]

@@ -1,4 +1,4 @@
-"""What the folder of a comparison keeps: a JSON line for each run, appended, read back verified."""
+"""The files of a comparison: a JSON line for each run, the study, and what the networks cost."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from spem._extras import needs_extra
 from spem._files import atomically
-from spem.compare.planned import Cell, deciding, row_name
+from spem.compare.planned import PlannedRun, deciding_keys, row_name
 
 with needs_extra("train"):
     import yaml
@@ -27,20 +27,20 @@ _COSTS |= {"torch", "spem"}
 class Ledger:
     """The file `records.jsonl` of a folder, and the records in it.
 
-    A record has the labels `gate`, `model`, `data` and `overrides` of its cell, the row `against`
-    which the cell is compared (None: it is a baseline), `seed`, the resolved `recipe` without where
-    it ran, `summary` (of the run's `summary.json`), `history` (columns of `metrics.csv`, one value
-    an epoch) and `error`: why a run came to no result, in which case the two before are None.
+    A record has the labels `gate`, `model`, `data` and `overrides` of its planned run, the row
+    `against` which the run is compared (None for a baseline), `seed`, the resolved `recipe` without
+    where it ran, `summary` (of the run's `summary.json`), `history` (columns of `metrics.csv`, one
+    value an epoch) and `error`: why a run failed, in which case the two before are None.
 
-    A line that a crash cut off, or that is no record, goes to `records.damaged`: nothing is lost,
-    and whoever has the cell's folder writes its record anew.
+    A line that a crash cut off, or that is no record, goes to `records.damaged`. Nothing is lost:
+    where the run's folder is still there, its record is written again.
 
     Args:
         folder: of the comparison.
 
     Attributes:
         records: the last record of each key, in the order of their first lines.
-        damaged: the lines that are no records.
+        damaged: the lines that are not records.
     """
 
     def __init__(self, folder: Path):
@@ -49,7 +49,7 @@ class Ledger:
         self.damaged: list[str] = []
         text = self.path.read_text(errors="replace") if self.path.exists() else ""
         for line in text.splitlines():
-            record = _parse(line)
+            record = _parse(line, _KEYS)
             if record is None:
                 self.damaged.append(line)
             else:
@@ -57,7 +57,7 @@ class Ledger:
         self._cut_off = bool(text) and not text.endswith("\n")
 
     def repair(self) -> None:
-        """Leave whole records alone in the file; the other lines are kept in `records.damaged`."""
+        """Move the lines that are not records to `records.damaged`."""
         if not (self.damaged or self._cut_off):
             return
         if self.damaged:
@@ -68,7 +68,7 @@ class Ledger:
         self._cut_off = False
 
     def append(self, record: Record) -> None:
-        """Add a record, on the disk when this returns."""
+        """Add a record; it is on the disk when this returns."""
         with self.path.open("a") as file:
             file.write(_line(record))
             file.flush()
@@ -80,45 +80,45 @@ def _line(record: Record) -> str:
     return json.dumps(record, separators=(",", ":")) + "\n"
 
 
-def _parse(line: str) -> Record | None:
+def _parse(line: str, keys: set[str]) -> dict[str, Any] | None:
+    """Return the JSON object of a line, or None if the line is damaged or lacks one of the keys."""
     try:
-        record = json.loads(line)
+        found = json.loads(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and record.keys() >= _KEYS else None
+    return found if isinstance(found, dict) and found.keys() >= keys else None
 
 
-def make_record(cell: Cell, folder: Path) -> Record:
+def make_record(run: PlannedRun, folder: Path) -> Record:
     """Return the record of a finished run.
 
     Args:
-        cell: of the study.
-        folder: of the run.
+        run: as it was planned.
+        folder: of the run, with its summary and metrics.
     """
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     history = {name: [_number(row[name]) for row in rows] for name in rows[0]}
     summary = json.loads((folder / "summary.json").read_text())
-    return _labels(cell) | {"summary": summary, "history": history, "error": None}
+    return _label(run) | {"summary": summary, "history": history, "error": None}
 
 
-def make_failure(cell: Cell, error: str) -> Record:
-    """Return the record of a run that came to no result, with the sentence that says why."""
-    return _labels(cell) | {"summary": None, "history": None, "error": error}
+def make_failure(run: PlannedRun, error: str) -> Record:
+    """Return the record of a run that failed, with the sentence that says why."""
+    return _label(run) | {"summary": None, "history": None, "error": error}
 
 
-def relabel(record: Record, cell: Cell) -> Record | None:
-    """Return a record under the labels of a cell of the same key; None if it has them already."""
-    renamed = record | _labels(cell)
+def relabel(record: Record, run: PlannedRun) -> Record | None:
+    """Return a record under the labels of a planned run of its key; None if it has them already."""
+    renamed = record | _label(run)
     return None if renamed == record else renamed
 
 
-def _labels(cell: Cell) -> Record:
-    own = cell._asdict()
-    return {key: own[key] for key in ("key", "gate", "model", "data", "overrides", "against")} | {
-        "seed": cell.recipe.seed,
-        "recipe": deciding(cell.recipe),
-    }
+def _label(run: PlannedRun) -> Record:
+    """Return the part of a record that is known before the run."""
+    labels = run._asdict()
+    recipe = labels.pop("recipe")
+    return labels | {"seed": recipe.seed, "recipe": deciding_keys(recipe)}
 
 
 def _number(text: str) -> float | int | None:
@@ -133,8 +133,8 @@ def row_of(record: Record) -> str:
     return row_name(record["gate"], record["overrides"])
 
 
-def groups(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
-    """Return records by (model, data) and by row, in their order."""
+def group_records(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:
+    """Return records by (model, data) and then by row, in their order."""
     found: dict[tuple[str, str], dict[str, list[Record]]] = {}
     for record in records:
         rows = found.setdefault((record["model"], record["data"]), {})
@@ -146,7 +146,7 @@ def read_study(folder: Path) -> dict[str, Any]:
     """Return what `study.yaml` says of a comparison: title, question, planned runs, commands.
 
     Raises:
-        ValueError: the file is none that `spem compare` writes.
+        ValueError: `spem compare` cannot have written this file.
     """
     path = folder / "study.yaml"
     try:
@@ -162,22 +162,14 @@ def read_study(folder: Path) -> dict[str, Any]:
 
 
 def read_costs(folder: Path) -> list[dict[str, Any]]:
-    """Return what `costs.jsonl` holds: one object a row, see `costs.measure_costs`.
+    """Return what `costs.jsonl` holds: one object for each row, see `costs.measure_costs`.
 
     Raises:
         ValueError: the file is damaged.
     """
     path = folder / "costs.jsonl"
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    costs = [cost for line in lines if (cost := _parse_cost(line)) is not None]
+    costs = [cost for line in lines if (cost := _parse(line, _COSTS)) is not None]
     if len(costs) < len(lines):
         raise ValueError(f"{path} is damaged: remove it, and the same spem compare measures again")
     return costs
-
-
-def _parse_cost(line: str) -> dict[str, Any] | None:
-    try:
-        cost = json.loads(line)
-    except ValueError:
-        return None
-    return cost if isinstance(cost, dict) and cost.keys() >= _COSTS else None

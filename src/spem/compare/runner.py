@@ -1,4 +1,4 @@
-"""The cells of a comparison: which are left, their runs, their records, what they cost."""
+"""Train the planned runs that have no result yet, record them, and measure what they cost."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -11,19 +11,18 @@ from spem._extras import needs_extra
 from spem._files import write_text
 from spem.compare import launchers
 from spem.compare.costs import load_in_turn, measure_costs
-from spem.compare.planned import Cell, folder_of
-from spem.compare.progress import Board, results
+from spem.compare.planned import PlannedRun
+from spem.compare.progress import ProgressTable
 from spem.compare.records import (
     Ledger,
     Record,
-    groups,
+    group_records,
     make_failure,
     make_record,
     read_costs,
     read_study,
     relabel,
 )
-from spem.compare.tables import show
 from spem.train.devices import create_fabric, keep_freed_memory
 from spem.train.setup import prepare
 
@@ -33,27 +32,27 @@ with needs_extra("train"):
     from rich import get_console
 
 
-def run_cells(
-    cells: Sequence[Cell],
+def run_comparison(
+    plan: Sequence[PlannedRun],
     folder: Path,
-    run: Callable[..., None],
+    launch: Callable[..., None],
     *,
     jobs: int = 1,
     costs: bool = True,
-    said: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
 ) -> int:
-    """Train the cells that have no result yet, and record them.
+    """Train the planned runs that have no result yet, and record them.
 
     Args:
-        cells: of a study.
+        plan: all runs of the comparison, see `Study.plan`.
         folder: of the comparison.
-        run: one of the functions of `spem.compare.launchers`, with its own arguments given.
+        launch: `run_here`, or another launcher of `spem.compare.launchers` with its options bound.
         jobs: runs at once, for the estimate of the time that is left.
         costs: measure speed and memory afterwards.
-        said: what `study.yaml` keeps for the report.
+        about: title, question and commands, which `study.yaml` keeps for the report.
 
     Returns:
-        1 if a run came to no result, else 0.
+        1 if a run failed, else 0.
 
     Raises:
         ValueError: a network, its data and this machine do not fit, or another comparison works in
@@ -61,82 +60,87 @@ def run_cells(
         FileNotFoundError: the data is not there.
         KeyboardInterrupt: Ctrl-C.
     """
-    pending = _pending(cells, folder, Ledger(folder).records)
+    pending = _list_pending(plan, folder, Ledger(folder).records)
     _check(pending)
     if launchers.under_torchrun() and not launchers.is_first_process():
-        run(_runs(pending, folder), lambda *_: None, lambda _: None)
+        launch(_without_bars(pending, folder), lambda *_: None, lambda _: None)
         return 0
-    with _alone(folder):
+    with _lock(folder):
         ledger = Ledger(folder)
-        _take_up(cells, folder, ledger)
-        if said is not None:
-            planned = {*ledger.records, *(cell.key for cell in cells)}
-            _write_study(folder, said | {"planned": len(planned)})
-        pending = _pending(cells, folder, ledger.records)
-        for cell in pending:
-            ledger.records.pop(cell.key, None)  # what failed is tried again
-        _say_what_is_left(cells, pending, folder)
-        live = all(cell.recipe.progress for cell in cells)
-        with Board(cells, folder, ledger.records, jobs, live) as board:
-            by_folder = {folder_of(folder, cell): cell for cell in pending}
-
-            def ended(where: Path, error: str | None) -> None:
-                cell = by_folder[where]
-                ledger.append(make_failure(cell, error) if error else make_record(cell, where))
-                board.tell(cell, error)
-
-            run(_runs(pending, folder), ended, board.update)
-        own = [ledger.records[cell.key] for cell in cells]
-        header = ["model", "data", "gate", "n", "test top-1, %", "deviation"]
-        if rows := results(own):
-            show(header, rows)
+        _restore_records(plan, folder, ledger)
+        if about is not None:
+            planned = {*ledger.records, *(run.key for run in plan)}
+            _write_study(folder, about | {"planned": len(planned)})
+        _train_pending(plan, folder, ledger, launch, jobs)
         if costs and not launchers.under_torchrun():
-            _measure(cells, folder, ledger)
+            _measure_groups(plan, folder, ledger)
     get_console().print(f"make the page with: spem report {folder}", soft_wrap=True, markup=False)
-    return int(any(record["error"] for record in own))
+    return int(any(ledger.records[run.key]["error"] for run in plan))
 
 
-def _say_what_is_left(cells: Sequence[Cell], pending: Sequence[Cell], folder: Path) -> None:
-    begun = sum((folder_of(folder, cell) / "checkpoint.pt").exists() for cell in pending)
-    parts = {"finished": len(cells) - len(pending), "begun": begun, "new": len(pending) - begun}
-    said = ", ".join(f"{number} {what}" for what, number in parts.items() if number)
-    get_console().print(f"{len(cells)} runs: {said}", highlight=False)
+def _train_pending(
+    plan: Sequence[PlannedRun],
+    folder: Path,
+    ledger: Ledger,
+    launch: Callable[..., None],
+    jobs: int,
+) -> None:
+    """Launch the runs without a result, and append the record of each when it ends."""
+    pending = _list_pending(plan, folder, ledger.records)
+    for run in pending:
+        ledger.records.pop(run.key, None)  # what failed is tried again
+    begun = sum((run.folder_in(folder) / "checkpoint.pt").exists() for run in pending)
+    counts = {"finished": len(plan) - len(pending), "begun": begun, "new": len(pending) - begun}
+    states = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
+    get_console().print(f"{len(plan)} runs: {states}", highlight=False)
+    by_folder = {run.folder_in(folder): run for run in pending}
+    live = all(run.recipe.progress for run in plan)
+    with ProgressTable(plan, folder, ledger.records, jobs, live) as table:
+
+        def record_end(place: Path, error: str | None) -> None:
+            run = by_folder[place]
+            ledger.append(make_failure(run, error) if error else make_record(run, place))
+            table.print_end(run, error)
+
+        launch(_without_bars(pending, folder), record_end, table.show_running)
 
 
-def _pending(cells: Sequence[Cell], folder: Path, records: dict[str, Record]) -> list[Cell]:
-    """Return the cells without a result: neither a record of one nor a folder of a finished run."""
+def _list_pending(
+    plan: Sequence[PlannedRun], folder: Path, records: dict[str, Record]
+) -> list[PlannedRun]:
+    """Return the runs without a result: neither a record of one nor a folder of a finished run."""
     return [
-        cell
-        for cell in cells
-        if not (cell.key in records and records[cell.key]["summary"])
-        and not (folder_of(folder, cell) / "summary.json").exists()
+        run
+        for run in plan
+        if not (run.key in records and records[run.key]["summary"])
+        and not (run.folder_in(folder) / "summary.json").exists()
     ]
 
 
-def _runs(cells: Sequence[Cell], folder: Path) -> list[tuple[Any, Path]]:
-    return [(replace(cell.recipe, progress=False), folder_of(folder, cell)) for cell in cells]
+def _without_bars(runs: Sequence[PlannedRun], folder: Path) -> launchers.Runs:
+    """Return recipe and folder of each run; the progress table replaces their progress bars."""
+    return [(replace(run.recipe, progress=False), run.folder_in(folder)) for run in runs]
 
 
-def _check(cells: Sequence[Cell]) -> None:
-    """Prepare every network once, so that a mistake in the last cell is found before the first.
+def _check(runs: Sequence[PlannedRun]) -> None:
+    """Prepare every network once, so that a mistake in the last run is found before the first.
 
     Raises:
         ValueError, FileNotFoundError: see `prepare`.
     """
-    firsts: dict[tuple[str, str, str], Cell] = {}
-    for cell in cells:
-        firsts.setdefault((cell.data, cell.model, cell.row), cell)
-    datasets = load_in_turn(cell.recipe for cell in firsts.values())
-    for cell in firsts.values():
+    firsts: dict[tuple[str, str, str], PlannedRun] = {}
+    for run in runs:
+        firsts.setdefault((run.data, run.model, run.row), run)
+    datasets = load_in_turn(run.recipe for run in firsts.values())
+    for run in firsts.values():
         try:
-            prepare(create_fabric(cell.recipe), cell.recipe, dataset=next(datasets))
+            prepare(create_fabric(run.recipe), run.recipe, dataset=next(datasets))
         except ValueError as error:
-            place = f"{cell.row!r} of {cell.model} on {cell.data}"
-            raise ValueError(f"{place}: {error}") from error
+            raise ValueError(f"{run.row!r} of {run.model} on {run.data}: {error}") from error
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     """Keep any other comparison out of a folder; the system frees it when its holder dies."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -148,7 +152,7 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _take_up(cells: Sequence[Cell], folder: Path, ledger: Ledger) -> None:
+def _restore_records(plan: Sequence[PlannedRun], folder: Path, ledger: Ledger) -> None:
     """Repair the records, and add those of finished runs that have none or other labels."""
     if ledger.damaged:
         get_console().print(
@@ -158,36 +162,37 @@ def _take_up(cells: Sequence[Cell], folder: Path, ledger: Ledger) -> None:
             markup=False,
         )
     ledger.repair()
-    for cell in cells:
-        record = ledger.records.get(cell.key)
+    for run in plan:
+        record = ledger.records.get(run.key)
         if record and record["summary"]:
-            if renamed := relabel(record, cell):
+            if renamed := relabel(record, run):
                 ledger.append(renamed)
-        elif (folder_of(folder, cell) / "summary.json").exists():
-            ledger.append(make_record(cell, folder_of(folder, cell)))
+        elif (run.folder_in(folder) / "summary.json").exists():
+            ledger.append(make_record(run, run.folder_in(folder)))
 
 
-def _write_study(folder: Path, said: dict[str, Any]) -> None:
-    """Write what the report says of the comparison; the commands of earlier ones stay."""
-    commands = list(dict.fromkeys([*(read_study(folder).get("commands") or []), *said["commands"]]))
-    path = folder / "study.yaml"
-    write_text(path, yaml.safe_dump(said | {"commands": commands}, sort_keys=False, width=1000))
+def _write_study(folder: Path, about: dict[str, Any]) -> None:
+    """Write `study.yaml`; the commands of earlier comparisons in the folder stay in it."""
+    earlier = read_study(folder).get("commands") or []
+    commands = list(dict.fromkeys([*earlier, *about["commands"]]))
+    text = yaml.safe_dump(about | {"commands": commands}, sort_keys=False, width=1000)
+    write_text(folder / "study.yaml", text)
 
 
-def _measure(cells: Sequence[Cell], folder: Path, ledger: Ledger) -> None:
+def _measure_groups(plan: Sequence[PlannedRun], folder: Path, ledger: Ledger) -> None:
     """Measure the costs of each group that has results of all its rows and no costs yet."""
     known = read_costs(folder)
-    by_key = {cell.key: cell for cell in cells}
+    recipes = {run.key: run.recipe for run in plan}
     measured = {(c["model"], c["data"], c["gate"], c["overrides"]) for c in known}
-    found = [record for key, record in ledger.records.items() if key in by_key]
-    for (model, data), rows in groups(found).items():
-        records = [next((r for r in row if r["summary"]), None) for row in rows.values()]
-        own = [record for record in records if record]
+    records = [record for key, record in ledger.records.items() if key in recipes]
+    for (model, data), rows in group_records(records).items():
+        firsts = [next((r for r in row if r["summary"]), None) for row in rows.values()]
+        own = [record for record in firsts if record]
         places = {(model, data, r["gate"], r["overrides"]) for r in own}
         if not own or len(own) < len(rows) or places <= measured:
             continue
         get_console().print(f"measuring speed and memory of {len(own)} networks: {model}, {data}")
         keep_freed_memory()
-        fresh = measure_costs(own, [by_key[record["key"]].recipe for record in own])
+        fresh = measure_costs(own, [recipes[record["key"]] for record in own])
         known = [c for c in known if (c["model"], c["data"]) != (model, data)] + fresh
         write_text(folder / "costs.jsonl", "".join(json.dumps(cost) + "\n" for cost in known))

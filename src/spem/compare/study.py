@@ -8,18 +8,24 @@ from typing import Any, NamedTuple
 
 from spem._messages import unknown
 from spem._yaml import read_yaml, shipped_names
-from spem.compare.planned import Cell, key_of, row_name
+from spem.compare.planned import PlannedRun, record_key, row_name
 from spem.train.fitting import resolve
 from spem.train.recipe import AXES, load_recipe
 
 _STUDIES = resources.files("spem.compare") / "studies"
-_OF_GATES = ("placement", "mask")
+_KEYS_OF_GATES = ("placement", "mask")
 
 
-class Entry(NamedTuple):
-    """One value of an axis: its label, its name, recipe keys, gate options, its baseline.
+class AxisValue(NamedTuple):
+    """One value of an axis of the grid.
 
-    `said` are the recipe keys whose values the label repeats.
+    Attributes:
+        label: what tables call it.
+        name: of the gate, the network or the data set; None for no gate and for overrides.
+        recipe: recipe keys that it sets.
+        options: options of the gate.
+        against: name of the row that its rows are compared with; None for that of the study.
+        named_keys: the recipe keys whose values are part of the label.
     """
 
     label: str
@@ -27,33 +33,33 @@ class Entry(NamedTuple):
     recipe: dict[str, Any]
     options: dict[str, Any]
     against: str | None
-    said: frozenset[str]
+    named_keys: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A grid of gates × models × data sets × overrides × seeds.
 
-    An axis is one value or a list. A value is a name, or a mapping of the name, for example
-    `{gate: se, pool: fixed, mix: 0.3}` or `{model: vgg16, weight_decay: 5e-4}`, in which `label`
-    renames its rows, `against` names the row that its differences are taken to, and
-    `cross: {mix: [0, 0.5, 1]}` stands for one value each.
+    An axis is one value or a list. A value is a name, or a mapping that holds the name, for example
+    `{gate: se, pool: fixed, mix: 0.3}` or `{model: vgg16, weight_decay: 5e-4}`. In a mapping
+    `label` renames the rows, `against` names the row that they are compared with, and
+    `cross: {mix: [0, 0.5, 1]}` stands for three mappings, one with each value of `mix`.
 
     Args:
         title: a few words.
         question: what the comparison is to answer.
-        config: a shipped recipe or a YAML file; None: digits for the digits, else cifar_quick.
-        recipe: recipe keys of all cells.
-        gates: names or mappings with options of the gate, `placement` and `mask`; none: no gate.
+        config: a bundled recipe or a YAML file; None: digits for the digits, else cifar_quick.
+        recipe: recipe keys of all runs.
+        gates: names or mappings with options of the gate, `placement` and `mask`; "none": no gate.
         models: names or mappings with recipe keys.
         data: names or mappings with recipe keys.
         overrides: mappings of recipe keys.
         seeds: a number N for 0 … N−1, or a list of different seeds.
-        baseline: the row that differences are taken to; None: the first gate's.
+        baseline: the row that the others are compared with; None: the first gate's.
         small: keys of a study that replace those above in its small form.
 
     Raises:
-        ValueError: a value is not allowed, the grid is empty, or two of its cells are the same run.
+        ValueError: a value is not allowed, the grid is empty, or two of its entries are one run.
     """
 
     title: str | None = None
@@ -68,33 +74,37 @@ class Study:
     baseline: str | None = None
     small: dict[str, Any] | None = None
 
-    def cells(self, **recipe_keys: Any) -> list[Cell]:
-        """Return the cells, those of a seed together.
+    def plan(self, **recipe_keys: Any) -> list[PlannedRun]:
+        """Return the runs of the grid, those of a seed together.
 
         Args:
-            recipe_keys: replace those of all cells.
+            recipe_keys: keys of all runs, whatever the study says of them.
 
         Raises:
             ValueError: see the class; or a recipe key or its value is not allowed.
         """
-        _refuse_axes(self.recipe)
+        _refuse_axis_keys(self.recipe)
         axes = [
-            _entries("data", self.data),
-            _entries("model", self.models),
-            _entries("overrides", self.overrides or [{}]),
-            _entries("gate", self.gates),
+            _read_axis("data", self.data),
+            _read_axis("model", self.models),
+            _read_axis("overrides", self.overrides or [{}]),
+            _read_axis("gate", self.gates),
         ]
-        baseline = self._baseline()
-        cells = [
-            self._cell(seed, entries, recipe_keys, baseline)
-            for seed in self._seeds()
-            for entries in product(*axes)
+        *_, overrides, gates = axes
+        baseline = self.baseline
+        if baseline is None:  # the first gate under the same overrides, or else the first row
+            several = len(gates) > 1
+            baseline = row_name(gates[0].label, "" if several else overrides[0].label)
+        runs = [
+            self._plan_run(seed, values, recipe_keys, baseline)
+            for seed in self._list_seeds()
+            for values in product(*axes)
         ]
-        _refuse_collisions(cells)
-        rows = {cell.row: None for cell in cells}
-        return [cell._replace(against=_baseline_of(cell, rows)) for cell in cells]
+        _refuse_collisions(runs)
+        rows = {run.row: None for run in runs}
+        return [run._replace(against=_find_baseline(run, rows)) for run in runs]
 
-    def _seeds(self) -> list[int]:
+    def _list_seeds(self) -> list[int]:
         if isinstance(self.seeds, int) and not isinstance(self.seeds, bool) and self.seeds >= 1:
             return list(range(self.seeds))
         if isinstance(self.seeds, list) and self.seeds:
@@ -106,14 +116,14 @@ class Study:
             f"seeds must be a number of at least 1 or a list of seeds, got {self.seeds!r}"
         )
 
-    def _cell(
-        self, seed: int, entries: Sequence[Entry], recipe_keys: dict[str, Any], baseline: str
-    ) -> Cell:
-        data, model, overrides, gate = entries
-        for entry in entries:
-            if hidden := entry.said & recipe_keys.keys():
+    def _plan_run(
+        self, seed: int, values: Sequence[AxisValue], recipe_keys: dict[str, Any], baseline: str
+    ) -> PlannedRun:
+        data, model, overrides, gate = values
+        for value in values:
+            if replaced := value.named_keys & recipe_keys.keys():
                 raise ValueError(
-                    f"{min(hidden)} is part of the name {entry.label!r}: leave out its flag, or"
+                    f"{min(replaced)} is part of the name {value.label!r}: leave out its flag, or"
                     " give the mapping a label"
                 )
         config = self.config or ("digits" if data.name == "digits" else "cifar_quick")
@@ -126,38 +136,31 @@ class Study:
         recipe = resolve(recipe)
         labels = (gate.label, model.label, data.label, overrides.label)
         against = gate.against or overrides.against or baseline
-        return Cell(key_of(recipe), *labels, against, recipe)
-
-    def _baseline(self) -> str:
-        """Return the row, or the gate whose rows of the same overrides, are compared with."""
-        if self.baseline is not None:
-            return self.baseline
-        gates = _entries("gate", self.gates)
-        overrides = _entries("overrides", self.overrides or [{}])
-        return gates[0].label if len(gates) > 1 else row_name(gates[0].label, overrides[0].label)
+        return PlannedRun(record_key(recipe), *labels, against, recipe)
 
 
-def _baseline_of(cell: Cell, rows: Collection[str]) -> str | None:
-    """Return the row that a cell is compared with, which may be named by its gate alone."""
-    wanted = cell.against or ""
-    found = wanted if wanted in rows else row_name(wanted, cell.overrides)
-    if found not in rows:
+def _find_baseline(run: PlannedRun, rows: Collection[str]) -> str | None:
+    """Return the row that a run is compared with, which may be named by its gate alone."""
+    wanted = run.against or ""
+    row = wanted if wanted in rows else row_name(wanted, run.overrides)
+    if row not in rows:
         raise unknown("row to compare with", wanted, rows)
-    return None if found == cell.row else found
+    return None if row == run.row else row
 
 
 def study_names() -> list[str]:
-    """Return the names of the studies that come with the package."""
+    """Return the names of the bundled studies."""
     return shipped_names(_STUDIES)
 
 
 def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -> Study:
-    """Return a shipped study, one from a YAML file, or one of its keys alone.
+    """Return a bundled study, one from a YAML file, or one of the given keys alone.
 
     Args:
-        name_or_path: one of `study_names()`, or a file whose keys are those of `Study`; None: none.
+        name_or_path: one of `study_names()`, or a file whose keys are those of `Study`; None for
+            neither.
         small: take its small form.
-        **replaced: keys that replace those of the file.
+        **replaced: keys of `Study` that replace those of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -177,14 +180,14 @@ def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -
     return Study(**settings | replaced)
 
 
-def _entries(axis: str, values: Any) -> list[Entry]:
+def _read_axis(axis: str, values: Any) -> list[AxisValue]:
     values = values if isinstance(values, list) else [values]
     if not values:
         raise ValueError(f"the grid is empty: it has no {axis}")
-    return [_entry(axis, value) for given in values for value in _crossed(axis, given)]
+    return [_read_value(axis, value) for given in values for value in _expand_cross(axis, given)]
 
 
-def _crossed(axis: str, value: Any) -> Iterator[Any]:
+def _expand_cross(axis: str, value: Any) -> Iterator[Any]:
     """Yield a value of an axis once for each combination of the lists of its `cross`."""
     if not isinstance(value, dict) or "cross" not in value:
         yield value
@@ -196,11 +199,11 @@ def _crossed(axis: str, value: Any) -> Iterator[Any]:
         own = {key: each for key, each in value.items() if key != "cross"}
         pairs = dict(zip(lists, chosen, strict=True))
         if "label" in own:
-            own["label"] = " ".join([str(own["label"]), *(_say(k, v) for k, v in pairs.items())])
+            own["label"] = " ".join([str(own["label"]), *(f"{k}={v}" for k, v in pairs.items())])
         yield own | pairs
 
 
-def _entry(axis: str, value: Any) -> Entry:
+def _read_value(axis: str, value: Any) -> AxisValue:
     if axis == "overrides" and not isinstance(value, dict):
         raise ValueError(f"overrides must be mappings of recipe keys, got {value!r}")
     keys = dict(value) if isinstance(value, dict) else {axis: value}
@@ -213,16 +216,16 @@ def _entry(axis: str, value: Any) -> Entry:
         name = None if name == "none" else name
     options: dict[str, Any] = {}
     if axis == "gate":
-        options = {key: keys.pop(key) for key in list(keys) if key not in _OF_GATES}
-    _refuse_axes(keys)
-    said = [_say(key, each) for key, each in (options | keys).items()]
-    given = [] if axis == "overrides" else [name or "none"]
-    shown = label if label is not None else " ".join([*given, *said])
-    hidden = frozenset() if label is not None else frozenset(keys)
-    return Entry(str(shown), name, keys, options, against, hidden)
+        options = {key: keys.pop(key) for key in list(keys) if key not in _KEYS_OF_GATES}
+    _refuse_axis_keys(keys)
+    if label is not None:
+        return AxisValue(str(label), name, keys, options, against, frozenset())
+    words = [f"{key}={each}" for key, each in (options | keys).items()]
+    words = words if axis == "overrides" else [name or "none", *words]
+    return AxisValue(" ".join(words), name, keys, options, against, frozenset(keys))
 
 
-def _refuse_axes(keys: Any) -> None:
+def _refuse_axis_keys(keys: Any) -> None:
     if not isinstance(keys, dict):
         raise ValueError(f"recipe must map recipe keys to values, got {keys!r}")
     for key in keys:
@@ -230,24 +233,12 @@ def _refuse_axes(keys: Any) -> None:
             raise ValueError(f"{key} has an axis of its own in a study, it cannot stand in {keys}")
 
 
-def _say(key: str, value: Any) -> str:
-    return f"{key}={value}"
-
-
-def _refuse_collisions(cells: Sequence[Cell]) -> None:
-    runs: dict[str, Cell] = {}
-    places: dict[tuple[str, str, str, int], Cell] = {}
-    for cell in cells:
-        place = (cell.row, cell.model, cell.data, cell.recipe.seed)
-        if cell.key in runs:
-            other = runs[cell.key]
-            raise ValueError(
-                f"two cells are the same run: {_place(other)} and {_place(cell)} have one recipe"
-            )
-        if place in places:
-            raise ValueError(f"two cells have one name, {_place(cell)}: give them labels")
-        runs[cell.key] = places[place] = cell
-
-
-def _place(cell: Cell) -> str:
-    return f"{cell.row!r} of {cell.model} on {cell.data} with seed {cell.recipe.seed}"
+def _refuse_collisions(runs: Sequence[PlannedRun]) -> None:
+    by_key: dict[str, str] = {}
+    for run in runs:
+        name = f"{run.row!r} of {run.model} on {run.data} with seed {run.recipe.seed}"
+        if run.key in by_key:
+            raise ValueError(f"{by_key[run.key]} and {name} are the same run: their recipes agree")
+        if name in by_key.values():
+            raise ValueError(f"two different runs are both called {name}: give them labels")
+        by_key[run.key] = name

@@ -1,24 +1,21 @@
-"""Clocks, memory and the tolerance rule of `spem bench`."""
+"""How times and memory are measured in turns, and the rule for what may be timed at all."""
 
-import json
+import multiprocessing
 import os
 import platform
 import re
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from spem.train.devices import record_graph
+from spem import kernels
 
-# Called untimed before each measurement; what it returns is timed.
+# Called before each measurement, untimed; the function that it returns is timed.
 Work = Callable[[], Callable[[], object]]
 QUANTILES = (10, 25, 50, 75, 90)
 _WARM_UP = 2
@@ -26,11 +23,13 @@ _FLUSH = 1 << 28  # float32 values: more than any cache, and longer than a launc
 
 
 class RedCaseError(Exception):
-    """A case whose results are wrong, or which would not run as it says: it is not timed."""
+    """The results are wrong, or the work would not run as it says: it is not timed."""
 
 
 def interleave(works: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list]:
-    """Run every piece of work once a round, in turning order.
+    """Time every piece of work once a round, each round beginning with another one.
+
+    Whatever else the machine does meets all of them alike.
 
     Args:
         works: by name.
@@ -41,7 +40,7 @@ def interleave(works: Mapping[str, Work], rounds: int, device: torch.device) -> 
         The seconds of each round, by name.
     """
     names = list(works)
-    clock = _cuda_clock if device.type == "cuda" else _clock
+    clock = _time_on_cuda if device.type == "cuda" else _time_on_cpu
     for name in names * _WARM_UP:
         works[name]()()
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -52,14 +51,14 @@ def interleave(works: Mapping[str, Work], rounds: int, device: torch.device) -> 
     return seconds
 
 
-def _clock(work: Work) -> float:
+def _time_on_cpu(work: Work) -> float:
     run = work()
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def _cuda_clock(work: Work) -> float:
+def _time_on_cuda(work: Work) -> float:
     """Time by events, behind a write that empties the caches and hides the first launch."""
     run = work()
     flush = torch.empty(_FLUSH, device="cuda")
@@ -71,24 +70,6 @@ def _cuda_clock(work: Work) -> float:
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1e3
-
-
-def captured(run: Callable[[], object]) -> Callable[[], None]:
-    """Return what replays a function as one CUDA graph, which reads and writes where it did."""
-    stream = _capture_stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            run()
-        replay = record_graph(run)
-    torch.cuda.current_stream().wait_stream(stream)
-    return replay
-
-
-@cache
-def _capture_stream() -> torch.cuda.Stream:
-    # One for all graphs, see `record_graph`.
-    return torch.cuda.Stream()
 
 
 def quantiles(values: Iterable[float]) -> dict[int, float]:
@@ -145,33 +126,26 @@ def _size(x: Tensor, order: float) -> float:
     return torch.linalg.vector_norm(x.flatten(), order).item()
 
 
-@contextmanager
-def fresh_dynamo() -> Iterator[None]:
-    """Start from a reset Dynamo and refuse its recompile limit.
-
-    Past the limit Dynamo otherwise runs in eager mode, with a mere warning.
-
-    Raises:
-        RedCaseError: the limit was reached inside.
-    """
-    from torch import _dynamo as dynamo  # heavy, and no other command needs it
-    from torch._dynamo.exc import FailOnRecompileLimitHit
-
-    dynamo.reset()
-    try:
-        with dynamo.config.patch(fail_on_recompile_limit_hit=True):
-            yield
-    except FailOnRecompileLimitHit as error:
-        raise RedCaseError("Dynamo reached its recompile limit") from error
-    finally:
-        dynamo.reset()
+def fastest_kernels(device: torch.device) -> str:
+    """Return the name of the backend that serves this device best, of those that work here."""
+    wanted = ("triton", "compiled") if device.type == "cuda" else ("compiled",)
+    for name in wanted:
+        try:
+            with kernels.use(name):
+                return name
+        except (ValueError, RuntimeError, ImportError):
+            continue
+    return "eager"
 
 
 def step_memory(work: Work, device: torch.device) -> int | None:
-    """Return the most bytes that one more run needs at a time, beside what stays after it.
+    """Return the bytes that one more run needs at its peak, beside what stays allocated after it.
 
-    On the CPU resident memory as Linux counts it, in a process whose allocator gives memory back
-    (see `bench_memory`); None where the system does not say.
+    On the CPU it is the resident memory as Linux counts it, which needs a process whose allocator
+    returns freed memory at once: call this through `measure_apart`.
+
+    Returns:
+        Bytes, or None where the system does not say.
     """
     work()()
     if device.type == "cuda":
@@ -190,24 +164,28 @@ def step_memory(work: Work, device: torch.device) -> int | None:
         return None
 
 
-def measure_apart(module: str, *words: str) -> int | None:
-    """Return what `step_memory` finds in a process of its own on the CPU.
+def measure_apart(measure: Callable[..., int | None], *arguments: object) -> int | None:
+    """Call a function that returns `step_memory` on the CPU, in a process of its own.
 
     Args:
-        module: that is run; the last line it prints is the result, in JSON.
-        words: its arguments.
+        measure: a function of a module.
+        arguments: what it is called with; they are pickled.
 
     Raises:
-        ChildProcessError: the process failed.
+        ChildProcessError: the function raised, or its process died.
     """
-    # Freed maps go back to the system at once, so that resident memory is what is in use.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", module, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        raise ChildProcessError(f"measuring the memory of a step failed: {' '.join(last)}")
-    return json.loads(done.stdout.splitlines()[-1])
+    before = dict(os.environ)
+    # Freed memory goes back to the system at once, so that resident memory is memory in use.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(measure, *arguments).result()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ChildProcessError(f"measuring the memory of a step failed: {reason}") from error
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _resident(key: str) -> int:

@@ -18,7 +18,7 @@ RELEVANT = 1.0
 # Points. The rounding of records and of subtractions moves a difference by less than this, one
 # image moves it by more unless there are a million.
 _SAME = 1e-4
-UNTOLD = "n too small to tell"
+UNDECIDED = "n too small to tell"
 
 RULE = (
     "Verdicts: “higher” and “lower” where p of the paired t-test is below"
@@ -85,8 +85,10 @@ def summary(values: Sequence[float]) -> Summary:
     if n == 1:
         return Summary(n, mean, None, None, None)
     deviation = statistics.stdev(values)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
-    return Summary(n, mean, deviation, mean - half, mean + half)
+    if deviation == 0:
+        return Summary(n, mean, deviation, mean, mean)
+    found: Any = stats.ttest_1samp(values, mean)
+    return Summary(n, mean, deviation, *map(float, found.confidence_interval(CONFIDENCE)))
 
 
 def compare_paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
@@ -100,20 +102,20 @@ def compare_paired(values: Mapping[int, float], baseline: Mapping[int, float]) -
     n = len(differences)
     if n == 0:
         return Difference(0, None, None, None, None, None, "no seed in common")
-    found = summary(differences)
     if n == 1:
-        return Difference(1, found.mean, None, None, None, None, "n = 1")
-    tied = _tied(differences)
+        return Difference(1, differences[0], None, None, None, None, "n = 1")
+    tied = _merge_rounding(differences)
     if len(set(tied)) == 1:
         return Difference(n, tied[0], tied[0], tied[0], None, None, "zero variance")
+    _, mean, _, low, high = summary(differences)
     paired: Any = stats.ttest_1samp(differences, 0)
     ranked: Any = stats.wilcoxon(tied) if n >= WILCOXON_FROM else None
     wilcoxon = ranked and float(ranked.pvalue)
-    return Difference(n, found.mean, found.low, found.high, float(paired.pvalue), wilcoxon, None)
+    return Difference(n, mean, low, high, float(paired.pvalue), wilcoxon, None)
 
 
-def _tied(differences: Sequence[float]) -> list[float]:
-    """Return the differences, those whose sizes differ by rounding alone with one size."""
+def _merge_rounding(differences: Sequence[float]) -> list[float]:
+    """Return the differences, with one size for all sizes that differ by rounding alone."""
     last, shared = 0.0, {}
     for size in sorted(map(abs, differences)):
         last = last if size - last < _SAME else size
@@ -152,13 +154,13 @@ def verdict(difference: Difference, corrected: float | None) -> str:
     if mean is None:
         return "no seed in common"
     if low is None or high is None:
-        return UNTOLD
+        return UNDECIDED
     if difference.p is None:
         return f"no test, every seed differs by {mean:+.2f} points"
     if corrected is not None and corrected < LEVEL:
         return "higher" if mean > 0 else "lower"
     farther = max(abs(low), abs(high))
     if farther > RELEVANT:
-        return UNTOLD
+        return UNDECIDED
     # Rounded up, so that what is written down holds.
     return f"no difference beyond ±{math.ceil(round(100 * farther, 6)) / 100:.2f} points"

@@ -1,4 +1,8 @@
-"""The figures of a comparison, as SVG for its page and for files."""
+"""The figures of a comparison, as SVG: elements for its page, and whole files.
+
+`figures` draws what the records of one model and one data set have results for: accuracy against
+cost, learning curves, seeds, and the mixing ratios λ that gates have learned.
+"""
 
 from collections.abc import Callable
 
@@ -10,8 +14,8 @@ from spem.report.tables import Group
 
 __all__ = ["PALETTE", "Picture", "figures"]
 
-_DRAWN: tuple[Callable[[Group], Drawing | None], ...]
-_DRAWN = (draw_cost, draw_curves, draw_depth, draw_epochs, draw_seeds)
+_DRAW: tuple[Callable[[Group], Drawing | None], ...]
+_DRAW = (draw_cost, draw_curves, draw_depth, draw_epochs, draw_seeds)
 
 
 def figures(group: Group) -> list[Picture]:
@@ -27,5 +31,5 @@ def figures(group: Group) -> list[Picture]:
     if not group.rows:
         return []
     with drawing_style():
-        drawn = [each for draw in _DRAWN if (each := draw(group)) is not None]
+        drawn = [each for draw in _DRAW if (each := draw(group)) is not None]
         return [make_picture((group.model, group.data), each) for each in drawn]

@@ -64,7 +64,7 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
 
 
 def baselines(group: Group) -> list[str]:
-    """Return the rows that others are compared with."""
+    """Return the rows with which others are compared."""
     named = {record["against"] for records in group.rows.values() for record in records}
     return [row for row in group.rows if row in named]
 
@@ -78,8 +78,8 @@ def colours(group: Group) -> dict[str, str]:
     return {row: next(own) if row in picked else OTHERS for row in group.rows}
 
 
-def say_grey(by_row: Mapping[str, str]) -> str:
-    """Return the sentence for rows without a colour of their own; "" if there is none."""
+def explain_grey(by_row: Mapping[str, str]) -> str:
+    """Return the sentence that explains the grey rows; "" if there are none."""
     grey = list(by_row.values()).count(OTHERS)
     return f" Grey: the other {grey} rows, without bands." if grey else ""
 
@@ -96,7 +96,7 @@ def label(row: str) -> str:
     return "\n".join(wrap(row, 24, max_lines=3, placeholder=" …")) or row
 
 
-def reach(summary: Summary) -> list[list[float]] | None:
+def error_bars(summary: Summary) -> list[list[float]] | None:
     """Return the two arms of the interval of a mean; None without one."""
     if summary.low is None or summary.high is None:
         return None
@@ -104,9 +104,12 @@ def reach(summary: Summary) -> list[list[float]] | None:
 
 
 def frame(group: Group, set_limits: Callable[[float, float], Any]) -> str:
-    """Frame the accuracies of all seeds; return the sentence for intervals that are wider.
+    """Set the limits of an axis to the accuracies of all seeds, and a part of the intervals.
 
     Two seeds can have an interval of half the axis, which would hide everything else.
+
+    Returns:
+        The sentence that explains intervals cut off by the frame; "" if there are none.
     """
     seeds = [
         100 * record["summary"]["final_test_top1"]
@@ -123,7 +126,7 @@ def frame(group: Group, set_limits: Callable[[float, float], Any]) -> str:
 
 
 def add_band(axes: Axes, places: Sequence[int] | np.ndarray, seeds: np.ndarray, hue: str) -> None:
-    """Fill from the lowest seed to the highest; grey rows and single seeds have no band.
+    """Fill the range from the lowest seed to the highest; grey rows and single seeds have none.
 
     Args:
         axes: to draw in.
@@ -135,8 +138,8 @@ def add_band(axes: Axes, places: Sequence[int] | np.ndarray, seeds: np.ndarray, 
         axes.fill_between(places, seeds.min(0), seeds.max(0), color=hue, alpha=0.12, linewidth=0)
 
 
-def count_epochs(axes: Axes) -> None:
-    """Mark whole epochs alone."""
+def tick_whole_epochs(axes: Axes) -> None:
+    """Let an axis of epochs have ticks at whole numbers only."""
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 

@@ -81,7 +81,7 @@ def draw_depth(group: Group) -> Drawing | None:
     )
     own = {row: colours[row] for row in learned}
     title = "Learned mixing ratios over depth"
-    return Drawing("depth", title, caption + looks.say_grey(own), figure)
+    return Drawing("depth", title, caption + looks.explain_grey(own), figure)
 
 
 def _mark_stages(axes: Axes, names: Sequence[str]) -> None:
@@ -132,5 +132,5 @@ def _plot_epochs(axes: Axes, gates: dict[str, np.ndarray], names: Sequence[str])
             style = {"color": colour, "marker": marker, "linewidth": 2}
             (handles[stage],) = axes.plot(epochs, np.mean(own, 0), **style)
     axes.set_ylim(*_LIMITS)
-    looks.count_epochs(axes)
+    looks.tick_whole_epochs(axes)
     return handles

@@ -29,7 +29,7 @@ def draw_cost(group: Group) -> Drawing:
             middle,
             summary.mean,
             xerr=[[middle - low], [high - middle]],
-            yerr=looks.reach(summary),
+            yerr=looks.error_bars(summary),
             fmt="." if grey else _MARKERS[index % len(_MARKERS)],
             color=colours[row],
             elinewidth=0.6 if grey else 1,
@@ -82,7 +82,7 @@ def draw_curves(group: Group) -> Drawing:
     looks.add_legend(figure, handles, colours)
     caption = "Mean over the seeds; bands from the lowest seed to the highest."
     caption += " Below: the last quarter." if zoomed else ""
-    return Drawing("curves", "Learning curves", caption + looks.say_grey(colours), figure)
+    return Drawing("curves", "Learning curves", caption + looks.explain_grey(colours), figure)
 
 
 def _plot_curves(
@@ -104,7 +104,7 @@ def _plot_curves(
         )
         looks.add_band(axes, epochs, curves, colours[row])
     axes.set_ylabel("test top-1, %")
-    looks.count_epochs(axes)
+    looks.tick_whole_epochs(axes)
     return handles
 
 
@@ -118,7 +118,7 @@ def draw_seeds(group: Group) -> Drawing:
         seeds = [100 * record["summary"]["final_test_top1"] for record in records]
         mean, arms, colour = (
             group.accuracy[row].mean,
-            looks.reach(group.accuracy[row]),
+            looks.error_bars(group.accuracy[row]),
             colours[row],
         )
         axes.plot(seeds, [place - 0.4] * len(seeds), "o", ms=4.5, mew=0, alpha=0.6, color=colour)
@@ -131,5 +131,5 @@ def draw_seeds(group: Group) -> Drawing:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     caption = "Dots: one seed each. Diamonds: their mean, with its 95 % interval."
-    caption += " Dotted: means of what is compared with."
+    caption += " Dotted: means of the baselines."
     return Drawing("seeds", "Seeds", caption + cut, figure)

@@ -1,4 +1,4 @@
-"""What the folder of a comparison holds, read for a report."""
+"""Everything that a report shows, read from the folder of a comparison."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spem._extras import needs_extra
-from spem.compare.records import Ledger, Record, groups, read_costs, read_study, row_of
+from spem.compare.records import Ledger, Record, group_records, read_costs, read_study, row_of
 from spem.report.published import PUBLISHED, Published, fits
 from spem.report.significance import RULE, WILCOXON_FROM, summary
 from spem.report.tables.group import Group, TextCell, TextTable, make_group, percents, spread
@@ -22,12 +22,12 @@ _READING = (
     f" {WILCOXON_FROM} seeds on and is not corrected. The best test epoch is how the paper reports:"
     " it is chosen on the test images, so it is no estimate of the accuracy on new ones."
 )
-_BESIDE = [
+_BESIDE_NOTES = [
     "The kinds differ: a published best test epoch stands beside our best test epoch, a final epoch"
     " or a mean of several runs beside our final epoch, each a mean over our seeds. Recipes and"
     " epochs may differ, too, so a distance between the columns is not the effect of anything.",
 ]
-_PUBLISHED = [
+_BESIDE_HEADER = [
     "model",
     "data",
     "gate",
@@ -40,8 +40,8 @@ _PUBLISHED = [
     "our epochs",
     "source",
 ]
-_SUMMARY = {"final_test_top1", "best_test_top1", "test_top1_at_best_validation"}
-_SUMMARY |= {"parameters", "macs", "device", "kernels", "versions"}
+_SUMMARY_KEYS = {"final_test_top1", "best_test_top1", "test_top1_at_best_validation"}
+_SUMMARY_KEYS |= {"parameters", "macs", "device", "kernels", "versions"}
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ def read_contents(folder: Path) -> Contents:
     study, costs = read_study(folder), read_costs(folder)
     found = [
         make_group(*place, rows, {row_of(c): c for c in costs if (c["model"], c["data"]) == place})
-        for place, rows in groups(records).items()
+        for place, rows in group_records(records).items()
     ]
     recipe, differing = _recipes(records)
     return Contents(
         title=study.get("title") or "Comparison of " + _names(r["model"] for r in records),
         question=study.get("question"),
         state=_state(len(finished), study.get("planned"), len(records) - len(finished)),
-        notes=[*_losses(ledger), _READING, RULE],
+        notes=[*_missing(ledger), _READING, RULE],
         groups=found,
-        published=_beside(found),
+        published=_compare_published(found),
         commands=list(map(str, study.get("commands") or [])),
         versions=_counted(_versions(record["summary"]) for record in finished),
         devices=[*_counted(map(_device, finished)), *dict.fromkeys(map(_measured, costs))],
@@ -120,7 +120,7 @@ def _finished(ledger: Ledger) -> list[Record]:
         failed = f"; the first one failed: {records[0]['error']}" if records else ""
         raise ValueError(f"no run of {folder} has come to a result{failed}")
     for record in finished:
-        if missing := _SUMMARY - record["summary"].keys():
+        if missing := _SUMMARY_KEYS - record["summary"].keys():
             lacks = ", ".join(sorted(missing))
             raise ValueError(
                 f"the record {record['key']} of {ledger.path} lacks {lacks} in its summary"
@@ -139,7 +139,8 @@ def _state(finished: int, planned: int | None, failed: int) -> str:
     return f"{finished} of {all_} {runs} {verb} finished" + f", {failed} failed" * bool(failed)
 
 
-def _losses(ledger: Ledger) -> list[str]:
+def _missing(ledger: Ledger) -> list[str]:
+    """Return a sentence for the damaged records, and one for each failed run."""
     found = []
     if n := len(ledger.damaged):
         lines = "1 line of records.jsonl is" if n == 1 else f"{n} lines of records.jsonl are"
@@ -201,7 +202,8 @@ def _flow(values: dict[str, Any]) -> str:
     return text.strip().removeprefix("{").removesuffix("}")
 
 
-def _beside(found: Sequence[Group]) -> TextTable | None:
+def _compare_published(found: Sequence[Group]) -> TextTable | None:
+    """Return the published accuracies beside those of the same networks here."""
     rows = [
         cells
         for group in found
@@ -209,7 +211,7 @@ def _beside(found: Sequence[Group]) -> TextTable | None:
         if any(_place(records) == (entry.model, entry.data) for records in group.rows.values())
         for cells in _published_rows(entry, group)
     ]
-    return TextTable(_PUBLISHED, rows, _BESIDE) if rows else None
+    return TextTable(_BESIDE_HEADER, rows, _BESIDE_NOTES) if rows else None
 
 
 def _place(records: Sequence[Record]) -> tuple[str, str]:
@@ -218,14 +220,14 @@ def _place(records: Sequence[Record]) -> tuple[str, str]:
 
 def _published_rows(entry: Published, group: Group) -> list[list[TextCell]]:
     gate = " ".join([entry.gate or "none", *(f"{k}={v}" for k, v in entry.options.items())])
-    said = [TextCell(text, text) for text in (entry.model, entry.data, gate)]
-    said += [TextCell(entry.top1, float(entry.top1)), TextCell(entry.kind, entry.kind)]
+    theirs = [TextCell(text, text) for text in (entry.model, entry.data, gate)]
+    theirs += [TextCell(entry.top1, float(entry.top1)), TextCell(entry.kind, entry.kind)]
     source = TextCell(entry.source, entry.source)
     own = {row: r for row, r in group.rows.items() if fits(entry, r[0]["recipe"])}
     if not own:
-        return [[*said, TextCell("not run"), *[TextCell("-")] * 4, source]]
+        return [[*theirs, TextCell("not run"), *[TextCell("-")] * 4, source]]
     return [
-        [*said, TextCell(row, row), *_our_cells(records), source] for row, records in own.items()
+        [*theirs, TextCell(row, row), *_our_cells(records), source] for row, records in own.items()
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from spem.compare.records import Record
 from spem.report.significance import (
-    UNTOLD,
+    UNDECIDED,
     Difference,
     Summary,
     compare_paired,
@@ -67,7 +67,7 @@ class Group:
         rows: the records of finished runs by row.
         failed: the records of runs that came to no result.
         accuracy: final test top-1 in percent, by row.
-        differences: to the row that each is compared with, in points, by row.
+        differences: of a row and its baseline, in points, by row.
         costs: of `costs.jsonl`, by row; empty where nothing was measured.
         table: the results.
         findings: sentences that say what the verdicts are.
@@ -87,10 +87,10 @@ class Group:
 class _Comparison(NamedTuple):
     """A row's baseline, the difference to it, its p after Holm's correction, and the verdict."""
 
-    other: str
+    baseline: str
     difference: Difference
     corrected: float | None
-    told: str
+    verdict: str
 
 
 def make_group(
@@ -107,7 +107,7 @@ def make_group(
     rows = {row: own for row, all_ in records.items() if (own := [r for r in all_ if r["summary"]])}
     compared = _compare(rows)
     accuracy = {row: _summary(own, "final_test_top1") for row, own in rows.items()}
-    several = len({each.other for each in compared.values()}) > 1
+    several = len({each.baseline for each in compared.values()}) > 1
     cells = [
         [
             *_accuracy_cells(row, accuracy[row]),
@@ -189,13 +189,13 @@ def _comparison_cells(compared: _Comparison | None, several: bool) -> list[TextC
     difference = "-"
     if found.mean is not None:
         interval = _interval(found.low, found.high, sign="+")
-        other = f"to {compared.other}" if several else ""
-        difference = " ".join(filter(None, (f"{found.mean:+.2f}", interval, other)))
+        baseline = f"to {compared.baseline}" if several else ""
+        difference = " ".join(filter(None, (f"{found.mean:+.2f}", interval, baseline)))
     return [
         TextCell(difference, found.mean),
         TextCell(f"- ({found.reason})" if p is None else _p(p), p),
         TextCell("-" if found.wilcoxon is None else _p(found.wilcoxon), found.wilcoxon),
-        TextCell(compared.told, compared.told),
+        TextCell(compared.verdict, compared.verdict),
     ]
 
 
@@ -227,28 +227,32 @@ def _cost_cells(own: dict[str, Any], cost: dict[str, Any] | None) -> list[TextCe
 
 
 def _findings(compared: Mapping[str, _Comparison]) -> list[str]:
-    found = []
-    quiet: dict[tuple[str, str], dict[str, str]] = {}
-    for row, (other, own, p, told) in compared.items():
-        if told not in ("higher", "lower") or own.mean is None or p is None:
-            clear = told == UNTOLD and own.low is not None and own.low * (own.high or 0) > 0
+    """Return a sentence for each row that differs, and one for all others with a like verdict."""
+    sentences = []
+    undecided: dict[tuple[str, str], dict[str, str]] = {}
+    for row, (baseline, own, p, word) in compared.items():
+        if word not in ("higher", "lower") or own.mean is None or p is None:
+            clear = word == UNDECIDED and own.low is not None and own.low * (own.high or 0) > 0
             far = f" ({own.mean:+.2f} {_interval(own.low, own.high, sign='+')})" if clear else ""
-            quiet.setdefault((other, _POINTS.sub("", told)), {})[f"{row}{far}"] = told
+            undecided.setdefault((baseline, _POINTS.sub("", word)), {})[f"{row}{far}"] = word
             continue
-        said = f"p {'' if p < 0.001 else '= '}{_p(p)}"
-        found.append(
-            f"{row} is {told} than {other} by {abs(own.mean):.2f} points"
-            f" (interval {_interval(own.low, own.high, sign='+')}, n = {own.n}, {said})."
+        sentences.append(
+            f"{row} is {word} than {baseline} by {abs(own.mean):.2f} points"
+            f" (interval {_interval(own.low, own.high, sign='+')}, n = {own.n},"
+            f" p {'' if p < 0.001 else '= '}{_p(p)})."
         )
-    found += [f"Against {other}, {_together(verdicts)}." for (other, _), verdicts in quiet.items()]
-    return found
+    sentences += [
+        f"Against {baseline}, {_join_verdicts(verdicts)}."
+        for (baseline, _), verdicts in undecided.items()
+    ]
+    return sentences
 
 
-def _together(verdicts: Mapping[str, str]) -> str:
+def _join_verdicts(verdicts: Mapping[str, str]) -> str:
     """Return verdicts that differ in their points alone as one clause."""
-    told = next(iter(verdicts.values()))
+    first = next(iter(verdicts.values()))
     if len(set(verdicts.values())) == 1:
-        return f"{told}: {', '.join(verdicts)}"
+        return f"{first}: {', '.join(verdicts)}"
     points = {row: match[1] for row, each in verdicts.items() if (match := _POINTS.search(each))}
     rows = ", ".join(f"{row} ({own})" for row, own in points.items())
-    return f"{_POINTS.sub('the points in brackets', told)}: {rows}"
+    return f"{_POINTS.sub('the points in brackets', first)}: {rows}"

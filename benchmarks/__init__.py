@@ -1,0 +1,1 @@
+"""What the project measures about itself and about others: not a part of the package."""
