@@ -4,7 +4,7 @@ from dataclasses import asdict, fields
 import pytest
 import yaml
 
-from spem.compare.planned import key_of
+from spem.compare.planned import record_key
 from spem.train import recipe
 from spem.train.recipe import Recipe, load_recipe, recipe_names
 
@@ -70,7 +70,7 @@ def test_recipes_of_older_releases_load_and_keep_their_keys(tmp_path):
     older = load_recipe(str(tmp_path / "recipe.yaml"))
     assert older.threads == 2
     assert Recipe().threads is None
-    assert key_of(older) == key_of(Recipe())
+    assert record_key(older) == record_key(Recipe())
 
 
 def test_overrides_replace_the_files_values_and_another_gate_starts_without_options():
