@@ -15,7 +15,16 @@ def test_a_shipped_study_runs_and_reports(tmp_path, name):
     model = [] if name in OWN_MODELS else ["--model", "resnet8"]
     words = ["--study", name, "--small", *model, "--seeds", "1", "--epochs", "1", "--threads", "1"]
     # Few images to train on: what takes time here is the number of runs.
-    words += ["--validation", "0.9", "--device", "cpu", "--no-progress", "--no-costs", "--out", str(tmp_path)]
+    words += [
+        "--validation",
+        "0.9",
+        "--device",
+        "cpu",
+        "--no-progress",
+        "--no-costs",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(["compare", *words]) == 0
     records = Ledger(tmp_path).records.values()
     assert len(records) == len({run.row + run.model for run in load_study(name, True).plan()})
