@@ -101,7 +101,7 @@ def _bins(count: int, length: int, x: Tensor) -> Tensor:
 def region_mean(
     x: Tensor, rho: float, regions: int, per_channel: bool, generator: torch.Generator | None
 ) -> Tensor:
-    """Return the average of the means of random regions of each map, (N, C).
+    """Return the average of the means of random regions of each channel, (N, C).
 
     Args:
         x: (N, C, H, W).

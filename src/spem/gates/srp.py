@@ -8,15 +8,15 @@ from spem.gates.se import SE
 class SRP(SE):
     """Squeeze-and-Excitation on the descriptor of Stochastic Region Pooling.
 
-    In training the descriptor is the mean of random rectangles of the map, in evaluation the mean
-    of the map: `SE`, whose parameters it has, with pool="srp", which other gates take as well.
+    In training the descriptor is the mean of random rectangles of the feature map, in evaluation the
+    mean of all positions. It is `SE` with pool="srp", an option that other gates have as well.
 
     Only the idea of the paper could be read: shapes, sizes and sampling of the regions here are
     this library's definitions, and no parity is claimed.
 
     Args:
         channels: C.
-        rho: side of a region as a fraction of the map's, in (0, 1]; 1 equals the mean.
+        rho: side of a region as a fraction of the feature map's, in (0, 1]; 1 equals the mean.
         regions: number of regions, whose means are averaged.
         per_channel: whether every channel draws its own regions; else all share an image's.
         reduction, bias, init: see `SE`.

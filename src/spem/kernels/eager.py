@@ -42,7 +42,7 @@ class _Pool(torch.autograd.Function):
         ctx.mark_non_differentiable(*positions)
         ctx.set_materialize_grads(False)
         ctx.wanted, ctx.shape, ctx.format = wanted, x.shape, _format(x)
-        # An empty map of the dtype and on the device of x keeps none of its memory.
+        # An empty tensor keeps the dtype and the device of x, and none of its memory.
         ctx.save_for_backward(x if "var" in wanted else x.new_empty(0), *positions)
 
     @staticmethod
@@ -60,7 +60,7 @@ class _Pool(torch.autograd.Function):
             total = torch.addcmul(upcast(total), centred, factor).to(x.dtype)
         total = total.expand(ctx.shape).contiguous(memory_format=ctx.format)
         if mean is None and var is None:
-            total = total.clone()  # what came may be in use elsewhere
+            total = total.clone()  # the incoming gradient may be in use elsewhere
         flat = total.view(*ctx.shape[:2], count)
         extrema = [of[name] for name in ctx.wanted if name not in _MOMENTS]
         for at, value in zip(positions, extrema, strict=True):
@@ -70,7 +70,7 @@ class _Pool(torch.autograd.Function):
 
 
 def _extremum(x: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    """Return the largest or smallest value of each map and its first position, each (N, C)."""
+    """Return the largest or smallest value of each channel and its first position, (N, C)."""
     if _format(x) is torch.channels_last:
         # It takes the first of equal values and hands NaN on, several times as fast as max.
         signed = x if largest else -x
@@ -84,7 +84,7 @@ def _extremum(x: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
 def _format(x: Tensor) -> torch.memory_format:
     """Return the memory format in which results for x are stored."""
     _, c, h, w = x.shape
-    # By strides: `vmap` does not tell whether a map is contiguous in another format.
+    # By strides: under `vmap`, `is_contiguous` takes no other format.
     last = x.stride()[1:] == (1, w * c, c) and c > 1 and h * w > 1
     return torch.channels_last if last else torch.contiguous_format
 
