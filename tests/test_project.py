@@ -71,6 +71,19 @@ def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= 300
 
 
+def test_the_package_shows_few_names():
+    names = [path.name for path in ROOT.iterdir() if not path.name.startswith("_")]
+    assert len([name for name in names if name != "py.typed"]) <= 16
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_modules_of_pytorch_are_imported_in_one_file(path):
+    tree = ast.walk(ast.parse(path.read_text()))
+    modules = [str(node.module) for node in tree if isinstance(node, ast.ImportFrom)]
+    private = [name for name in modules if name.startswith("torch._")]
+    assert not private or path == ROOT / "kernels" / "inductor.py"
+
+
 def test_import_brings_in_torch_and_nothing_heavier():
     program = (
         "import sys, torch; before = set(sys.modules); import spem;"

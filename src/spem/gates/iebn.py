@@ -10,9 +10,9 @@ class IEBN(IE):
     """Instance Enhancement Batch Normalization, as the gate of a norm.
 
     In `GatedBatchNorm2d`: y = x̂·(γ·a) + β with a = σ(w·u + b), where u is the descriptor of the
-    norm's input (the mean by default) and β stays unscaled. Applied to a feature map without a norm it is `IE`. In
-    `create_model` it sits on the stem's norm and on all norms of the blocks, not of the shortcuts.
-    2C parameters.
+    norm's input (the mean by default) and β stays unscaled. Applied to a feature map without a norm
+    it is `IE`. In `create_model` it sits on the stem's norm and on all norms of the blocks, not of
+    the shortcuts. 2C parameters.
 
     Args:
         channels: C.

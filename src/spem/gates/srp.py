@@ -8,8 +8,8 @@ from spem.gates.se import SE
 class SRP(SE):
     """Squeeze-and-Excitation on the descriptor of Stochastic Region Pooling.
 
-    In training the descriptor is the mean of random rectangles of the feature map, in evaluation the
-    mean of all positions. It is `SE` with pool="srp", an option that other gates have as well.
+    In training the descriptor is the mean of random rectangles of the feature map, in evaluation
+    the mean of all positions. It is `SE` with pool="srp", an option that other gates have as well.
 
     Only the idea of the paper could be read: shapes, sizes and sampling of the regions here are
     this library's definitions, and no parity is claimed.
