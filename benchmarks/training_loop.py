@@ -22,6 +22,7 @@ from spem.train.devices import count_threads, create_fabric, keep_freed_memory
 from spem.train.progress import ProgressLine, progress_bar
 from spem.train.recipe import load_recipe
 from spem.train.run import Run, hash_seed
+from spem.train.setup import Job
 
 BATCH, WARM_UP = 128, 5
 RECIPE = load_recipe("cifar_quick", gate="spem", schedule="constant", warmup_epochs=0, device="cpu")
@@ -71,7 +72,7 @@ def measure(steps: int, folder: Path) -> torch.Tensor:
     data = Dataset(
         "random", random_images(BATCH * (steps + 1)), None, random_images(BATCH), ("",) * 10
     )
-    ours = Run(create_fabric(RECIPE), RECIPE, create_network(), data, folder)
+    ours = Run(create_fabric(RECIPE), Job(RECIPE, create_network(), data, macs=0), folder)
     bare, seconds = BareLoop(ours), []
     with progress_bar(RECIPE.progress) as bar:
         line = ProgressLine(bar, ours)

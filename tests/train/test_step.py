@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from runs import SMALL, Net, check_same, net, rows, without_times
 
 from spem import create_model
 from spem.data.dataset import load_dataset
+from spem.train import step
 from spem.train.devices import create_fabric, settings
 from spem.train.fitting import fit
 from spem.train.recipe import Recipe
 from spem.train.run import Run
+from spem.train.setup import Job
 from spem.train.step import check_draws
 
 # Five full batches and one of 43 images an epoch.
@@ -48,9 +51,9 @@ def never(function):
 def train(recipe, folder, capture, model=None, early=None):
     fabric = create_fabric(replace(recipe, cuda_graph=False, device="cpu"))
     folder.mkdir(exist_ok=True)
-    with settings(fabric, recipe):
+    with settings(fabric, recipe), patch.object(step, "record_step", capture):
         model = net(dropout=0.0) if model is None else model
-        run = Run(fabric, recipe, model, load_dataset("digits"), folder, capture)
+        run = Run(fabric, Job(recipe, model, load_dataset("digits"), macs=0), folder)
         if early is not None:
             run._optimise._early = early
         run.train()
@@ -90,8 +93,8 @@ def test_a_graph_reads_every_batch_and_rate_in_one_place(tmp_path):
 
     model.register_forward_pre_hook(watch)
     fabric = create_fabric(replace(recipe, cuda_graph=False, device="cpu"))
-    with settings(fabric, recipe):
-        run = Run(fabric, recipe, model, load_dataset("digits"), tmp_path, capture)
+    with settings(fabric, recipe), patch.object(step, "record_step", capture):
+        run = Run(fabric, Job(recipe, model, load_dataset("digits"), macs=0), tmp_path)
         run.train()
     places, tensors, rates = zip(*seen, strict=True)
     assert len(seen) == 7

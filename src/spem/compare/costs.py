@@ -71,7 +71,7 @@ def make_work(
         with torch.inference_mode():
             deployed(images)
 
-    _, _, take_step = create_step(fabric, recipe, model, create_optimizer(model, recipe))
+    take_step = create_step(fabric, recipe, model, create_optimizer(model, recipe))
     model.train()
     count = len(labels)
     train: Work = lambda: lambda: take_step(images, labels, count)  # noqa: E731

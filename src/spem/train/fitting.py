@@ -102,10 +102,11 @@ def fit(
     if folder and resume and (folder / "summary.json").exists():
         get_console().print(f"The run in {folder} is finished: nothing is left to train.")
         return _read_result(folder, recipe, model)
+    resumed = folder if resume else None
     if recipe.replicas > 1:
-        ready = Replicas(recipe, folder if resume else None)
+        ready = Replicas(recipe, resumed)
     else:
-        ready = prepare(fabric, recipe, model, folder, resume)
+        ready = prepare(fabric, recipe, model, resumed)
     if not resume and fabric.is_global_zero:
         folder = checkpoint.new_folder(folder, recipe)
     try:
@@ -126,15 +127,11 @@ def _train(fabric: Fabric, job: Job, folder: Path | None) -> str:
         job = job._replace(model=deepcopy(job.model))
     # CUDA cannot record a graph on its default stream.
     stream = create_stream(fabric.device) if job.recipe.cuda_graph else None
-    with (
-        settings(fabric, job.recipe),
-        choose_kernels(fabric, [job]),
-        torch.cuda.stream(stream),
-    ):
-        run = Run(fabric, job.recipe, job.model, job.dataset, folder)
+    with settings(fabric, job.recipe), choose_kernels(fabric, [job]), torch.cuda.stream(stream):
+        run = Run(fabric, job, folder)
         run.train()
         if fabric.is_global_zero:
-            write_results(run, job)
+            write_results(run)
     join_stream(stream)
     del run  # `disconnect` needs the wrapped network gone
     disconnect(fabric)

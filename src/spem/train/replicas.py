@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -31,6 +31,10 @@ _OVER_SEEDS = (
 _OF_ALL = ("threads", "kernels", "best_test_top1_is", "parameters", "macs", "device", "versions")
 
 
+# A run among others: all its CUDA work goes to its stream.
+Replica = tuple[Run, torch.cuda.Stream | None]
+
+
 class Replicas:
     """One run for each seed of a recipe, all checked before anything is written.
 
@@ -44,17 +48,17 @@ class Replicas:
 
     def __init__(self, recipe: Recipe, resumed: Path | None):
         self._all = [replace(recipe, seed=seed, replicas=1) for seed in seeds(recipe)]
-        self._left = []
+        self._left: list[tuple[Fabric, Recipe, Job, Path | None]] = []
         for own in self._all:
             folder = None if resumed is None else replica_folder(resumed, own.seed)
-            begun = folder is not None and (folder / "recipe.yaml").is_file()
-            if begun and folder:
+            if folder and not (folder / "recipe.yaml").is_file():
+                folder = None
+            elif folder:
                 checkpoint.refuse_folder(folder, own, resume=True, overwrite=False)
             if folder is None or not (folder / "summary.json").exists():
                 # Each has its own Fabric: the loss scaling of 16-mixed is part of a run's state.
                 fabric = create_fabric(own)
-                job = prepare(fabric, own, None, folder, begun)
-                self._left.append((fabric, own, job, begun))
+                self._left.append((fabric, own, prepare(fabric, own, resumed=folder), folder))
 
     def train(self, folder: Path) -> None:
         """Train those that are not finished, and write the summary of all.
@@ -69,63 +73,53 @@ class Replicas:
         """
         if self._left:
             fabric, _, job, _ = self._left[0]
-            with (
-                settings(fabric, job.recipe),
-                choose_kernels(fabric, [job for _, _, job, _ in self._left]),
-            ):
-                _train_in_turn([self._start(folder, *each) for each in self._left])
+            kernels = choose_kernels(fabric, [job for _, _, job, _ in self._left])
+            with settings(fabric, job.recipe), kernels:
+                _train_in_turn([_start(folder, *each) for each in self._left])
         paths = [replica_folder(folder, own.seed) / "summary.json" for own in self._all]
         write_summary(folder, _summarise([json.loads(path.read_text()) for path in paths]))
 
-    @staticmethod
-    def _start(folder: Path, fabric: Fabric, recipe: Recipe, job: Job, begun: bool) -> "_Replica":
-        fabric.launch()
-        own = replica_folder(folder, recipe.seed)
-        own = own if begun else checkpoint.new_folder(own, recipe)
-        stream = create_stream(fabric.device)
-        with torch.cuda.stream(stream):
-            return _Replica(Run(fabric, job.recipe, job.model, job.dataset, own), job, stream)
+
+def _start(folder: Path, fabric: Fabric, recipe: Recipe, job: Job, resumed: Path | None) -> Replica:
+    fabric.launch()
+    own = resumed or checkpoint.new_folder(replica_folder(folder, recipe.seed), recipe)
+    stream = create_stream(fabric.device)
+    with torch.cuda.stream(stream):
+        return Run(fabric, job, own), stream
 
 
-class _Replica(NamedTuple):
-    """A run among others: all its CUDA work goes to its stream."""
-
-    run: Run
-    job: Job
-    stream: torch.cuda.Stream | None
-
-
-def _train_in_turn(replicas: Sequence[_Replica]) -> None:
+def _train_in_turn(replicas: Sequence[Replica]) -> None:
     """Train runs, one step of each after the other, and write the results of those that finish."""
     try:
         errors = _take_steps_in_turn(replicas)
     finally:
-        for run, job, stream in replicas:
+        for run, stream in replicas:
             if run.finished:
                 with torch.cuda.stream(stream):
-                    write_results(run, job)
+                    write_results(run)
             join_stream(stream)
     if errors:
         raise ValueError("; ".join(errors))
 
 
-def _take_steps_in_turn(replicas: Sequence[_Replica]) -> list[str]:
+def _take_steps_in_turn(replicas: Sequence[Replica]) -> list[str]:
     """Return the errors of the runs whose loss is not finite; they are left out from then on."""
-    left, errors = list(replicas), []
-    with deferred_interrupt(True) as interrupted, progress_bar(left[0].run.recipe.progress) as bar:
-        lines = {id(run): ProgressLine(bar, run, f"seed {run.recipe.seed}, ") for run, *_ in left}
+    errors = []
+    left = dict(replicas)
+    recipe = replicas[0][0].recipe
+    with deferred_interrupt(True) as interrupted, progress_bar(recipe.progress) as bar:
+        lines = {run: ProgressLine(bar, run, f"seed {run.recipe.seed}, ") for run in left}
         while left and not interrupted.is_set():
-            for replica in list(left):
-                run = replica.run
+            for run, stream in list(left.items()):
                 try:
-                    with torch.cuda.stream(replica.stream):
-                        lines[id(run)].advance(run.take_step())
+                    with torch.cuda.stream(stream):
+                        lines[run].advance(run.take_step())
                 except ValueError as error:
                     errors.append(f"seed {run.recipe.seed}: {error}")
-                    left.remove(replica)
+                    del left[run]
                 if run.finished:
-                    left.remove(replica)
-        for run, _, stream in left:
+                    del left[run]
+        for run, stream in left.items():
             with torch.cuda.stream(stream):
                 run.save_within_epoch()
     if left:

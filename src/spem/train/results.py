@@ -27,13 +27,13 @@ def network_config(model: nn.Module) -> dict[str, Any]:
     return dict.fromkeys(MODEL_KEYS) | {"gate_options": {}} if config is None else config.to_json()
 
 
-def write_results(run: Run, job: Job) -> None:
+def write_results(run: Run) -> None:
     """Write the network, the curves and the summary of a finished run into its folder."""
     folder = run.folder
-    save_network(folder, run.stored, _run_config(job))
+    save_network(folder, run.stored, _run_config(run.job))
     draw_curves(folder / "curves.png", run.history, folder.name)
     # The summary comes last, because a folder with a summary counts as finished.
-    write_summary(folder, _summarise(run, job.macs))
+    write_summary(folder, _summarise(run))
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def _run_config(job: Job) -> dict[str, Any]:
     }
 
 
-def _summarise(run: Run, macs: int) -> dict[str, Any]:
+def _summarise(run: Run) -> dict[str, Any]:
     rows, best = run.history, None
     if rows[0]["validation_top1"] is not None:
         best = max(rows, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
@@ -66,7 +66,7 @@ def _summarise(run: Run, macs: int) -> dict[str, Any]:
         "best_test_top1": max(row["test_top1"] for row in rows),
         "best_test_top1_is": "the paper's way of reporting, chosen on the test images: no estimate",
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "macs": macs,
+        "macs": run.job.macs,
         "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),
         "seed": run.recipe.seed,
         "threads": run.recipe.threads,

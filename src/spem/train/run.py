@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
-from torch import Tensor, nn
+from torch import Tensor
 
 from spem._extras import needs_extra
 from spem._files import write_table
@@ -22,7 +23,8 @@ from spem.train.metrics import create_metrics, evaluate, read
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
 from spem.train.progress import ProgressLine, progress_bar
 from spem.train.recipe import Recipe
-from spem.train.step import Capture, create_step, record_step
+from spem.train.setup import Job
+from spem.train.step import create_step
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -36,11 +38,8 @@ class Run:
 
     Args:
         fabric: launched.
-        recipe: everything that decides the run.
-        model: the network, which is trained in place.
-        dataset: its splits.
+        job: what is trained; its network in place.
         folder: for the checkpoint and `metrics.csv`; a checkpoint that is there is continued.
-        capture: records a step as a graph where the recipe has `cuda_graph`.
 
     Attributes:
         stored: the network that is evaluated and stored: `model`, or its moving average.
@@ -49,24 +48,17 @@ class Run:
         seconds: training time of the running epoch.
     """
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        recipe: Recipe,
-        model: nn.Module,
-        dataset: Dataset,
-        folder: Path,
-        capture: Capture = record_step,
-    ):
-        self.fabric, self.recipe, self.model, self.folder = fabric, recipe, model, folder
+    def __init__(self, fabric: Fabric, job: Job, folder: Path):
+        self.fabric, self.job, self.folder = fabric, job, folder
+        self.recipe, self.model = recipe, model = job.recipe, job.model
+        dataset = job.dataset
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.batches = split_batches(fabric, recipe, dataset)
         self.images, self.steps = len(dataset.train.labels), len(self.batches["train"])
         optimizer = create_optimizer(model, recipe)
         self.schedule = create_schedule(optimizer, recipe, self.steps)
-        wrapped = create_step(fabric, recipe, model, optimizer, capture)
-        self.network, self.optimizer, self._optimise = wrapped
+        self._optimise = create_step(fabric, recipe, model, optimizer)
         self.average = create_average(model, recipe)
         self.stored = self.average.module if self.average else model
         self.metrics = create_metrics(len(dataset.classes), fabric.device)
@@ -135,7 +127,7 @@ class Run:
         """Return the batches of the epoch from the next step on."""
         shuffle = torch.Generator().manual_seed(hash_seed(self.recipe.seed, self.epoch))
         order = torch.randperm(self.images, generator=shuffle)
-        self.network.train()
+        self._optimise.network.train()
         return self.batches["train"].shuffled(order, start=self.step)
 
     def _end_epoch(self) -> dict[str, Any]:
@@ -187,7 +179,7 @@ class Run:
         """Return what a checkpoint stores; random generators follow from the position instead."""
         parts = {
             "model": self.model,
-            "optimizer": self.optimizer,
+            "optimizer": self._optimise.optimizer,
             "schedule": self.schedule,
             "precision": self.fabric.strategy.precision,
             "metrics": self.metrics,
@@ -229,32 +221,21 @@ def hash_seed(seed: int, *position: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=position).generate_state(1, np.uint64)[0])
 
 
-def check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
-    """Raise ValueError unless every process gets an image of each batch of a data set."""
-    Batches(dataset.train, recipe.batch_size, mean=recipe.mean, std=recipe.std, crop=recipe.crop)
-    last = len(dataset.train.labels) % recipe.batch_size or recipe.batch_size
-    if last < world_size:
-        raise ValueError(
-            f"batch_size {recipe.batch_size} leaves {last} images of {len(dataset.train.labels)}"
-            f" for the last step, too few for {world_size} devices"
-        )
-
-
 def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str, Batches]:
     """Return this process's batches of the train, test and, if there is one, validation split."""
-    shared: dict[str, Any] = {
-        "mean": recipe.mean,
-        "std": recipe.std,
-        "device": fabric.device,
-        "channels_last": recipe.channels_last,
-        "rank": fabric.global_rank,
-        "world_size": fabric.world_size,
-    }
-    augmented = shared | {"crop": recipe.crop, "flip": recipe.flip}
+    make = partial(
+        Batches,
+        mean=recipe.mean,
+        std=recipe.std,
+        device=fabric.device,
+        channels_last=recipe.channels_last,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
     batches = {
-        "train": Batches(dataset.train, recipe.batch_size, **augmented),
-        "test": Batches(dataset.test, EVALUATION_BATCH, **shared),
+        "train": make(dataset.train, recipe.batch_size, crop=recipe.crop, flip=recipe.flip),
+        "test": make(dataset.test, EVALUATION_BATCH),
     }
     if dataset.validation is not None:
-        batches["validation"] = Batches(dataset.validation, EVALUATION_BATCH, **shared)
+        batches["validation"] = make(dataset.validation, EVALUATION_BATCH)
     return batches

@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spem import kernels
 from spem._extras import needs_extra
+from spem.data.batches import Batches
 from spem.data.dataset import Dataset, load_dataset
 from spem.export.network import load_weights
 from spem.models import create_model
 from spem.norm import GatedBatchNorm2d
 from spem.train.devices import count_threads, synchronise
 from spem.train.recipe import Recipe
-from spem.train.run import check_batches
 from spem.train.step import check_draws
 
 with needs_extra("train"):
@@ -51,8 +51,7 @@ def prepare(
     fabric: Fabric,
     recipe: Recipe,
     model: nn.Module | None = None,
-    folder: Path | None = None,
-    resume: bool = False,
+    resumed: Path | None = None,
     dataset: Dataset | None = None,
 ) -> Job:
     """Load the data, build the network and check that they fit.
@@ -61,8 +60,7 @@ def prepare(
         fabric: as `create_fabric` returns it for the recipe.
         recipe: as `resolve` returns it.
         model: the network to train; None: the recipe's.
-        folder: the run's folder, if it exists already.
-        resume: whether the run in the folder is continued.
+        resumed: the folder of the run that is continued; None: of a new run.
         dataset: the recipe's, if it is loaded already.
 
     Raises:
@@ -70,19 +68,30 @@ def prepare(
         FileNotFoundError: the data or the weights are not there.
     """
     dataset = load_data(recipe) if dataset is None else dataset
-    check_batches(fabric.world_size, recipe, dataset)
+    _check_batches(fabric.world_size, recipe, dataset)
     network = build(recipe, dataset) if model is None else model
     macs = _count_macs(network, dataset)
     if recipe.cuda_graph:
         check_draws(network, torch.zeros(2, *dataset.train.images.shape[1:]))
-    continued = resume and folder is not None and (folder / "checkpoint.pt").exists()
-    if resume and not continued and fabric.is_global_zero:
-        get_console().print(f"{folder} holds no checkpoint yet: the run starts from its beginning.")
+    continued = resumed is not None and (resumed / "checkpoint.pt").exists()
+    if resumed is not None and not continued and fabric.is_global_zero:
+        get_console().print(f"{resumed} holds no checkpoint yet: the run starts at its beginning.")
     if recipe.weights is not None and not continued:
         load_weights(network, recipe.weights)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         network = synchronise(network, fabric.device)
     return Job(replace(recipe, threads=count_threads(recipe)), network, dataset, macs)
+
+
+def _check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
+    """Raise ValueError unless every process gets an image of each batch of a data set."""
+    Batches(dataset.train, recipe.batch_size, mean=recipe.mean, std=recipe.std, crop=recipe.crop)
+    last = len(dataset.train.labels) % recipe.batch_size or recipe.batch_size
+    if last < world_size:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} leaves {last} images of {len(dataset.train.labels)}"
+            f" for the last step, too few for {world_size} devices"
+        )
 
 
 def load_data(recipe: Recipe) -> Dataset:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from spem._extras import needs_extra
 from spem.gates import auxiliary_loss
@@ -16,9 +17,6 @@ from spem.train.recipe import Recipe
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
-
-# Records the work of a function without running it, and returns a function that runs it.
-Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 # Libraries choose their algorithms and allocate in the first steps, which a capture does not allow.
 _WARM_UP = 3
@@ -38,17 +36,18 @@ class Step:
 
     Args:
         fabric: launched.
-        recipe: accumulate, clip_gradient and label_smoothing.
+        recipe: compile, accumulate, clip_gradient and label_smoothing.
         model: the network.
-        network: the same network, as `fabric.setup` has wrapped it.
-        optimizer: as `fabric.setup` has wrapped it.
+        optimizer: of its parameters.
+
+    Attributes:
+        network, optimizer: both as `fabric.setup` wraps them.
     """
 
-    def __init__(
-        self, fabric: Fabric, recipe: Recipe, model: nn.Module, network: Any, optimizer: Any
-    ):
+    def __init__(self, fabric: Fabric, recipe: Recipe, model: nn.Module, optimizer: Optimizer):
         self.fabric, self.recipe, self.model = fabric, recipe, model
-        self.network, self.optimizer = network, optimizer
+        network: Any = torch.compile(model) if recipe.compile else model
+        self.network, self.optimizer = fabric.setup(network, optimizer)
 
     def __call__(self, images: Tensor, labels: Tensor, batch: int) -> list[Part]:
         """Take the step, in as many micro-batches as the recipe's `accumulate` says.
@@ -70,27 +69,18 @@ class Step:
                 share = len(y) * self.fabric.world_size / batch
                 self.fabric.backward(share * (losses.mean() + auxiliary))
             parts.append(Part(losses.detach(), logits.detach(), y, auxiliary.detach()))
-            del (
-                logits,
-                losses,
-                auxiliary,
-            )  # frees the graph before the next micro-batch builds its own
-        self._clip_gradient()
+            # Frees the graph before the next micro-batch builds its own.
+            del logits, losses, auxiliary
+        if (norm := self.recipe.clip_gradient) is not None:
+            # The loss scaling of 16-mixed itself skips steps whose gradient is not finite.
+            options: Any = {"max_norm": norm, "error_if_nonfinite": False}
+            self.fabric.clip_gradients(self.network, self.optimizer, **options)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return parts
 
-    def _clip_gradient(self) -> None:
-        if self.recipe.clip_gradient is not None:
-            self.fabric.clip_gradients(
-                self.network,
-                self.optimizer,
-                max_norm=self.recipe.clip_gradient,
-                error_if_nonfinite=False,  # the loss scaling of 16-mixed skips such steps itself
-            )
 
-
-class CapturedStep:
+class CapturedStep(Step):
     """A step that is captured once and replayed for every full batch.
 
     The first full batches run operation by operation, as does the last, smaller batch of an epoch.
@@ -99,54 +89,45 @@ class CapturedStep:
     step; in the optimiser's `param_groups` they stay numbers, so schedules and checkpoints are
     those of a run without a graph.
 
-    Args:
-        step: the step to capture; its optimiser is SGD with `fused=True`, the only form that reads
-            a rate from a tensor without waiting for the device.
-        capture: records the graph.
+    The arguments are those of `Step`. The optimiser is SGD with `fused=True`, the only form that
+    reads a rate from a tensor without waiting for the device.
     """
 
-    def __init__(self, step: Step, capture: Capture):
-        self.step, self._capture = step, capture
-        self.full, self._early = step.recipe.batch_size, _WARM_UP
-        device = step.fabric.device
-        self._rates = [torch.zeros((), device=device) for _ in self._groups]
+    def __init__(self, fabric: Fabric, recipe: Recipe, model: nn.Module, optimizer: Optimizer):
+        super().__init__(fabric, recipe, model, optimizer)
+        self._early = _WARM_UP
+        self._rates = [torch.zeros((), device=fabric.device) for _ in self._groups]
         self._replay: Callable[[], None] | None = None
         self._parts: list[Part] = []
 
     def __call__(self, images: Tensor, labels: Tensor, batch: int) -> list[Part]:
         """Take the step; the arguments and the result are those of `Step`."""
-        for rate, group in zip(self._rates, self._groups, strict=True):
-            rate.fill_(group["lr"])
-        if batch < self.full:
-            return self._take(images, labels, batch)
-        if self._early:
-            self._early -= 1
-            return self._take(images, labels, batch)
-        if self._replay is None:
-            self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
-            self._replay = self._capture(self._work)
-        self._images.copy_(images)
-        self._labels.copy_(labels)
-        self._replay()
+        full = batch == self.recipe.batch_size
+        with self._rates_as_tensors():
+            if self._early or not full:
+                self._early -= full
+                return super().__call__(images, labels, batch)
+            if self._replay is None:
+                self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
+                self._replay = record_step(self._work)
+            self._images.copy_(images)
+            self._labels.copy_(labels)
+            self._replay()
         return self._parts
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
         # Read at each use, because loading a checkpoint replaces them.
-        return self.step.optimizer.optimizer.param_groups
+        return self.optimizer.optimizer.param_groups
 
     def _work(self) -> None:
-        self._parts = self._take(self._images, self._labels, self.full)
-
-    def _take(self, images: Tensor, labels: Tensor, batch: int) -> list[Part]:
-        with self._rates_as_tensors():
-            return self.step(images, labels, batch)
+        self._parts = super().__call__(self._images, self._labels, self.recipe.batch_size)
 
     @contextmanager
     def _rates_as_tensors(self) -> Iterator[None]:
         numbers = [group["lr"] for group in self._groups]
         for group, rate in zip(self._groups, self._rates, strict=True):
-            group["lr"] = rate
+            group["lr"] = rate.fill_(group["lr"])
         try:
             yield
         finally:
@@ -169,27 +150,9 @@ def record_step(function: Callable[[], None]) -> Callable[[], None]:
         ) from error
 
 
-def create_step(
-    fabric: Fabric,
-    recipe: Recipe,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    capture: Capture = record_step,
-) -> tuple[Any, Any, Step | CapturedStep]:
-    """Return the network and the optimiser as Fabric wraps them, and the step that trains them.
-
-    Args:
-        fabric: launched.
-        recipe: compile, cuda_graph and the keys that `Step` reads.
-        model: the network.
-        optimizer: of its parameters.
-        capture: records a step where the recipe has `cuda_graph`.
-    """
-    network: Any = torch.compile(model) if recipe.compile else model
-    network, wrapped = fabric.setup(network, optimizer)
-    step = Step(fabric, recipe, model, network, wrapped)
-    taken = CapturedStep(step, capture) if recipe.cuda_graph else step
-    return network, wrapped, taken
+def create_step(fabric: Fabric, recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Step:
+    """Return the step of a recipe, captured where it has `cuda_graph`; see `Step`."""
+    return (CapturedStep if recipe.cuda_graph else Step)(fabric, recipe, model, optimizer)
 
 
 def check_draws(model: nn.Module, images: Tensor) -> None:
