@@ -9,7 +9,7 @@ from torch import nn
 
 from spem.cli.trained import Trained
 from spem.compare.tables import show
-from spem.train.recipe import Device, Recipe, load_recipe
+from spem.train.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from spem.data import Dataset
@@ -47,10 +47,8 @@ def train(
         resume: continue the run in this folder, or else in --out, exactly where it stopped.
         overwrite: replace the run in --out.
     """
-    from spem.train.devices import keep_freed_memory
     from spem.train.fitting import fit
 
-    keep_freed_memory()
     if resume:
         config, out = _resumed(config, out, resume)
     recipe = _recipe(config, recipe_keys)
@@ -59,48 +57,32 @@ def train(
     print(f"run folder: {result.folder}")
 
 
-def evaluate(
-    run: str,
-    *,
-    data: str | None = None,
-    data_dir: str | None = None,
-    download: bool = False,
-    device: Device = "auto",
-) -> None:
+def evaluate(trained: Trained) -> None:
     """Measure a trained network on the test images of a data set.
 
     Args:
-        run: folder of the run that trained it, or the name of a network with bundled weights:
-            resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
-        data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
-        data_dir: folder below which the data sets lie; if not given: the run's.
-        download: fetch the data set when it is absent.
-        device: auto, cpu, cuda or mps.
+        trained: the network and its data.
     """
     from spem.train.metrics import evaluate as measure
 
-    trained = Trained(run, device)
-    dataset = trained.load_data(data, data_dir, download)
+    dataset = trained.load_data()
     measured = measure(trained.model, trained.batches(dataset.test))
     show([f"test of {dataset.name}", ""], ((key, measured[key]) for key in _MEASURES))
 
 
-def predict(run: str, images: list[str], *, top: int = 5, device: Device = "auto") -> None:
+def predict(trained: Trained, images: list[str], *, top: int = 5) -> None:
     """Classify pictures: the most probable classes of each, with their probabilities.
 
     Args:
-        run: folder of the run that trained the network, or the name of a network with bundled
-            weights: resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
+        trained: the network.
         images: picture files.
         top: number of classes shown for each picture; 5 if not given.
-        device: auto, cpu, cuda or mps.
     """
     from spem.data.batches import normalise
     from spem.data.dataset import prepare_image
 
     if top < 1:
         raise ValueError(f"top is {top}, must be at least 1")
-    trained = Trained(run, device)
     config = trained.config
     shape = {"size": config["image_size"], "channels": config["in_channels"]}
     pixels = torch.stack([prepare_image(image, **shape) for image in images]).to(trained.device)
@@ -158,20 +140,15 @@ def search_placement(
         overwrite: replace the run in --out.
         steps: steps of the controller; 300 if not given.
     """
-    from spem.train import placement_search
-    from spem.train.devices import keep_freed_memory
+    from spem.train.placement_search import Search
+    from spem.train.placement_search import search_placement as search
 
-    keep_freed_memory()
     recipe = _recipe(config, recipe_keys)
     if "gate" in recipe_keys and recipe.gate is None:
         raise ValueError("gate is none, but a search for the places of gates needs one")
     gate, plain = recipe.gate or "spem", replace(recipe, gate=None, gate_options={})
-    settings = {
-        "settings": placement_search.Search(steps=steps),
-        "out": out,
-        "overwrite": overwrite,
-    }
-    found = placement_search.search_placement(plain, gate, **settings, **recipe.gate_options)
+    run: dict[str, Any] = {"settings": Search(steps=steps), "out": out, "overwrite": overwrite}
+    found = search(plain, gate, **run, **recipe.gate_options)
     rows = [
         ("mask", str(found.mask).replace(" ", "")),
         ("gated blocks", f"{sum(found.mask)} of {len(found.mask)}"),
@@ -182,16 +159,7 @@ def search_placement(
     print(f"run folder: {found.folder}")
 
 
-def gate_report(
-    run: str,
-    *,
-    fold: float | None = None,
-    out: str | None = None,
-    data: str | None = None,
-    data_dir: str | None = None,
-    download: bool = False,
-    device: Device = "auto",
-) -> None:
+def gate_report(trained: Trained, *, fold: float | None = None, out: str | None = None) -> None:
     """Measure how much the gates of a trained network vary from image to image.
 
     The spread of a gate is the standard deviation of its multipliers over the validation images,
@@ -199,14 +167,10 @@ def gate_report(
     which can be folded into its norm without loss.
 
     Args:
-        run: folder of the run that trained the network.
+        trained: the network and its data.
         fold: fold the gates whose spread is at most this number, and show the accuracy on the test
             images before and after.
         out: new folder for the folded network; evaluate and predict take it as a run.
-        data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
-        data_dir: folder below which the data sets lie; if not given: the run's.
-        download: fetch the data set when it is absent.
-        device: auto, cpu, cuda or mps.
     """
     from spem import explain
 
@@ -214,8 +178,7 @@ def gate_report(
         raise ValueError("--out takes the folded network: give --fold a threshold as well")
     if out is not None and Path(out).exists():
         raise FileExistsError(f"{out} exists: name another folder")
-    trained = Trained(run, device)
-    dataset = trained.load_data(data, data_dir, download)
+    dataset = trained.load_data()
     held_out = trained.batches(dataset.validation or dataset.train)
     report = explain.gate_report(trained.model, held_out.in_order())
     rows = [(n, s.mean.mean().item(), s.std.mean().item(), s.spread) for n, s in report.items()]

@@ -11,10 +11,14 @@ if TYPE_CHECKING:
 
 
 class Trained:
-    """The network of a finished run, in eval mode, or one with bundled weights.
+    """The network of a finished run, in eval mode, or one with bundled weights, and its data.
 
     Args:
-        run: folder of the run, or the name of a network with bundled weights.
+        run: folder of the run that trained it, or the name of a network with bundled weights:
+            resnet20-eca-cifar10, resnet20-spem-cifar10 or resnet20-spem-cifar100.
+        data: digits, cifar10, cifar100, or the path of an image folder; if not given: the run's.
+        data_dir: folder below which the data sets lie; if not given: the run's.
+        download: fetch the data set when it is absent.
         device: auto, cpu, cuda or mps.
 
     Attributes:
@@ -23,12 +27,20 @@ class Trained:
         device: where it is.
     """
 
-    def __init__(self, run: str, device: Device):
+    def __init__(
+        self,
+        run: str,
+        *,
+        data: str | None = None,
+        data_dir: str | None = None,
+        download: bool = False,
+        device: Device = "auto",
+    ):
         from spem.export.network import load_network
-        from spem.train.devices import create_fabric, keep_freed_memory
+        from spem.train.devices import create_fabric
 
-        keep_freed_memory()
         self._run, self._folder = run, find_run(run)
+        self._data, self._data_dir, self._download = data, data_dir, download
         model, self.config = load_network(self._folder)
         self.device = create_fabric(Recipe(device=device)).device
         self.model = model.to(self.device)
@@ -37,13 +49,8 @@ class Trained:
         """Return the recipe of the run."""
         return load_recipe(str(self._folder / "recipe.yaml"))
 
-    def load_data(self, data: str | None, data_dir: str | None, download: bool) -> "Dataset":
-        """Return a data set, loaded as the run would load it.
-
-        Args:
-            data: its name; None: the run's.
-            data_dir: the folder with the data; None: the run's.
-            download: fetch the data set when it is absent.
+    def load_data(self) -> "Dataset":
+        """Return the data set, loaded as the run would load it.
 
         Raises:
             ValueError: it has other classes than those of the network.
@@ -53,9 +60,9 @@ class Trained:
         recipe = self.load_recipe()
         recipe = replace(
             recipe,
-            data=data or recipe.data,
-            data_dir=data_dir or recipe.data_dir,
-            download=download,
+            data=self._data or recipe.data,
+            data_dir=self._data_dir or recipe.data_dir,
+            download=self._download,
             image_size=self.config["image_size"][0],
         )
         dataset = load_data(recipe)
