@@ -19,7 +19,7 @@ import spem
 from spem.data.batches import Split
 from spem.data.dataset import Dataset
 from spem.train.devices import count_threads, create_fabric, keep_freed_memory
-from spem.train.progress import ProgressLine, progress_bar
+from spem.train.progress import add_line, progress_bar
 from spem.train.recipe import load_recipe
 from spem.train.run import Run, hash_seed
 from spem.train.setup import Job
@@ -75,10 +75,10 @@ def measure(steps: int, folder: Path) -> torch.Tensor:
     ours = Run(create_fabric(RECIPE), Job(RECIPE, create_network(), data, macs=0), folder)
     bare, seconds = BareLoop(ours), []
     with progress_bar(RECIPE.progress) as bar:
-        line = ProgressLine(bar, ours)
+        advance = add_line(bar, ours)
         for step in range(steps):
             start = perf_counter()
-            line.advance(ours.take_step())
+            advance(ours.take_step())
             ours_done = perf_counter()
             batch = bare.make_batch(step)
             batch_made = perf_counter()

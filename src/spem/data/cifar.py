@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+
+from spem.data.batches import Split
 
 SHAPE = (3, 32, 32)
 
@@ -60,10 +61,10 @@ LAYOUTS = {
 
 
 class Contents(NamedTuple):
-    """Images, uint8 (N, 3, 32, 32), and labels, int64 (N,), in the files' order; class names."""
+    """The splits, in the files' order, and the class names."""
 
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
+    train: Split
+    test: Split
     classes: tuple[str, ...]
 
 
@@ -96,11 +97,8 @@ def read(layout: Layout, source: Path) -> Contents:
         raise ValueError(f"{source / layout.meta}: '{layout.names}' is no list of {layout.classes}")
     splits = []
     for rows_by_file in (layout.train, layout.test):
-        batches = [
-            _batch(layout, source / file, data[file], rows) for file, rows in rows_by_file.items()
-        ]
-        images, labels = zip(*batches, strict=True)
-        splits.append((torch.cat(images), torch.cat(labels)))
+        files = [_batch(layout, source / f, data[f], rows) for f, rows in rows_by_file.items()]
+        splits.append(Split(*map(torch.cat, zip(*files, strict=True))))
     return Contents(*splits, classes=tuple(_text(name) for name in names))
 
 
@@ -197,7 +195,7 @@ def _unpack(layout: Layout, archive: Path, files: tuple[str, ...]) -> dict[str, 
         }
 
 
-def _batch(layout: Layout, path: Path, data: bytes, rows: int) -> tuple[Tensor, Tensor]:
+def _batch(layout: Layout, path: Path, data: bytes, rows: int) -> Split:
     """Return the images and labels of one file, whose structure must be as the layout says."""
     content = load(data, path)
     images = getattr(content.get("data"), "values", None)
@@ -211,4 +209,4 @@ def _batch(layout: Layout, path: Path, data: bytes, rows: int) -> tuple[Tensor, 
     wrong = [label for label in labels if label not in range(layout.classes)]
     if wrong:
         raise ValueError(f"{path}: label {wrong[0]!r} is not in 0 to {layout.classes - 1}")
-    return images.reshape(rows, *SHAPE), torch.tensor(labels, dtype=torch.int64)
+    return Split(images.reshape(rows, *SHAPE), torch.tensor(labels, dtype=torch.int64))

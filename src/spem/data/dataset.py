@@ -162,7 +162,7 @@ def _cifar(name: str, data_dir: Path, download: bool) -> Dataset:
         places = f"neither {data_dir / layout.folder} nor {data_dir / layout.archive}"
         raise FileNotFoundError(f"{name}: found {places}; --download fetches the archive")
     train, test, classes = cifar.read(layout, source or _download(layout, data_dir))
-    return Dataset(name, Split(*train), None, Split(*test), classes)
+    return Dataset(name, train, None, test, classes)
 
 
 def _download(layout: cifar.Layout, data_dir: Path) -> Path:
@@ -185,11 +185,11 @@ def _image_folder(root: Path, seed: int, size: int) -> Dataset:
         raise ValueError(f"{root} holds {len(classes)} folders of classes; at least 2 are needed")
     if own:
         splits = {part: _read_classes(root / part, classes, size) for part in sorted(own)}
-        train, test = splits["train"], splits["test"]
-        return Dataset(str(root), train, splits.get("val"), test, classes)
-    whole = _read_classes(root, classes, size)
-    train, test = _hold_out(str(root), whole, classes, TEST_FRACTION, seed)
-    return Dataset(str(root), train, None, test, classes)
+    else:
+        whole = _read_classes(root, classes, size)
+        parts = _hold_out(str(root), whole, classes, TEST_FRACTION, seed)
+        splits: dict[str, Split] = dict(zip(("train", "test"), parts, strict=True))
+    return Dataset(str(root), splits["train"], splits.get("val"), splits["test"], classes)
 
 
 def _subfolders(folder: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -92,9 +93,12 @@ def new_folder(folder: Path | None, recipe: Recipe) -> Path:
     Returns:
         The path of the folder.
     """
-    if folder is None:
-        name = f"{recipe.model}-{recipe.gate or 'plain'}-{Path(recipe.data).name}"
-        folder = next(path for n in count() if _create(path := Path("runs", f"{name}-{n}")))
+    name = f"{recipe.model}-{recipe.gate or 'plain'}-{Path(recipe.data).name}"
+    numbered = (Path("runs", f"{name}-{number}") for number in count())
+    while folder is None:
+        with suppress(FileExistsError):
+            (path := next(numbered)).mkdir(parents=True)
+            folder = path
     folder.mkdir(parents=True, exist_ok=True)
     for old in _folders_of(folder):
         for name in FILES:
@@ -113,11 +117,3 @@ def _folders_of(folder: Path) -> list[Path]:
         return [folder]
     inner = [] if recipe.replicas == 1 else sorted(folder.glob("seed-*/"))
     return [*inner, folder]
-
-
-def _create(path: Path) -> bool:
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True

@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from spem._files import write_text
 from spem.data.batches import EVALUATION_BATCH, Batches
-from spem.data.dataset import Dataset
 from spem.models import create_model
 from spem.train.fitting import fit
 from spem.train.metrics import evaluate
@@ -82,15 +82,45 @@ class Found(NamedTuple):
 class Controller(nn.Module):
     """A network that learns, from a constant input, the probability of a gate in each block."""
 
-    def __init__(self, blocks: int, temperature: float):
+    def __init__(self, blocks: int, settings: Search):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 2 * blocks))
-        self.temperature = temperature
+        self.optimizer = torch.optim.Adam(self.parameters(), settings.lr)
+        self.settings, self.baseline, self.steps = settings, 0.0, 0
+        # Masks, their rewards, and their log-probabilities when they were drawn.
+        self.kept: deque[tuple[Tensor, float, float]] = deque(maxlen=settings.replay_size)
 
     def forward(self) -> Tensor:
         """Return log-probabilities, (blocks, 2), of a plain and of a gated block."""
-        logits = self.layers(torch.zeros(20)) / self.temperature
+        logits = self.layers(torch.zeros(20)) / self.settings.temperature
         return logits.unflatten(0, (-1, 2)).log_softmax(-1)
+
+    def learn(self, logs: Tensor, masks: Tensor, rewards: Tensor) -> None:
+        """Take one step of REINFORCE, later on together with one old mask.
+
+        Args:
+            logs: what `forward` returned, from which the masks were drawn.
+            masks: (samples, blocks).
+            rewards: (samples,).
+        """
+        momentum = self.settings.momentum if self.steps else 0.0
+        self.baseline = momentum * self.baseline + (1 - momentum) * rewards.mean().item()
+        chosen = _log_probability(logs, masks)
+        loss = -(chosen * (rewards - self.baseline)).mean()
+        if self.steps >= self.settings.replay_from and self.kept:
+            loss = loss + self._replay(logs)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.kept.extend(zip(masks, rewards.tolist(), chosen.tolist(), strict=True))
+        self.steps += 1
+
+    def _replay(self, logs: Tensor) -> Tensor:
+        """Return the loss of an old mask."""
+        mask, reward, before = self.kept[int(torch.randint(len(self.kept), ()))]
+        now, clip = _log_probability(logs, mask[None])[0], self.settings.replay_clip
+        ratio = (now.detach() - before).exp().clamp(1 - clip, 1 + clip)
+        return -self.settings.replay_weight * ratio * now * (reward - self.baseline)
 
 
 class Curiosity:
@@ -142,15 +172,17 @@ def search_placement(
         if (value := getattr(recipe, key)) is not None:
             raise ValueError(f"the recipe's {key} is {value!r}: the supernet brings its own gates")
     dataset = load_data(recipe)
-    if dataset.validation is None:
+    if (held_out := dataset.validation) is None:
         raise ValueError("validation is none, but the search judges masks on held-out images")
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
-        supernet = Supernet(_build_plain(recipe, dataset), gate, **gate_options)
+        classes, channels = len(dataset.classes), dataset.train.images.shape[1]
+        plain = create_model(recipe.model, None, classes, channels, block=recipe.block)
+        supernet = Supernet(plain, gate, **gate_options)
         run = fit(recipe, supernet, out=out, overwrite=overwrite)
         device = next(supernet.parameters()).device
         statistics: Any = {"mean": recipe.mean, "std": recipe.std}
-        batches = Batches(dataset.validation, EVALUATION_BATCH, device=device, **statistics)
+        batches = Batches(held_out, EVALUATION_BATCH, device=device, **statistics)
 
         def accuracy(mask: list[int]) -> float:
             supernet.mask = mask
@@ -158,16 +190,10 @@ def search_placement(
 
         torch.manual_seed(recipe.seed)
         found = search_masks(accuracy, len(supernet.mask), settings or Search())
-    found = found._replace(folder=run.folder)
-    record = {key: value for key, value in found._asdict().items() if key != "folder"}
-    record = {"gate": gate, "gate_options": gate_options, "blocks": supernet.names, **record}
+    record = {"gate": gate, "gate_options": gate_options, "blocks": supernet.names}
+    record |= {key: value for key, value in found._asdict().items() if key != "folder"}
     write_text(run.folder / "placement.json", json.dumps(record, indent=1) + "\n")
-    return found
-
-
-def _build_plain(recipe: Recipe, dataset: Dataset) -> nn.Module:
-    classes, channels = len(dataset.classes), dataset.train.images.shape[1]
-    return create_model(recipe.model, None, classes, channels, block=recipe.block)
+    return found._replace(folder=run.folder)
 
 
 def search_masks(accuracy: Callable[[list[int]], float], blocks: int, settings: Search) -> Found:
@@ -178,64 +204,31 @@ def search_masks(accuracy: Callable[[list[int]], float], blocks: int, settings: 
         blocks: number of bits of a mask.
         settings: of the controller.
     """
-    measured: dict[tuple[int, ...], float] = {}
 
-    def points(mask: Tensor) -> float:
-        key = tuple(int(bit) for bit in mask)
-        if key not in measured:
-            measured[key] = accuracy(list(key))
-        return 100 * measured[key]
+    @cache
+    def points(*mask: int) -> float:
+        return 100 * accuracy(list(mask))
 
-    controller = Controller(blocks, settings.temperature)
-    optimizer = torch.optim.Adam(controller.parameters(), settings.lr)
+    controller = Controller(blocks, settings)
     curiosity = Curiosity(blocks, settings.lr)
-    kept: deque[tuple[Tensor, float, float]] = deque(maxlen=settings.replay_size)
-    baseline, history = None, []
-    for step in range(settings.steps):
+    history = []
+    for _ in range(settings.steps):
         logs = controller()
-        masks = torch.stack(
-            [torch.multinomial(logs.exp(), 1)[:, 0] for _ in range(settings.samples)]
-        )
+        draws = [torch.multinomial(logs.exp(), 1)[:, 0] for _ in range(settings.samples)]
+        masks = torch.stack(draws)
         bonus = curiosity.bonus(masks.float())
-        scores = [points(mask) for mask in masks]
+        scores = [points(*mask) for mask in masks.tolist()]
         zeros = 1 - masks.float().mean(1)
         rewards = torch.tensor(scores) + settings.sparsity * zeros - settings.offset + bonus
-        mean = rewards.mean().item()
-        baseline = (
-            mean
-            if baseline is None
-            else (settings.momentum * baseline + (1 - settings.momentum) * mean)
-        )
-        chosen = _log_probability(logs, masks)
-        loss = -(chosen * (rewards - baseline)).mean()
-        if step >= settings.replay_from and kept:
-            loss = loss + _replay(logs, kept, baseline, settings)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        kept.extend(zip(masks, rewards.tolist(), chosen.tolist(), strict=True))
-        history.append(
-            {
-                "reward": mean,
-                "top1": sum(scores) / len(scores) / 100,
-                "gates": 1 - zeros.mean().item(),
-            }
-        )
+        controller.learn(logs, masks, rewards)
+        row = {"reward": rewards.mean().item(), "top1": sum(scores) / len(scores) / 100}
+        history.append(row | {"gates": 1 - zeros.mean().item()})
     probabilities = controller().exp()[:, 1].tolist()
     mask = [int(p > 0.5) for p in probabilities]
-    plain = points(torch.zeros(blocks)) / 100
-    return Found(mask, probabilities, (points(torch.tensor(mask)) / 100, plain), history)
+    plain = points(*[0] * blocks) / 100
+    return Found(mask, probabilities, (points(*mask) / 100, plain), history)
 
 
 def _log_probability(logs: Tensor, masks: Tensor) -> Tensor:
     """Return the log-probability of masks (samples, blocks), (samples,)."""
     return torch.where(masks.bool(), logs[:, 1], logs[:, 0]).sum(1)
-
-
-def _replay(
-    logs: Tensor, kept: "deque[tuple[Tensor, float, float]]", baseline: float, settings: Search
-) -> Tensor:
-    mask, reward, before = kept[int(torch.randint(len(kept), ()))]
-    now = _log_probability(logs, mask[None])[0]
-    ratio = (now.detach() - before).exp().clamp(1 - settings.replay_clip, 1 + settings.replay_clip)
-    return -settings.replay_weight * ratio * now * (reward - baseline)

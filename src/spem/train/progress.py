@@ -1,5 +1,6 @@
 """The progress bar of a training: one line for each run."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from spem._extras import needs_extra
@@ -34,32 +35,30 @@ def progress_bar(visible: bool) -> Progress:
     )
 
 
-class ProgressLine:
-    """The line of one run: its epoch, its steps, and the results of the last finished epoch.
+def add_line(bar: Progress, run: "Run", name: str = "") -> Callable[[dict[str, Any] | None], None]:
+    """Add the line of one run: its epoch, its steps, and the results of the last finished epoch.
 
     Args:
         bar: where the line is added.
         run: a run that was created or restored, but has not gone on since.
         name: stands before the epoch.
+
+    Returns:
+        The function that shows one more step. It takes the row of the epoch that the step ended, or
+        None within an epoch.
     """
+    epochs = run.recipe.epochs
 
-    def __init__(self, bar: Progress, run: "Run", name: str = ""):
-        self._bar, self._run, self._name = bar, run, name
-        done, total = run.epoch * run.steps + run.step, run.recipe.epochs * run.steps
-        self._task = bar.add_task(self._describe(), completed=done, total=total, results="")
+    def describe() -> str:
+        return f"{name}epoch {min(run.epoch + 1, epochs)}/{epochs}"
 
-    def advance(self, row: dict[str, Any] | None) -> None:
-        """Show that one more step was taken.
-
-        Args:
-            row: of the epoch that the step ended, or None within an epoch.
-        """
-        self._bar.advance(self._task)
+    def advance(row: dict[str, Any] | None) -> None:
+        bar.advance(task)
         if row is not None:
             split = "test" if row["validation_top1"] is None else "validation"
             results = f"loss {row['train_loss']:.3f}, {split} {row[f'{split}_top1']:.2%}"
-            self._bar.update(self._task, description=self._describe(), results=results)
+            bar.update(task, description=describe(), results=results)
 
-    def _describe(self) -> str:
-        epochs = self._run.recipe.epochs
-        return f"{self._name}epoch {min(self._run.epoch + 1, epochs)}/{epochs}"
+    done, total = run.epoch * run.steps + run.step, epochs * run.steps
+    task = bar.add_task(describe(), completed=done, total=total, results="")
+    return advance

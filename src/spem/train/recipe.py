@@ -37,12 +37,16 @@ def _is_number(value: Any) -> bool:
     return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
 
 
-def _is_list(value: object, accepts: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(accepts, value))
+def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, list) and all(map(accepts, values))
 
 
 def _is_option(name: object) -> bool:
     return isinstance(name, str) and name not in _RESERVED
+
+
+def _are_milestones(values: Any) -> bool:
+    return _list_of(_is_int)(values) and values == sorted({n for n in values if n > 0})
 
 
 Schedule = Literal["step", "cosine", "constant"]
@@ -59,20 +63,14 @@ NonNegative = Annotated[
 Share = Annotated[float, Allowed("in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)]
 Fraction = Annotated[float, Allowed("in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)]
 Bits = Annotated[
-    list[int],
-    Allowed("a list of 0 and 1", lambda v: _is_list(v, lambda n: _is_int(n) and n in (0, 1))),
+    list[int], Allowed("a list of 0 and 1", _list_of(lambda v: v in (0, 1) and _is_int(v)))
 ]
-Numbers = Annotated[list[float], Allowed("a list of numbers", lambda v: _is_list(v, _is_number))]
+Numbers = Annotated[list[float], Allowed("a list of numbers", _list_of(_is_number))]
 Positives = Annotated[
-    list[float],
-    Allowed("a list of numbers above 0", lambda v: _is_list(v, lambda n: _is_number(n) and n > 0)),
+    list[float], Allowed("a list of numbers above 0", _list_of(lambda v: _is_number(v) and v > 0))
 ]
 Milestones = Annotated[
-    list[int],
-    Allowed(
-        "a list of ascending whole numbers above 0",
-        lambda v: _is_list(v, _is_int) and v == sorted({n for n in v if n > 0}),
-    ),
+    list[int], Allowed("a list of ascending whole numbers above 0", _are_milestones)
 ]
 Options = Annotated[
     dict[str, Any],
@@ -184,25 +182,19 @@ class Recipe:
     def __post_init__(self) -> None:
         for key in fields(self):
             _check(key.name, getattr(self, key.name), key.type)
-        if self.accumulate > self.batch_size:
-            raise ValueError(
-                f"accumulate must be at most batch_size ({self.batch_size}), got {self.accumulate}"
-            )
-        self._check_one_device()
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("momentum must be above 0 with nesterov, got 0")
-
-    def _check_one_device(self) -> None:
-        for name, wanted in (("cuda_graph", self.cuda_graph), ("replicas", self.replicas > 1)):
-            if wanted and self.devices > 1:
-                raise ValueError(f"devices must be 1 with {name}, got {self.devices}")
-        if self.cuda_graph and self.device not in ("auto", "cuda"):
-            raise ValueError(f"device must be auto or cuda with cuda_graph, got {self.device!r}")
-        if self.cuda_graph and self.precision == "16-mixed":
-            raise ValueError(
-                "precision must be 32 or bf16-mixed with cuda_graph, got '16-mixed', whose loss"
-                " scaling waits for the device at every step"
-            )
+        batch, graph, several = self.batch_size, self.cuda_graph, self.devices > 1
+        scaled = self.precision == "16-mixed"
+        for wrong, key, allowed in (
+            (self.accumulate > batch, "accumulate", f"at most batch_size ({batch})"),
+            (self.nesterov and self.momentum == 0, "momentum", "above 0 with nesterov"),
+            (graph and several, "devices", "1 with cuda_graph"),
+            (self.replicas > 1 and several, "devices", "1 with replicas"),
+            (graph and self.device in ("cpu", "mps"), "device", "auto or cuda with cuda_graph"),
+            # Scaling the loss waits for the device at every step.
+            (graph and scaled, "precision", "32 or bf16-mixed with cuda_graph"),
+        ):
+            if wrong:
+                raise ValueError(f"{key} must be {allowed}, got {getattr(self, key)!r}")
 
     def to_yaml(self) -> str:
         """Return the complete recipe as YAML that `load_recipe` reads back to an equal one."""

@@ -13,7 +13,7 @@ from spem._extras import needs_extra
 from spem.train import checkpoint
 from spem.train.devices import create_fabric, create_stream, join_stream, settings
 from spem.train.interrupt import deferred_interrupt
-from spem.train.progress import ProgressLine, progress_bar
+from spem.train.progress import add_line, progress_bar
 from spem.train.recipe import Recipe
 from spem.train.results import write_results, write_summary
 from spem.train.run import Run
@@ -47,7 +47,8 @@ class Replicas:
     """
 
     def __init__(self, recipe: Recipe, resumed: Path | None):
-        self._all = [replace(recipe, seed=seed, replicas=1) for seed in seeds(recipe)]
+        seeds = range(recipe.seed, recipe.seed + recipe.replicas)
+        self._all = [replace(recipe, seed=seed, replicas=1) for seed in seeds]
         self._left: list[tuple[Fabric, Recipe, Job, Path | None]] = []
         for own in self._all:
             folder = None if resumed is None else replica_folder(resumed, own.seed)
@@ -108,12 +109,12 @@ def _take_steps_in_turn(replicas: Sequence[Replica]) -> list[str]:
     left = dict(replicas)
     recipe = replicas[0][0].recipe
     with deferred_interrupt(True) as interrupted, progress_bar(recipe.progress) as bar:
-        lines = {run: ProgressLine(bar, run, f"seed {run.recipe.seed}, ") for run in left}
+        advance = {run: add_line(bar, run, f"seed {run.recipe.seed}, ") for run in left}
         while left and not interrupted.is_set():
             for run, stream in list(left.items()):
                 try:
                     with torch.cuda.stream(stream):
-                        lines[run].advance(run.take_step())
+                        advance[run](run.take_step())
                 except ValueError as error:
                     errors.append(f"seed {run.recipe.seed}: {error}")
                     del left[run]
@@ -125,11 +126,6 @@ def _take_steps_in_turn(replicas: Sequence[Replica]) -> list[str]:
     if left:
         raise KeyboardInterrupt
     return errors
-
-
-def seeds(recipe: Recipe) -> range:
-    """Return the seeds of a recipe's replicas."""
-    return range(recipe.seed, recipe.seed + recipe.replicas)
 
 
 def replica_folder(folder: Path, seed: int) -> Path:

@@ -21,7 +21,7 @@ from spem.train.checkpoint import load_checkpoint, save_checkpoint
 from spem.train.interrupt import deferred_interrupt
 from spem.train.metrics import create_metrics, evaluate, read
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
-from spem.train.progress import ProgressLine, progress_bar
+from spem.train.progress import add_line, progress_bar
 from spem.train.recipe import Recipe
 from spem.train.setup import Job
 from spem.train.step import create_step
@@ -84,14 +84,12 @@ class Run:
             KeyboardInterrupt: Ctrl-C. A single process has saved its state after the step; each of
                 several ends at once, so the run continues from the state of the last epoch.
         """
-        single, visible = self.fabric.world_size == 1, self.recipe.progress
-        with (
-            deferred_interrupt(single) as interrupted,
-            progress_bar(visible and self.fabric.is_global_zero) as bar,
-        ):
-            line = ProgressLine(bar, self)
+        visible = self.recipe.progress and self.fabric.is_global_zero
+        single = self.fabric.world_size == 1
+        with deferred_interrupt(single) as interrupted, progress_bar(visible) as bar:
+            advance = add_line(bar, self)
             while not self.finished and not interrupted.is_set():
-                line.advance(self.take_step())
+                advance(self.take_step())
             if not self.finished:
                 self.save_within_epoch()
                 raise KeyboardInterrupt

@@ -42,11 +42,10 @@ class Supernet(nn.Module):
         self.model = model
         self.names = list(slots)
         self.units = nn.ModuleDict()
-        self._views: list[Attention] = []
-        for name, slot in slots.items():
-            self._views.append(
-                self._view(name.split(".")[0], output_channels(name, slot), gate, options)
-            )
+        self._views = [
+            self._view(name.split(".")[0], output_channels(name, slot), gate, options)
+            for name, slot in slots.items()
+        ]
         self.mask = [0] * len(slots)
 
     def _view(self, stage: str, channels: int, gate: str, options: dict[str, Any]) -> Attention:
