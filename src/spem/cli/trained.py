@@ -74,7 +74,6 @@ class Trained:
 
     def batches(self, split: "Split") -> "Batches":
         """Return a split's batches, normalised for the network, on its device."""
-        from spem.data.batches import EVALUATION_BATCH, Batches
+        from spem.data.batches import Batches
 
-        mean, std = self.config["mean"], self.config["std"]
-        return Batches(split, EVALUATION_BATCH, mean=mean, std=std, device=self.device)
+        return Batches(split, mean=self.config["mean"], std=self.config["std"], device=self.device)

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from spem._extras import needs_extra
 
-EVALUATION_BATCH = 1000
-
 
 class Split(NamedTuple):
     """Images, uint8 (N, C, H, W), and their labels, int64 (N,)."""
@@ -28,7 +26,8 @@ class Batches:
 
     Args:
         split: the images and labels.
-        batch_size: images of a step, over all processes; the last step may have fewer.
+        batch_size: images of a step, over all processes; the last step may have fewer. The default
+            is for evaluation.
         mean, std: one value for each channel, of pixels in [0, 1]; None for 0.5.
         crop: zero padding, in pixels, around training images, from which a window of the original
             size is cut at random; 0: no crop.
@@ -44,7 +43,7 @@ class Batches:
     def __init__(
         self,
         split: Split,
-        batch_size: int,
+        batch_size: int = 1000,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,

@@ -41,14 +41,12 @@ def create_fabric(recipe: Recipe) -> Fabric:
             " torchrun has started"
         )
     device = _choose_device(recipe, machines)
-    strategy = "auto"
-    if recipe.devices > 1:
-        strategy = "ddp" if elastic else "ddp_spawn"
+    several = "ddp" if elastic else "ddp_spawn"
     return Fabric(
         accelerator=device,
         devices=recipe.devices // machines,
         num_nodes=machines,
-        strategy=strategy,
+        strategy=several if recipe.devices > 1 else "auto",
         precision=recipe.precision,
     )
 

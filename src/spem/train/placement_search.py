@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spem._files import write_text
-from spem.data.batches import EVALUATION_BATCH, Batches
+from spem.data.batches import Batches
 from spem.models import create_model
 from spem.train.fitting import fit
 from spem.train.metrics import evaluate
@@ -181,8 +181,7 @@ def search_placement(
         supernet = Supernet(plain, gate, **gate_options)
         run = fit(recipe, supernet, out=out, overwrite=overwrite)
         device = next(supernet.parameters()).device
-        statistics: Any = {"mean": recipe.mean, "std": recipe.std}
-        batches = Batches(held_out, EVALUATION_BATCH, device=device, **statistics)
+        batches = Batches(held_out, mean=recipe.mean, std=recipe.std, device=device)
 
         def accuracy(mask: list[int]) -> float:
             supernet.mask = mask

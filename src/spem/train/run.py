@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spem._extras import needs_extra
 from spem._files import write_table
-from spem.data.batches import EVALUATION_BATCH, Batches
+from spem.data.batches import Batches
 from spem.data.dataset import Dataset
 from spem.gates import mixing_ratios
 from spem.train.checkpoint import load_checkpoint, save_checkpoint
@@ -232,8 +232,8 @@ def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str,
     )
     batches = {
         "train": make(dataset.train, recipe.batch_size, crop=recipe.crop, flip=recipe.flip),
-        "test": make(dataset.test, EVALUATION_BATCH),
+        "test": make(dataset.test),
     }
     if dataset.validation is not None:
-        batches["validation"] = make(dataset.validation, EVALUATION_BATCH)
+        batches["validation"] = make(dataset.validation)
     return batches
