@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from spem.cli.trained import Trained
 from spem.compare.tables import show
@@ -184,18 +183,19 @@ def gate_report(trained: Trained, *, fold: float | None = None, out: str | None 
     rows = [(n, s.mean.mean().item(), s.std.mean().item(), s.spread) for n, s in report.items()]
     show(["gate", "mean", "deviation over images", "spread"], rows)
     if fold is not None:
-        folded = _fold_gates(trained, report, fold, dataset)
-        if out is not None:
-            _save_folded(trained, folded, Path(out))
+        _fold_gates(trained, report, fold, dataset, out)
 
 
 def _fold_gates(
-    trained: Trained, report: dict[str, Any], spread: float, dataset: "Dataset"
-) -> nn.Module:
-    """Fold the gates of a small spread, and show the accuracy before and after."""
+    trained: Trained, report: dict[str, Any], spread: float, dataset: "Dataset", out: str | None
+) -> None:
+    """Fold the gates of a small spread, show the accuracy before and after, and save the network."""
+    from spem.export.network import save_network
     from spem.gates import Gate
     from spem.surgery.deployment import deploy
+    from spem.train.checkpoint import new_folder
     from spem.train.metrics import evaluate as measure
+    from spem.train.results import network_config
 
     folded = deploy(trained.model, constant_gates=spread, report=report)
     left = sum(isinstance(module, Gate) for module in folded.modules())
@@ -203,17 +203,10 @@ def _fold_gates(
     test = trained.batches(dataset.test)
     before, after = measure(trained.model, test), measure(folded, test)
     show(["", "before", "after"], [(key, before[key], after[key]) for key in _MEASURES])
-    return folded
-
-
-def _save_folded(trained: Trained, folded: nn.Module, out: Path) -> None:
-    from spem.export.network import save_network
-    from spem.train.checkpoint import new_folder
-    from spem.train.results import network_config
-
-    folder = new_folder(out, trained.load_recipe())
-    save_network(folder, folded, {**trained.config, **network_config(folded)})
-    print(f"run folder: {folder}")
+    if out is not None:
+        folder = new_folder(Path(out), trained.load_recipe())
+        save_network(folder, folded, {**trained.config, **network_config(folded)})
+        print(f"run folder: {folder}")
 
 
 def report(folder: str) -> None:

@@ -1,40 +1,25 @@
 """From the words of a command to the call of its function."""
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from inspect import signature
 from shlex import quote
 from typing import Any
 
 from spem import __version__
-from spem.cli import commands
+from spem.cli.commands import evaluate, gate_report, gates, predict, report, search_placement, train
 from spem.cli.parser import Parser, fail
 from spem.cli.trained import Trained
 from spem.compare.bench import bench
 from spem.compare.comparison import compare
 from spem.train.recipe import AXES, Recipe
 
-_COMMANDS = {
-    "train": commands.train,
-    "evaluate": commands.evaluate,
-    "predict": commands.predict,
-    "gates": commands.gates,
-    "search-placement": commands.search_placement,
-    "gate-report": commands.gate_report,
-    "compare": compare,
-    "report": commands.report,
-    "bench": bench,
-}
-# The commands that share flags, which become the first argument of their function: the keys of a
-# recipe, or a trained network.
-_SHARED: dict[str, type] = dict.fromkeys(("train", "search-placement", "compare"), Recipe)
-_SHARED |= dict.fromkeys(("evaluate", "predict", "gate-report"), Trained)
-_LEFT_OUT: dict[str, Collection[str]] = {
-    "compare": AXES,
-    "predict": ("data", "data_dir", "download"),
-}
+_ALL = (train, evaluate, predict, gates, search_placement, gate_report, compare, report, bench)
+_COMMANDS = {function.__name__.replace("_", "-"): function for function in _ALL}
+# Flags that several commands share; they become the first argument of the functions that have it.
+_SHARED: dict[str, type] = {"recipe_keys": Recipe, "trained": Trained}
+_LEFT_OUT = {"compare": AXES, "predict": ("data", "data_dir", "download")}
 _POSITIONAL = {"predict": "RUN IMAGE ... ", "report": "FOLDER "}
-_POSITIONAL |= dict.fromkeys(("gate-report", "evaluate"), "RUN ")
 
 
 def run_command(argv: Sequence[str] | None) -> int:
@@ -58,14 +43,19 @@ def run_command(argv: Sequence[str] | None) -> int:
 
 def _take_shared(name: str, values: dict[str, Any]) -> list[Any]:
     """Remove the shared flags from the values of a command, and return its first argument."""
-    if name not in _SHARED:
+    shared = _find_shared(name)
+    if shared is None:
         return []
     from spem.train.devices import keep_freed_memory
 
     keep_freed_memory()  # all of them compute
-    flags = [f for f in signature(_SHARED[name]).parameters if f not in _LEFT_OUT.get(name, ())]
-    shared = {flag: values.pop(flag) for flag in flags if flag in values}
-    return [shared if _SHARED[name] is Recipe else Trained(**shared)]
+    flags = [flag for flag in signature(shared).parameters if flag not in _LEFT_OUT.get(name, ())]
+    given = {flag: values.pop(flag) for flag in flags if flag in values}
+    return [given if shared is Recipe else Trained(**given)]
+
+
+def _find_shared(name: str) -> type | None:
+    return _SHARED.get(next(iter(signature(_COMMANDS[name]).parameters)))
 
 
 def _parser() -> Parser:
@@ -80,10 +70,12 @@ def _parser() -> Parser:
     )
     for name, function in _COMMANDS.items():
         summary = str(function.__doc__).partition("\n")[0]
-        usage = f"spem {name} {_POSITIONAL.get(name, '')}[flags]"
+        shared = _find_shared(name)
+        positional = _POSITIONAL.get(name, "RUN " if shared is Trained else "")
+        usage = f"spem {name} {positional}[flags]"
         parser = Parser(usage=usage, description=summary)
         flags: dict[str, Any] = {"as_group": False, "as_positional": True}
-        if shared := _SHARED.get(name):
+        if shared:
             title = "recipe keys: each replaces that of the recipe"
             group = parser.add_argument_group(title) if shared is Recipe else parser
             group.add_class_arguments(shared, **flags, skip=set(_LEFT_OUT.get(name, ())))

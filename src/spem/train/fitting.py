@@ -141,13 +141,8 @@ def _train(fabric: Fabric, job: Job, folder: Path | None) -> str:
 def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
     """Return the recipe with the keys filled in that its data and a given model decide."""
     channels, side = image_format(recipe.data)
-    neutral = [0.5] * channels
-    recipe = replace(
-        recipe,
-        image_size=recipe.image_size or side,
-        mean=neutral if recipe.mean is None else recipe.mean,
-        std=neutral if recipe.std is None else recipe.std,
-    )
+    decided = {"image_size": side, "mean": [0.5] * channels, "std": [0.5] * channels}
+    recipe = replace(recipe, **{k: v for k, v in decided.items() if getattr(recipe, k) is None})
     if model is None:
         return recipe
     if recipe.replicas > 1:
