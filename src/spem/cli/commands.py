@@ -189,7 +189,7 @@ def gate_report(trained: Trained, *, fold: float | None = None, out: str | None 
 def _fold_gates(
     trained: Trained, report: dict[str, Any], spread: float, dataset: "Dataset", out: str | None
 ) -> None:
-    """Fold the gates of a small spread, show the accuracy before and after, and save the network."""
+    """Fold gates of a small spread, show the accuracy before and after, and save the network."""
     from spem.export.network import save_network
     from spem.gates import Gate
     from spem.surgery.deployment import deploy
