@@ -59,8 +59,7 @@ class Batches:
         self._images, self._labels = split.images.to(device), split.labels.to(device)
         self._mean, self._std = _statistics(mean, std, self._images)
         self._batch_size = batch_size
-        height, width = split.images.shape[-2:]
-        self._augment = _augmentation(crop, flip, (height, width))
+        self._augment = _augmentation(crop, flip, split.images.shape[-2:])
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._rank, self._world_size = rank, world_size
 
@@ -135,7 +134,7 @@ def _statistics(
     return tensors[0].to(images.device), tensors[1].to(images.device)
 
 
-def _augmentation(crop: int, flip: bool, size: tuple[int, int]) -> nn.Sequential:
+def _augmentation(crop: int, flip: bool, size: torch.Size) -> nn.Sequential:
     if crop < 0:
         raise ValueError(f"crop is {crop}; it must be at least 0")
     steps = nn.Sequential()
@@ -143,7 +142,7 @@ def _augmentation(crop: int, flip: bool, size: tuple[int, int]) -> nn.Sequential
         with needs_extra("train"):
             from kornia.augmentation import RandomCrop, RandomHorizontalFlip
         if crop:
-            steps.append(RandomCrop(size, padding=crop, cropping_mode="slice"))
+            steps.append(RandomCrop((size[0], size[1]), padding=crop, cropping_mode="slice"))
         if flip:
             steps.append(RandomHorizontalFlip())
     return steps

@@ -68,9 +68,9 @@ def load_dataset(
         raise ValueError(f"image_size is {image_size}; it must be at least 1")
     size = image_size or image_format(name)[1]
     if name == "digits":
-        dataset = _resize(_digits(), size)
+        dataset = _digits(size)
     elif name in cifar.LAYOUTS:
-        dataset = _resize(_cifar(name, Path(data_dir), download), size)
+        dataset = _cifar(name, Path(data_dir), download, size)
     elif Path(name).is_dir():
         dataset = _image_folder(Path(name), seed, size)
     else:
@@ -143,7 +143,7 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
     return image
 
 
-def _digits() -> Dataset:
+def _digits(size: int) -> Dataset:
     """Return scikit-learn's 1,797 images of 8×8 pixels, their 17 grey levels scaled to bytes."""
     with needs_extra("train"):
         from sklearn.datasets import load_digits
@@ -152,17 +152,17 @@ def _digits() -> Dataset:
     classes = tuple("0123456789")
     whole = Split(images, labels.long())
     train, test = _hold_out("digits", whole, classes, TEST_FRACTION, seed=0)
-    return Dataset("digits", train, None, test, classes)
+    return Dataset("digits", _resize(train, size), None, _resize(test, size), classes)
 
 
-def _cifar(name: str, data_dir: Path, download: bool) -> Dataset:
+def _cifar(name: str, data_dir: Path, download: bool, size: int) -> Dataset:
     layout = cifar.LAYOUTS[name]
     source = cifar.find(layout, data_dir)
     if source is None and not download:
         places = f"neither {data_dir / layout.folder} nor {data_dir / layout.archive}"
         raise FileNotFoundError(f"{name}: found {places}; --download fetches the archive")
     train, test, classes = cifar.read(layout, source or _download(layout, data_dir))
-    return Dataset(name, train, None, test, classes)
+    return Dataset(name, _resize(train, size), None, _resize(test, size), classes)
 
 
 def _download(layout: cifar.Layout, data_dir: Path) -> Path:
@@ -235,12 +235,8 @@ def _hold_out(
     return rest, held_out
 
 
-def _resize(dataset: Dataset, size: int) -> Dataset:
-    if dataset.train.images.shape[2:] == (size, size):
-        return dataset
-
-    def resized(split: Split) -> Split:
-        images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
-        return split._replace(images=images)
-
-    return dataset._replace(train=resized(dataset.train), test=resized(dataset.test))
+def _resize(split: Split, size: int) -> Split:
+    if split.images.shape[2:] == (size, size):
+        return split
+    images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
+    return split._replace(images=images)
