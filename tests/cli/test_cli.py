@@ -120,6 +120,16 @@ def test_help_fits_a_narrow_terminal(capsys, monkeypatch, command):
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict", "gate-report"])
+def test_the_flags_that_commands_share_are_explained(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "run folder of the run that trained it, or the name of a network" in text
+    assert "--device {auto,cpu,cuda,mps} auto, cpu, cuda or mps" in text
+    assert ("--data-dir" in text) == (command != "predict")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -24,7 +24,6 @@ class Trained:
     Attributes:
         model: the network.
         config: the content of its `config.json`.
-        device: where it is.
     """
 
     def __init__(
@@ -40,9 +39,9 @@ class Trained:
         from spem.train.devices import create_fabric
 
         self._run, self._folder = run, find_run(run)
-        self._data, self._data_dir, self._download = data, data_dir, download
+        self._data, self._download = {"data": data, "data_dir": data_dir}, download
         model, self.config = load_network(self._folder)
-        self.device = create_fabric(Recipe(device=device)).device
+        self.device = create_fabric(Recipe(device=device)).device  # that of the model
         self.model = model.to(self.device)
 
     def load_recipe(self) -> Recipe:
@@ -57,15 +56,9 @@ class Trained:
         """
         from spem.train.setup import load_data
 
-        recipe = self.load_recipe()
-        recipe = replace(
-            recipe,
-            data=self._data or recipe.data,
-            data_dir=self._data_dir or recipe.data_dir,
-            download=self._download,
-            image_size=self.config["image_size"][0],
-        )
-        dataset = load_data(recipe)
+        given = {key: value for key, value in self._data.items() if value is not None}
+        own = {"download": self._download, "image_size": self.config["image_size"][0]}
+        dataset = load_data(replace(self.load_recipe(), **own, **given))
         if list(dataset.classes) != self.config["classes"]:
             raise ValueError(
                 f"{self._run} was trained for other classes than those of {dataset.name}"
