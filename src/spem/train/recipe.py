@@ -41,10 +41,6 @@ def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda values: isinstance(values, list) and all(map(accepts, values))
 
 
-def _is_option(name: object) -> bool:
-    return isinstance(name, str) and name not in _RESERVED
-
-
 def _are_milestones(values: Any) -> bool:
     return _list_of(_is_int)(values) and values == sorted({n for n in values if n > 0})
 
@@ -76,7 +72,7 @@ Options = Annotated[
     dict[str, Any],
     Allowed(
         f"a mapping whose keys are texts other than {', '.join(_RESERVED)}",
-        lambda v: isinstance(v, dict) and all(map(_is_option, v)),
+        lambda v: isinstance(v, dict) and all(isinstance(k, str) and k not in _RESERVED for k in v),
     ),
 ]
 
