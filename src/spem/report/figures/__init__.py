@@ -4,17 +4,14 @@
 cost, learning curves, seeds, and the mixing ratios λ that gates have learned.
 """
 
-from collections.abc import Callable
-
 from spem.report.figures.looks import drawing_style
 from spem.report.figures.mixing import draw_depth, draw_epochs
 from spem.report.figures.results import draw_cost, draw_curves, draw_seeds
-from spem.report.figures.svg import PALETTE, Drawing, Picture, make_picture
+from spem.report.figures.svg import PALETTE, Picture, make_picture
 from spem.report.tables import Group
 
 __all__ = ["PALETTE", "Picture", "figures"]
 
-_DRAW: tuple[Callable[[Group], Drawing | None], ...]
 _DRAW = (draw_cost, draw_curves, draw_depth, draw_epochs, draw_seeds)
 
 

@@ -52,15 +52,10 @@ def drawing_style() -> Iterator[None]:
         yield
 
 
-def empty_figure(height: float) -> Figure:
-    """Return a figure of the common width and a height in inches."""
-    return Figure(figsize=(_WIDTH, height), layout="constrained")
-
-
-def new_figure(height: float) -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes."""
-    figure = empty_figure(height)
-    return figure, figure.subplots()
+def new_figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure of the common width and a height in inches, and its panels."""
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, sharey="row", squeeze=False).flat)
 
 
 def baselines(group: Group) -> list[str]:
@@ -125,22 +120,30 @@ def frame(group: Group, set_limits: Callable[[float, float], Any]) -> str:
     return " An interval without an end goes on beyond the frame." if wider else ""
 
 
-def add_band(axes: Axes, places: Sequence[int] | np.ndarray, seeds: np.ndarray, hue: str) -> None:
-    """Fill the range from the lowest seed to the highest; grey rows and single seeds have none.
+def plot_mean(
+    axes: Axes, places: Sequence[int] | np.ndarray, seeds: np.ndarray, hue: str, **style: Any
+) -> Line2D:
+    """Plot the mean over the seeds, in a band from the lowest seed to the highest.
+
+    Grey rows are thin and behind the others; they and single seeds have no band.
 
     Args:
         axes: to draw in.
         places: along the axis.
         seeds: values, (seeds, places).
         hue: colour.
+        style: of the line, see `Axes.plot`.
     """
+    style |= {"linewidth": 0.6, "zorder": 2} if hue == OTHERS else {"zorder": 3}
+    (line,) = axes.plot(places, seeds.mean(0), color=hue, **style)
     if len(seeds) > 1 and hue != OTHERS:
         axes.fill_between(places, seeds.min(0), seeds.max(0), color=hue, alpha=0.12, linewidth=0)
+    return line
 
 
-def tick_whole_epochs(axes: Axes) -> None:
-    """Let an axis of epochs have ticks at whole numbers only."""
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+def tick_whole_numbers(axes: Axes, most: int = 6) -> None:
+    """Let the horizontal axis have ticks at whole numbers only, `most` + 1 of them."""
+    axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
 
 
 def add_legend(figure: Figure, handles: Mapping[str, Any], by_row: Mapping[str, str]) -> None:

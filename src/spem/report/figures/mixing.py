@@ -13,7 +13,6 @@ from spem.report.tables import Group
 with needs_extra("report"):
     import numpy as np
     from matplotlib.axes import Axes
-    from matplotlib.ticker import MaxNLocator
 
 _PREFIX = "mixing."
 _LABEL = "λ, share of the maximum"
@@ -47,17 +46,16 @@ def stages(names: Sequence[str]) -> dict[str, list[int]]:
             found.setdefault(".".join(name.split(".")[:length]), []).append(place)
         if 1 < len(found) <= _STAGES:
             return found
-    parts = np.array_split(np.arange(len(names)), min(4, len(names)))
-    return {_part(part[0] + 1, part[-1] + 1): part.tolist() for part in parts}
+    parts = np.array_split(1 + np.arange(len(names)), min(4, len(names)))
+    return {
+        f"gates {part[0]}–{part[-1]}" if len(part) > 1 else f"gate {part[0]}": (part - 1).tolist()
+        for part in parts
+    }
 
 
-def _part(first: int, last: int) -> str:
-    return f"gate {first}" if first == last else f"gates {first}–{last}"
-
-
-def _all_names(learned: dict[str, dict[str, np.ndarray]]) -> list[str]:
-    names = list(max(learned.values(), key=len))
-    return names + [n for n in dict.fromkeys(chain(*learned.values())) if n not in names]
+def _list_gates(learned: dict[str, dict[str, np.ndarray]]) -> list[str]:
+    """Return the names of all gates, in the order of depth of the row that has most."""
+    return list(dict.fromkeys(chain(max(learned.values(), key=len), *learned.values())))
 
 
 def draw_depth(group: Group) -> Drawing | None:
@@ -65,15 +63,13 @@ def draw_depth(group: Group) -> Drawing | None:
     learned = _learned(group)
     if not learned:
         return None
-    names = _all_names(learned)
-    figure, axes = looks.new_figure(3.6)
+    names = _list_gates(learned)
+    figure, (axes,) = looks.new_figure(3.6)
     colours, handles = looks.colours(group), {}
     for row, gates in learned.items():
         final = np.array([values[:, -1] for values in gates.values()]).T
-        depth, grey = [names.index(name) + 1 for name in gates], colours[row] == OTHERS
-        style = {"color": colours[row], "linewidth": 0.6 if grey else 1}
-        (handles[row],) = axes.plot(depth, final.mean(0), ".-", zorder=2 if grey else 3, **style)
-        looks.add_band(axes, depth, final, colours[row])
+        depth = [names.index(name) + 1 for name in gates]
+        handles[row] = looks.plot_mean(axes, depth, final, colours[row], linewidth=1, marker=".")
     _mark_stages(axes, names)
     looks.add_legend(figure, handles, colours)
     caption = (
@@ -92,7 +88,7 @@ def _mark_stages(axes: Axes, names: Sequence[str]) -> None:
         axes.annotate(stage, (middle, 1.06), ha="center", fontsize=8, annotation_clip=False)
     axes.set(xlabel="gate, in order of depth", ylabel=_LABEL, ylim=_LIMITS)
     axes.set_xlim(0.5, len(names) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    looks.tick_whole_numbers(axes, 9)
 
 
 def draw_epochs(group: Group) -> Drawing | None:
@@ -102,11 +98,10 @@ def draw_epochs(group: Group) -> Drawing | None:
         return None
     shown = sorted(learned, key=lambda row: colours[row] == OTHERS)[:_PANELS]
     wide, lines = 1 + (len(shown) > 1), -(-len(shown) // 2)
-    figure = looks.empty_figure(3.6 if wide == 1 else 0.8 + 1.8 * lines)
-    panels = list(figure.subplots(lines, wide, sharey=True, squeeze=False).flat)
+    figure, panels = looks.new_figure(3.6 if wide == 1 else 0.8 + 1.8 * lines, lines, wide)
     handles = {}
     for axes, row in zip(panels, shown, strict=False):
-        handles |= _plot_epochs(axes, learned[row], _all_names(learned))
+        handles |= _plot_epochs(axes, learned[row], _list_gates(learned))
         axes.set_title(looks.label(row), fontsize=9)
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
@@ -132,5 +127,5 @@ def _plot_epochs(axes: Axes, gates: dict[str, np.ndarray], names: Sequence[str])
             style = {"color": colour, "marker": marker, "linewidth": 2}
             (handles[stage],) = axes.plot(epochs, np.mean(own, 0), **style)
     axes.set_ylim(*_LIMITS)
-    looks.tick_whole_epochs(axes)
+    looks.tick_whole_numbers(axes)
     return handles

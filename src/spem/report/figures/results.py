@@ -1,7 +1,5 @@
 """Accuracy: against cost, over the epochs, and of each seed."""
 
-from collections.abc import Sequence
-
 from spem._extras import needs_extra
 from spem.report.figures import looks
 from spem.report.figures.looks import OTHERS, SERIES
@@ -21,7 +19,7 @@ _DOTS_UP_TO = 20  # epochs
 def draw_cost(group: Group) -> Drawing:
     """Draw accuracy against measured training time, or against what else the cost is."""
     title, label, costs = _costs(group)
-    figure, axes = looks.new_figure(3.6)
+    figure, (axes,) = looks.new_figure(3.6)
     colours, handles = looks.colours(group), {}
     for index, (row, (middle, low, high)) in enumerate(costs.items()):
         summary, grey = group.accuracy[row], colours[row] == OTHERS
@@ -49,23 +47,19 @@ def draw_cost(group: Group) -> Drawing:
 
 def _costs(group: Group) -> tuple[str, str, dict[str, tuple[float, float, float]]]:
     """Return what the cost is, the label of its axis, and by row the cost with its quartiles."""
-    if measured := {
-        row: group.costs[row]["train_ratio"] for row in group.rows if row in group.costs
-    }:
+    measured = {row: group.costs[row]["train_ratio"] for row in group.rows if row in group.costs}
+    if measured:
         found = {row: (r["median"], r["low"], r["high"]) for row, r in measured.items()}
         first = next(iter(group.costs))
         title = "Measured time of a training step; bars along the axis: quartiles of the rounds"
         return title, f"training time, as a multiple of {first}", found
     first = {row: records[0]["summary"] for row, records in group.rows.items()}
     names = {"macs": "multiply-adds of an image", "parameters": "parameters"}
-    key = max(names, key=lambda key: _ratio([summary[key] for summary in first.values()]))
+    sizes = {key: [summary[key] for summary in first.values()] for key in names}
+    key = max(names, key=lambda key: max(sizes[key]) / min(sizes[key]))
     found = {row: (summary[key] / 1e6,) * 3 for row, summary in first.items()}
     title = f"No times were measured; drawn are {names[key]}, which differ most"
     return title, f"{names[key]}, millions", found
-
-
-def _ratio(values: Sequence[int]) -> float:
-    return max(values) / min(values)
 
 
 def draw_curves(group: Group) -> Drawing:
@@ -73,8 +67,7 @@ def draw_curves(group: Group) -> Drawing:
     colours = looks.colours(group)
     longest = max(len(records[0]["history"]["epoch"]) for records in group.rows.values())
     zoomed = longest >= _ZOOM_FROM
-    figure = looks.empty_figure(5.6 if zoomed else 3.6)
-    panels = list(figure.subplots(1 + zoomed, 1, squeeze=False).flat)
+    figure, panels = looks.new_figure(5.6 if zoomed else 3.6, 1 + zoomed)
     handles = _plot_curves(panels[0], group, colours, 0)
     if zoomed:
         _plot_curves(panels[1], group, colours, longest - longest // 4)
@@ -91,20 +84,13 @@ def _plot_curves(
     handles = {}
     for row, records in group.rows.items():
         curves = 100 * looks.columns(records, "test_top1")[:, first:]
-        epochs, grey = first + 1 + np.arange(curves.shape[1]), colours[row] == OTHERS
-        (handles[row],) = axes.plot(
-            epochs,
-            curves.mean(0),
-            "-" if grey or SERIES.index(colours[row]) < len(SERIES) // 2 else "--",
-            marker="." if len(records[0]["history"]["epoch"]) <= _DOTS_UP_TO else "",
-            markersize=4,
-            color=colours[row],
-            linewidth=0.6 if grey else 1.2,
-            zorder=2 if grey else 3,
-        )
-        looks.add_band(axes, epochs, curves, colours[row])
+        epochs = first + 1 + np.arange(curves.shape[1])
+        dashed = colours[row] in SERIES[len(SERIES) // 2 :]
+        style = {"linestyle": "--" if dashed else "-", "linewidth": 1.2, "markersize": 4}
+        style["marker"] = "." if len(records[0]["history"]["epoch"]) <= _DOTS_UP_TO else ""
+        handles[row] = looks.plot_mean(axes, epochs, curves, colours[row], **style)
     axes.set_ylabel("test top-1, %")
-    looks.tick_whole_epochs(axes)
+    looks.tick_whole_numbers(axes)
     return handles
 
 
@@ -113,16 +99,13 @@ def draw_seeds(group: Group) -> Drawing:
     labels, colours = [looks.label(row) for row in group.rows], looks.colours(group)
     heights = np.array([max(2, label.count("\n") + 1) for label in labels])
     places = np.cumsum(heights) - heights / 2
-    figure, axes = looks.new_figure(0.8 + 0.14 * heights.sum())
+    figure, (axes,) = looks.new_figure(0.8 + 0.14 * heights.sum())
     for place, (row, records) in zip(places, group.rows.items(), strict=True):
         seeds = [100 * record["summary"]["final_test_top1"] for record in records]
-        mean, arms, colour = (
-            group.accuracy[row].mean,
-            looks.error_bars(group.accuracy[row]),
-            colours[row],
-        )
+        summary, colour = group.accuracy[row], colours[row]
+        arms = looks.error_bars(summary)
         axes.plot(seeds, [place - 0.4] * len(seeds), "o", ms=4.5, mew=0, alpha=0.6, color=colour)
-        axes.errorbar(mean, place + 0.4, xerr=arms, fmt="d", ms=4, capsize=2, color=colour)
+        axes.errorbar(summary.mean, place + 0.4, xerr=arms, fmt="d", ms=4, capsize=2, color=colour)
     for row in looks.baselines(group):
         axes.axvline(group.accuracy[row].mean, color=OTHERS, linewidth=0.8, linestyle=":")
     cut = looks.frame(group, axes.set_xlim)

@@ -75,11 +75,16 @@ def make_picture(labels: Sequence[str], drawing: Drawing) -> Picture:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         drawing.figure.savefig(text, format="svg", transparent=True, metadata=empty)
-    root = _cleaned(text.getvalue())
+    root = _parse_shortened(text.getvalue())
     root.set("role", "img")
     root.set("aria-label", f"{drawing.title}: {', '.join(labels)}")
-    file_svg = _for_file(root)
-    return Picture(name, drawing.title, drawing.caption, _for_page(root), file_svg)
+    background = ElementTree.Element(f"{{{_SVG}}}rect", width="100%", height="100%", fill="white")
+    root.insert(0, background)
+    file_svg = ElementTree.tostring(root, encoding="unicode") + "\n"
+    root.remove(background)
+    _adapt_to_page(root)
+    page_svg = ElementTree.tostring(root, encoding="unicode")
+    return Picture(name, drawing.title, drawing.caption, page_svg, file_svg)
 
 
 def _file_name(labels: Sequence[str]) -> str:
@@ -90,14 +95,13 @@ def _file_name(labels: Sequence[str]) -> str:
     return f"{name}-{crc32(repr(labels).encode()):08x}"
 
 
-def _cleaned(text: str) -> ElementTree.Element:
-    """Return the root, short: no metadata, no rules for a whole page, no idle names."""
+def _parse_shortened(text: str) -> ElementTree.Element:
+    """Return the root without metadata, rules for a whole page, and names nobody refers to."""
     root = ElementTree.fromstring(text)
     used = set(_REFERENCE.findall(text))
     for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
-                parent.remove(child)
+        for child in parent.findall("./{*}metadata") + parent.findall("./{*}style"):
+            parent.remove(child)
         if parent.get("id") not in used:
             parent.attrib.pop("id", None)
         if path := parent.get("d"):
@@ -106,23 +110,11 @@ def _cleaned(text: str) -> ElementTree.Element:
     return root
 
 
-def _for_file(root: ElementTree.Element) -> str:
-    background = ElementTree.Element(
-        f"{{{_SVG}}}rect", {"width": "100%", "height": "100%", "fill": "white"}
-    )
-    root.insert(0, background)
-    text = ElementTree.tostring(root, encoding="unicode")
-    root.remove(background)
-    return text + "\n"
-
-
-def _for_page(root: ElementTree.Element) -> str:
-    """Return the element with the page's colours, fonts and width; the root is changed."""
+def _adapt_to_page(root: ElementTree.Element) -> None:
+    """Give an element the colours and the width of the page that it stands in."""
     variables = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
     for element in root.iter():
-        style = element.get("style")
-        if style:
+        if style := element.get("style"):
             element.set("style", re.sub("#[0-9a-f]{6}", lambda m: variables.get(m[0], m[0]), style))
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    return ElementTree.tostring(root, encoding="unicode")
