@@ -9,7 +9,7 @@ from spem.models import create_model
 from spem.report.figures import figures
 from spem.report.published import PUBLISHED, fits
 from spem.report.tables import read_contents
-from spem.report.writer import render_markdown, report
+from spem.report.writer import render, report
 
 
 def test_published_figures_stand_beside_the_networks_that_they_are_of(tmp_path):
@@ -88,7 +88,7 @@ def test_the_command_writes_a_page_markdown_and_figures(tmp_path, capsys):
 
 def test_page_and_markdown_have_the_same_tables(tmp_path):
     contents = read_contents(reports.write(tmp_path, reports.comparison()))
-    text = render_markdown(contents, [figures(group) for group in contents.groups])
+    text = render(contents, [figures(group) for group in contents.groups], "md")
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text.splitlines()
@@ -106,7 +106,7 @@ def test_what_users_call_things_is_text_in_markdown(tmp_path):
     study["question"] = "# Is ![this](https://example.com/a.png) a picture?"
     folder = reports.write(tmp_path, [reports.record("se", 0, 0.9, label=label)], study=study)
     contents = read_contents(folder)
-    text = render_markdown(contents, [[]])
+    text = render(contents, [[]], "md")
     assert text.startswith("# \\<b>T\\</b> # not a head\n")
     assert r"a\|b \<script>alert(1)\</script> \*x\* \`y\` &amp;lt;" in text
     assert "\n\\# Is ![this\\](https://example.com/a.png) a picture?\n" in text

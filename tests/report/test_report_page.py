@@ -8,7 +8,7 @@ from reports import comparison, cost, failure, record, write
 
 from spem.report.figures import figures
 from spem.report.tables import read_contents
-from spem.report.writer import render_html
+from spem.report.writer import render
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = [
@@ -34,7 +34,7 @@ def page_of(folder, records, costs=(), study=None):
 
 
 def drawn(contents):
-    return render_html(contents, [figures(group) for group in contents.groups])
+    return render(contents, [figures(group) for group in contents.groups], "html")
 
 
 def visible(page):

@@ -61,12 +61,12 @@ class Difference(NamedTuple):
     """
 
     n: int
-    mean: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-    wilcoxon: float | None
-    reason: str | None
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    wilcoxon: float | None = None
+    reason: str | None = None
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -101,17 +101,17 @@ def compare_paired(values: Mapping[int, float], baseline: Mapping[int, float]) -
     differences = [values[seed] - baseline[seed] for seed in values if seed in baseline]
     n = len(differences)
     if n == 0:
-        return Difference(0, None, None, None, None, None, "no seed in common")
+        return Difference(0, reason="no seed in common")
     if n == 1:
-        return Difference(1, differences[0], None, None, None, None, "n = 1")
+        return Difference(1, differences[0], reason="n = 1")
     tied = _merge_rounding(differences)
     if len(set(tied)) == 1:
-        return Difference(n, tied[0], tied[0], tied[0], None, None, "zero variance")
+        return Difference(n, tied[0], tied[0], tied[0], reason="zero variance")
     _, mean, _, low, high = summary(differences)
     paired: Any = stats.ttest_1samp(differences, 0)
     ranked: Any = stats.wilcoxon(tied) if n >= WILCOXON_FROM else None
     wilcoxon = ranked and float(ranked.pvalue)
-    return Difference(n, mean, low, high, float(paired.pvalue), wilcoxon, None)
+    return Difference(n, mean, low, high, float(paired.pvalue), wilcoxon)
 
 
 def _merge_rounding(differences: Sequence[float]) -> list[float]:

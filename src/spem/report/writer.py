@@ -3,12 +3,11 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from spem._extras import needs_extra
 from spem._files import write_text
 from spem.report.figures import PALETTE, Picture, figures
-from spem.report.tables import Contents, TextCell, TextTable, read_contents
+from spem.report.tables import Contents, read_contents
 
 with needs_extra("report"):
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -31,34 +30,23 @@ def report(folder: str) -> None:
     place.mkdir(exist_ok=True)
     for picture in (each for own in pictures for each in own):
         write_text(place / f"{picture.name}.svg", picture.file_svg)
-    texts = {"md": render_markdown(contents, pictures), "html": render_html(contents, pictures)}
-    for ending, text in texts.items():
+    for ending in ("md", "html"):
         path = Path(folder, f"report.{ending}")
-        write_text(path, text)
+        write_text(path, render(contents, pictures, ending))
         get_console().print(str(path), soft_wrap=True, markup=False, highlight=False)
 
 
-def render_html(contents: Contents, pictures: Sequence[Sequence[Picture]]) -> str:
-    """Return the page: text, tables that sort, figures; for light and dark, small and wide screens.
+def render(contents: Contents, pictures: Sequence[Sequence[Picture]], ending: str) -> str:
+    """Return the report as Markdown, or as a page.
+
+    The page has text, tables that sort and figures, for light and dark, small and wide screens. The
+    Markdown refers to the files of the pictures in `figures/`.
 
     Args:
         contents: everything that it shows.
         pictures: of each group.
+        ending: md or html.
     """
-    return _render("report.html.j2", contents, pictures)
-
-
-def render_markdown(contents: Contents, pictures: Sequence[Sequence[Picture]]) -> str:
-    """Return the report as Markdown.
-
-    Args:
-        contents: everything that it shows.
-        pictures: of each group; the text refers to their files in `figures/`.
-    """
-    return _render("report.md.j2", contents, pictures)
-
-
-def _render(template: str, contents: Contents, pictures: Sequence[Sequence[Picture]]) -> str:
     environment = Environment(
         loader=PackageLoader("spem.report"),
         autoescape=select_autoescape(["html.j2"]),
@@ -68,21 +56,9 @@ def _render(template: str, contents: Contents, pictures: Sequence[Sequence[Pictu
         undefined=StrictUndefined,
     )
     environment.filters |= {"plain": _escape_markdown, "fenced": _fence}
-    values: dict[str, Any] = {"palette": PALETTE, "sort_key": _sort_key}
-    values |= {"numeric_columns": _numeric_columns}
     groups = list(zip(contents.groups, pictures, strict=True))
-    return environment.get_template(template).render(contents=contents, groups=groups, **values)
-
-
-def _numeric_columns(table: TextTable) -> list[int]:
-    """Return the columns that are sorted by numbers, and those without anything to sort by."""
-    columns = enumerate(zip(*table.rows, strict=True))
-    return [place for place, cells in columns if not any(isinstance(c.sort, str) for c in cells)]
-
-
-def _sort_key(cell: TextCell) -> str:
-    """Return what the page's script sorts by; "" goes last."""
-    return "" if cell.sort is None else str(cell.sort)
+    template = environment.get_template(f"report.{ending}.j2")
+    return template.render(contents=contents, groups=groups, palette=PALETTE)
 
 
 def _escape_markdown(text: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from spem._extras import needs_extra
 from spem.compare.records import Ledger, Record, group_records, read_costs, read_study, row_of
 from spem.report.published import PUBLISHED, Published, fits
-from spem.report.significance import RULE, WILCOXON_FROM, summary
-from spem.report.tables.group import Group, TextCell, TextTable, make_group, percents, spread
+from spem.report.significance import RULE, WILCOXON_FROM
+from spem.report.tables.group import Group, TextCell, TextTable, make_cell, make_group, mean_cell
 
 with needs_extra("train"):
     import yaml
@@ -22,24 +22,11 @@ _READING = (
     f" {WILCOXON_FROM} seeds on and is not corrected. The best test epoch is how the paper reports:"
     " it is chosen on the test images, so it is no estimate of the accuracy on new ones."
 )
-_BESIDE_NOTES = [
+_BESIDE = (
     "The kinds differ: a published best test epoch stands beside our best test epoch, a final epoch"
     " or a mean of several runs beside our final epoch, each a mean over our seeds. Recipes and"
-    " epochs may differ, too, so a distance between the columns is not the effect of anything.",
-]
-_BESIDE_HEADER = [
-    "model",
-    "data",
-    "gate",
-    "published top-1, %",
-    "what it is",
-    "our row",
-    "ours, final epoch, %",
-    "ours, best test epoch, %",
-    "our n",
-    "our epochs",
-    "source",
-]
+    " epochs may differ, too, so a distance between the columns is not the effect of anything."
+)
 _SUMMARY_KEYS = {"final_test_top1", "best_test_top1", "test_top1_at_best_validation"}
 _SUMMARY_KEYS |= {"parameters", "macs", "device", "kernels", "versions"}
 
@@ -94,14 +81,15 @@ def read_contents(folder: Path) -> Contents:
     ]
     recipe, differing = _recipes(records)
     return Contents(
-        title=study.get("title") or "Comparison of " + _names(r["model"] for r in records),
+        title=study.get("title")
+        or "Comparison of " + ", ".join(dict.fromkeys(record["model"] for record in records)),
         question=study.get("question"),
         state=_state(len(finished), study.get("planned"), len(records) - len(finished)),
         notes=[*_missing(ledger), _READING, RULE],
         groups=found,
         published=_compare_published(found),
         commands=list(map(str, study.get("commands") or [])),
-        versions=_counted(_versions(record["summary"]) for record in finished),
+        versions=_counted(map(_versions, finished)),
         devices=[*_counted(map(_device, finished)), *dict.fromkeys(map(_measured, costs))],
         recipe=recipe,
         differing=differing,
@@ -110,7 +98,7 @@ def read_contents(folder: Path) -> Contents:
 
 def _finished(ledger: Ledger) -> list[Record]:
     """Return the records of finished runs, checked; an error says why there is none."""
-    folder, records = ledger.path.parent, list(ledger.records.values())
+    folder, records = ledger.folder, list(ledger.records.values())
     if not ledger.path.exists():
         if (folder / "study.yaml").exists():
             raise ValueError(f"no run of {folder} is finished yet: the same spem compare goes on")
@@ -128,15 +116,14 @@ def _finished(ledger: Ledger) -> list[Record]:
     return finished
 
 
-def _names(values: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(values))
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _state(finished: int, planned: int | None, failed: int) -> str:
-    all_ = planned if planned is not None and planned >= finished + failed else finished + failed
+    runs = _count(max(planned or 0, finished + failed), "run")
     verb = "is" if finished == 1 else "are"
-    runs = "run" if all_ == 1 else "runs"
-    return f"{finished} of {all_} {runs} {verb} finished" + f", {failed} failed" * bool(failed)
+    return f"{finished} of {runs} {verb} finished" + f", {failed} failed" * bool(failed)
 
 
 def _missing(ledger: Ledger) -> list[str]:
@@ -154,30 +141,27 @@ def _missing(ledger: Ledger) -> list[str]:
     return found
 
 
-def _versions(summary_: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in summary_["versions"].items())
+def _versions(record: Record) -> str:
+    return ", ".join(f"{name} {value}" for name, value in record["summary"]["versions"].items())
 
 
 def _device(record: Record) -> str:
     found = record["summary"]
-    used = _threads(n) if (n := found.get("threads")) else None  # older summaries say none
+    threads = found.get("threads")  # older summaries say none
+    used = _count(threads, "thread") if threads else None
     return ", ".join(filter(None, (found["device"], used, f"{found['kernels']} kernels")))
-
-
-def _threads(n: int) -> str:
-    return f"{n} thread{'s' * (n > 1)}"
 
 
 def _measured(cost: dict[str, Any]) -> str:
     return (
-        f"speed and memory: {cost['device']}, {_threads(cost['threads'])},"
+        f"speed and memory: {cost['device']}, {_count(cost['threads'], 'thread')},"
         f" {cost['kernels']} kernels, batches of {cost['batch_size']}, {cost['rounds']} rounds,"
         f" torch {cost['torch']}, spem {cost['spem']}"
     )
 
 
 def _counted(lines: Iterable[str]) -> list[str]:
-    return [f"{line} ({n} run{'s' * (n > 1)})" for line, n in Counter(lines).items()]
+    return [f"{line} ({_count(number, 'run')})" for line, number in Counter(lines).items()]
 
 
 def _recipes(records: Sequence[Record]) -> tuple[str, list[str]]:
@@ -208,37 +192,37 @@ def _compare_published(found: Sequence[Group]) -> TextTable | None:
         cells
         for group in found
         for entry in PUBLISHED
-        if any(_place(records) == (entry.model, entry.data) for records in group.rows.values())
+        if any(
+            (records[0]["recipe"]["model"], records[0]["recipe"]["data"])
+            == (entry.model, entry.data)
+            for records in group.rows.values()
+        )
         for cells in _published_rows(entry, group)
     ]
-    return TextTable(_BESIDE_HEADER, rows, _BESIDE_NOTES) if rows else None
+    return TextTable(list(rows[0]), [[*row.values()] for row in rows], [_BESIDE]) if rows else None
 
 
-def _place(records: Sequence[Record]) -> tuple[str, str]:
-    return records[0]["recipe"]["model"], records[0]["recipe"]["data"]
-
-
-def _published_rows(entry: Published, group: Group) -> list[list[TextCell]]:
+def _published_rows(entry: Published, group: Group) -> list[dict[str, TextCell]]:
+    """Return a published accuracy beside each of our rows that it belongs to, or beside none."""
     gate = " ".join([entry.gate or "none", *(f"{k}={v}" for k, v in entry.options.items())])
-    theirs = [TextCell(text, text) for text in (entry.model, entry.data, gate)]
-    theirs += [TextCell(entry.top1, float(entry.top1)), TextCell(entry.kind, entry.kind)]
-    source = TextCell(entry.source, entry.source)
+    theirs = {
+        "model": make_cell(entry.model),
+        "data": make_cell(entry.data),
+        "gate": make_cell(gate),
+        "published top-1, %": TextCell(entry.top1, float(entry.top1)),
+        "what it is": make_cell(entry.kind),
+    }
+    source = {"source": make_cell(entry.source)}
     own = {row: r for row, r in group.rows.items() if fits(entry, r[0]["recipe"])}
-    if not own:
-        return [[*theirs, TextCell("not run"), *[TextCell("-")] * 4, source]]
-    return [
-        [*theirs, TextCell(row, row), *_our_cells(records), source] for row, records in own.items()
-    ]
+    ours = [_our_cells(row, records) for row, records in own.items()]
+    return [theirs | cells | source for cells in ours or [_our_cells("not run", [])]]
 
 
-def _our_cells(records: Sequence[Record]) -> list[TextCell]:
-    found = [
-        summary(list(percents(records, key).values()))
-        for key in ("final_test_top1", "best_test_top1")
-    ]
-    epochs = records[0]["recipe"]["epochs"]
-    return [
-        *(TextCell(spread(each), each.mean) for each in found),
-        TextCell(str(found[0].n), found[0].n),
-        TextCell(str(epochs), epochs),
-    ]
+def _our_cells(row: str, records: Sequence[Record]) -> dict[str, TextCell]:
+    return {
+        "our row": TextCell(row, row if records else None),
+        "ours, final epoch, %": mean_cell(records, "final_test_top1"),
+        "ours, best test epoch, %": mean_cell(records, "best_test_top1"),
+        "our n": make_cell(len({record["seed"] for record in records}) or None),
+        "our epochs": make_cell(records[0]["recipe"]["epochs"] if records else None),
+    }

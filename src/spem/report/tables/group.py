@@ -16,23 +16,6 @@ from spem.report.significance import (
     verdict,
 )
 
-_RESULTS = [
-    "gate",
-    "n",
-    "final test top-1, %",
-    "95 % interval",
-    "difference to the baseline, points",
-    "p (paired t, Holm)",
-    "p (Wilcoxon)",
-    "verdict",
-    "at the best validation epoch, %",
-    "best test epoch, % (as the paper reports)",
-    "parameters",
-    "multiply-adds",
-    "training, images/s",
-    "inference, images/s",
-    "memory of a training step, MiB",
-]
 _COST = (
     "Speeds and memory were measured after the runs, one network at a time, in turns: median"
     " [quartiles] of the rounds; × is the time over that of {first}, paired by round."
@@ -54,8 +37,13 @@ class TextTable:
     """A table, and the sentences below it."""
 
     header: list[str]
-    rows: list[list[TextCell]]
+    rows: list[Sequence[TextCell]]
     notes: list[str]
+
+    def numeric_columns(self) -> list[int]:
+        """Return the places of the columns without texts to sort by."""
+        columns = enumerate(zip(*self.rows, strict=True))
+        return [i for i, cells in columns if not any(isinstance(cell.sort, str) for cell in cells)]
 
 
 @dataclass(frozen=True)
@@ -65,9 +53,7 @@ class Group:
     Attributes:
         model, data: labels.
         rows: the records of finished runs by row.
-        failed: the records of runs that came to no result.
         accuracy: final test top-1 in percent, by row.
-        differences: of a row and its baseline, in points, by row.
         costs: of `costs.jsonl`, by row; empty where nothing was measured.
         table: the results.
         findings: sentences that say what the verdicts are.
@@ -76,20 +62,18 @@ class Group:
     model: str
     data: str
     rows: dict[str, list[Record]]
-    failed: list[Record]
     accuracy: dict[str, Summary]
-    differences: dict[str, Difference]
     costs: dict[str, dict[str, Any]]
     table: TextTable
     findings: list[str]
 
 
 class _Comparison(NamedTuple):
-    """A row's baseline, the difference to it, its p after Holm's correction, and the verdict."""
+    """The baseline of a row (None for a baseline), the difference to it, p by Holm, the verdict."""
 
-    baseline: str
+    baseline: str | None
     difference: Difference
-    corrected: float | None
+    p: float | None
     verdict: str
 
 
@@ -105,56 +89,66 @@ def make_group(
         costs: by row.
     """
     rows = {row: own for row, all_ in records.items() if (own := [r for r in all_ if r["summary"]])}
-    compared = _compare(rows)
-    accuracy = {row: _summary(own, "final_test_top1") for row, own in rows.items()}
-    several = len({each.baseline for each in compared.values()}) > 1
-    cells = [
-        [
-            *_accuracy_cells(row, accuracy[row]),
-            *_comparison_cells(compared.get(row), several),
-            _mean_cell(own, "test_top1_at_best_validation"),
-            _mean_cell(own, "best_test_top1"),
-            *_cost_cells(own[0]["summary"], costs.get(row)),
-        ]
-        for row, own in rows.items()
-    ]
-    note = _COST.format(first=next(iter(costs))) if costs else _NO_COST
-    findings = _findings(compared)
-    if not findings:
-        findings = ["No row is compared with another." if rows else "No run came to a result."]
-    return Group(
-        model=model,
-        data=data,
-        rows=rows,
-        failed=[r for all_ in records.values() for r in all_ if not r["summary"]],
-        accuracy=accuracy,
-        differences={row: each.difference for row, each in compared.items()},
-        costs=costs,
-        table=_without_empty_columns(TextTable(_RESULTS, cells, [note])),
-        findings=findings,
-    )
-
-
-def _without_empty_columns(table: TextTable) -> TextTable:
-    kept = [
-        place
-        for place in range(len(table.header))
-        if not table.rows or any(row[place].text != "-" for row in table.rows)
-    ]
-    rows = [[row[place] for place in kept] for row in table.rows]
-    return TextTable([table.header[place] for place in kept], rows, table.notes)
-
-
-def _compare(rows: Mapping[str, list[Record]]) -> dict[str, _Comparison]:
     values = {row: percents(own, "final_test_top1") for row, own in rows.items()}
-    others = {row: own[0]["against"] for row, own in rows.items() if own[0]["against"] is not None}
-    found = {
-        row: compare_paired(values[row], values.get(other, {})) for row, other in others.items()
+    accuracy = {row: summary(list(own.values())) for row, own in values.items()}
+    compared = _compare_rows(values, {row: own[0]["against"] for row, own in rows.items()})
+    columns = _fill_columns(rows, accuracy, compared, costs)
+    shown = {
+        title: cells
+        for title, cells in columns.items()
+        if not rows or any(cell.text != "-" for cell in cells)
     }
-    corrected = holm([each.p for each in found.values()])
+    note = _COST.format(first=next(iter(costs))) if costs else _NO_COST
+    table = TextTable(list(shown), list(zip(*shown.values(), strict=True)), [note])
+    nothing = "No row is compared with another." if rows else "No run came to a result."
+    return Group(model, data, rows, accuracy, costs, table, _findings(compared) or [nothing])
+
+
+def _compare_rows(
+    values: Mapping[str, dict[int, float]], baselines: Mapping[str, str | None]
+) -> dict[str, _Comparison]:
+    """Compare the accuracies of each row, by seed, with those of its baseline."""
+    found = [
+        Difference(0) if other is None else compare_paired(values[row], values.get(other, {}))
+        for row, other in baselines.items()
+    ]
+    corrected = holm([each.p for each in found])
     return {
-        row: _Comparison(others[row], each, p, verdict(each, p))
-        for (row, each), p in zip(found.items(), corrected, strict=True)
+        row: _Comparison(other, each, p, "baseline" if other is None else verdict(each, p))
+        for (row, other), each, p in zip(baselines.items(), found, corrected, strict=True)
+    }
+
+
+def _fill_columns(
+    rows: Mapping[str, list[Record]],
+    accuracy: Mapping[str, Summary],
+    compared: Mapping[str, _Comparison],
+    costs: Mapping[str, dict[str, Any]],
+) -> dict[str, list[TextCell]]:
+    """Return the cells of the table of results, by the titles of its columns."""
+    summaries = [own[0]["summary"] for own in rows.values()]
+    measured = [costs.get(row) for row in rows]
+    several = len({each.baseline for each in compared.values()} - {None}) > 1
+    return {
+        "gate": [make_cell(row) for row in rows],
+        "n": [make_cell(each.n) for each in accuracy.values()],
+        "final test top-1, %": _mean_cells(rows, "final_test_top1"),
+        "95 % interval": [
+            TextCell(_interval(each) or "- (n = 1)", each.low) for each in accuracy.values()
+        ],
+        "difference to the baseline, points": [
+            _difference_cell(each, several) for each in compared.values()
+        ],
+        "p (paired t, Holm)": [_p_cell(c.p, c.difference.reason) for c in compared.values()],
+        "p (Wilcoxon)": [_p_cell(each.difference.wilcoxon) for each in compared.values()],
+        "verdict": [make_cell(each.verdict) for each in compared.values()],
+        "at the best validation epoch, %": _mean_cells(rows, "test_top1_at_best_validation"),
+        "best test epoch, % (as the paper reports)": _mean_cells(rows, "best_test_top1"),
+        "parameters": [TextCell(f"{own['parameters']:,}", own["parameters"]) for own in summaries],
+        "multiply-adds": [TextCell(f"{own['macs']:,}", own["macs"]) for own in summaries],
+        "training, images/s": [_speed_cell(cost, "train") for cost in measured],
+        "inference, images/s": [_speed_cell(cost, "inference") for cost in measured],
+        "memory of a training step, MiB": [_memory_cell(cost) for cost in measured],
     }
 
 
@@ -164,66 +158,61 @@ def percents(records: Sequence[Record], key: str) -> dict[int, float]:
     return {seed: 100 * value for seed, value in found.items() if value is not None}
 
 
-def spread(found: Summary) -> str:
-    """Return mean and deviation as a table shows them."""
-    return f"{found.mean:.2f}" + ("" if found.deviation is None else f" ± {found.deviation:.2f}")
+def make_cell(value: str | int | None) -> TextCell:
+    """Return the cell of a value, by which the table is sorted."""
+    return TextCell("-" if value is None else str(value), value)
 
 
-def _summary(records: Sequence[Record], key: str) -> Summary:
-    return summary(list(percents(records, key).values()))
+def mean_cell(records: Sequence[Record], key: str) -> TextCell:
+    """Return the cell of an accuracy in percent: its mean and deviation over the seeds."""
+    values = percents(records, key).values()
+    if not values:
+        return TextCell("-")
+    found = summary(list(values))
+    deviation = "" if found.deviation is None else f" ± {found.deviation:.2f}"
+    return TextCell(f"{found.mean:.2f}{deviation}", found.mean)
 
 
-def _accuracy_cells(row: str, found: Summary) -> list[TextCell]:
-    return [
-        TextCell(row, row),
-        TextCell(str(found.n), found.n),
-        TextCell(spread(found), found.mean),
-        TextCell(_interval(found.low, found.high) or "- (n = 1)", found.low),
-    ]
+def _mean_cells(rows: Mapping[str, list[Record]], key: str) -> list[TextCell]:
+    return [mean_cell(own, key) for own in rows.values()]
 
 
-def _comparison_cells(compared: _Comparison | None, several: bool) -> list[TextCell]:
-    if compared is None:
-        return [*[TextCell("-")] * 3, TextCell("baseline", "baseline")]
-    found, p = compared.difference, compared.corrected
-    difference = "-"
-    if found.mean is not None:
-        interval = _interval(found.low, found.high, sign="+")
-        baseline = f"to {compared.baseline}" if several else ""
-        difference = " ".join(filter(None, (f"{found.mean:+.2f}", interval, baseline)))
-    return [
-        TextCell(difference, found.mean),
-        TextCell(f"- ({found.reason})" if p is None else _p(p), p),
-        TextCell("-" if found.wilcoxon is None else _p(found.wilcoxon), found.wilcoxon),
-        TextCell(compared.verdict, compared.verdict),
-    ]
+def _interval(found: Summary | Difference, sign: str = "") -> str:
+    low, high = found.low, found.high
+    return "" if low is None or high is None else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
+
+
+def _difference_cell(compared: _Comparison, several: bool) -> TextCell:
+    """Return the cell of a difference; the baseline is named where a table has several."""
+    mean = compared.difference.mean
+    if mean is None:
+        return TextCell("-")
+    baseline = f"to {compared.baseline}" if several else ""
+    words = (f"{mean:+.2f}", _interval(compared.difference, "+"), baseline)
+    return TextCell(" ".join(filter(None, words)), mean)
+
+
+def _p_cell(p: float | None, reason: str | None = None) -> TextCell:
+    missing = f"- ({reason})" if reason else "-"
+    return TextCell(missing if p is None else _p(p), p)
 
 
 def _p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _interval(low: float | None, high: float | None, sign: str = "") -> str:
-    return "" if low is None or high is None else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
-
-
-def _mean_cell(records: Sequence[Record], key: str) -> TextCell:
-    if not percents(records, key):
-        return TextCell("-")
-    found = _summary(records, key)
-    return TextCell(spread(found), found.mean)
-
-
-def _cost_cells(own: dict[str, Any], cost: dict[str, Any] | None) -> list[TextCell]:
-    cells = [TextCell(f"{own[key]:,}", own[key]) for key in ("parameters", "macs")]
+def _speed_cell(cost: dict[str, Any] | None, kind: str) -> TextCell:
     if cost is None:
-        return [*cells, TextCell("-"), TextCell("-"), TextCell("-")]
-    for kind in ("train", "inference"):
-        speed, ratio = cost[kind], cost[f"{kind}_ratio"]["median"]
-        text = f"{speed['median']:,.0f} [{speed['low']:,.0f}, {speed['high']:,.0f}], ×{ratio:.2f}"
-        cells.append(TextCell(text, speed["median"]))
-    memory = cost["memory"]
-    return [*cells, TextCell("-" if memory is None else f"{memory / 2**20:,.1f}", memory)]
+        return TextCell("-")
+    speed, ratio = cost[kind], cost[f"{kind}_ratio"]["median"]
+    text = f"{speed['median']:,.0f} [{speed['low']:,.0f}, {speed['high']:,.0f}], ×{ratio:.2f}"
+    return TextCell(text, speed["median"])
+
+
+def _memory_cell(cost: dict[str, Any] | None) -> TextCell:
+    if cost is None or cost["memory"] is None:
+        return TextCell("-")
+    return TextCell(f"{cost['memory'] / 2**20:,.1f}", cost["memory"])
 
 
 def _findings(compared: Mapping[str, _Comparison]) -> list[str]:
@@ -231,21 +220,22 @@ def _findings(compared: Mapping[str, _Comparison]) -> list[str]:
     sentences = []
     undecided: dict[tuple[str, str], dict[str, str]] = {}
     for row, (baseline, own, p, word) in compared.items():
-        if word not in ("higher", "lower") or own.mean is None or p is None:
-            clear = word == UNDECIDED and own.low is not None and own.low * (own.high or 0) > 0
-            far = f" ({own.mean:+.2f} {_interval(own.low, own.high, sign='+')})" if clear else ""
-            undecided.setdefault((baseline, _POINTS.sub("", word)), {})[f"{row}{far}"] = word
+        if baseline is None:
             continue
-        sentences.append(
-            f"{row} is {word} than {baseline} by {abs(own.mean):.2f} points"
-            f" (interval {_interval(own.low, own.high, sign='+')}, n = {own.n},"
-            f" p {'' if p < 0.001 else '= '}{_p(p)})."
-        )
-    sentences += [
+        interval = _interval(own, "+")
+        if word in ("higher", "lower") and own.mean is not None and p is not None:
+            sentences.append(
+                f"{row} is {word} than {baseline} by {abs(own.mean):.2f} points (interval"
+                f" {interval}, n = {own.n}, p {'' if p < 0.001 else '= '}{_p(p)})."
+            )
+            continue
+        clear = word == UNDECIDED and own.low is not None and own.low * (own.high or 0) > 0
+        far = f" ({own.mean:+.2f} {interval})" if clear else ""
+        undecided.setdefault((baseline, _POINTS.sub("", word)), {})[f"{row}{far}"] = word
+    return sentences + [
         f"Against {baseline}, {_join_verdicts(verdicts)}."
         for (baseline, _), verdicts in undecided.items()
     ]
-    return sentences
 
 
 def _join_verdicts(verdicts: Mapping[str, str]) -> str:
