@@ -49,18 +49,10 @@ def bench(
     from spem.train.devices import keep_freed_memory
 
     keep_freed_memory()
+    options: dict[str, Any] = {"batch": batch, "size": size, "channels_last": channels_last}
+    options |= {"device": device, "threads": threads, "rounds": rounds}
     try:
-        rows = measure_gates(
-            model,
-            gates,
-            at,
-            batch=batch,
-            size=size,
-            channels_last=channels_last,
-            device=device,
-            threads=threads,
-            rounds=rounds,
-        )
+        rows = measure_gates(model, gates, at, **options)
     except RedCaseError as error:
         sys.stderr.write(f"spem: wrong results, nothing was measured: {error}\n")
         return 1

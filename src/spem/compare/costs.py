@@ -1,6 +1,6 @@
 """What networks cost beside each other: training and inference in turns, memory of a step."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,8 +21,7 @@ from spem.compare.timing import (
     step_memory,
 )
 from spem.data.batches import Batches
-from spem.data.dataset import Dataset
-from spem.train.devices import count_threads, create_fabric, settings
+from spem.train.devices import count_threads, create_fabric, create_stream, settings
 from spem.train.optimizer import create_optimizer
 from spem.train.recipe import Recipe
 from spem.train.setup import build, load_data
@@ -30,7 +29,6 @@ from spem.train.step import create_step
 
 ROUNDS = 20
 _LABELS = ("model", "data", "gate", "overrides")
-_KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed")
 
 
 class NetworkWork(NamedTuple):
@@ -39,13 +37,11 @@ class NetworkWork(NamedTuple):
     Attributes:
         train, inference: the work.
         images: how many are in the batch that both take.
-        device: on which they run.
     """
 
     train: Work
     inference: Work
     images: int
-    device: torch.device
 
 
 def make_work(
@@ -75,18 +71,17 @@ def make_work(
     model.train()
     count = len(labels)
     train: Work = lambda: lambda: take_step(images, labels, count)  # noqa: E731
-    return NetworkWork(train, lambda: infer, count, fabric.device)
+    return NetworkWork(train, lambda: infer, count)
 
 
 @contextmanager
 def measuring(recipe: Recipe, backend: str) -> Iterator[torch.device]:
     """Set threads and backend for a measurement, and yield the device that the recipe asks for."""
     fabric = create_fabric(recipe)
-    device = fabric.device
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # a capture needs one
+    stream = create_stream(fabric.device)  # a capture needs one
     used = kernels.use("compiled") if backend == "compiled" else nullcontext()
     with settings(fabric, recipe), used, torch.cuda.stream(stream):
-        yield device
+        yield fabric.device
 
 
 def measure_networks(
@@ -138,21 +133,6 @@ def _measure_step_memory(
         return step_memory(build().train, device)
 
 
-def load_in_turn(recipes: Iterable[Recipe]) -> Iterator[Dataset]:
-    """Yield the data set of each recipe; equal ones in a row are loaded once.
-
-    Raises:
-        ValueError: a recipe and its data do not fit.
-        FileNotFoundError: the data is not there.
-    """
-    last, dataset = None, None
-    for recipe in recipes:
-        wanted = [getattr(recipe, key) for key in _KEYS_OF_DATA]
-        if dataset is None or wanted != last:
-            last, dataset = wanted, load_data(recipe)
-        yield dataset
-
-
 def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
     """Measure training and inference of the rows of one group, in turns.
 
@@ -185,8 +165,6 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
 def _make_run_work(recipe: Recipe) -> NetworkWork:
     """Build the network of a run, and its work on the first batch of its data."""
     dataset = load_data(recipe)
-    statistics: Any = {"mean": recipe.mean, "std": recipe.std}
-    batches = Batches(
-        dataset.train, recipe.batch_size, channels_last=recipe.channels_last, **statistics
-    )
+    keys: Any = {key: getattr(recipe, key) for key in ("mean", "std", "channels_last")}
+    batches = Batches(dataset.train, recipe.batch_size, **keys)
     return make_work(recipe, build(recipe, dataset), next(batches.in_order()))

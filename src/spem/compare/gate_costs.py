@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from spem import attach, auxiliary_loss, create_model, kernels
 from spem.compare.costs import NetworkWork, make_work, measure_networks, measuring
@@ -19,6 +18,7 @@ from spem.compare.timing import RedCaseError, check_parity, fastest_kernels
 from spem.gates import gate_options
 from spem.surgery.config import config_of
 from spem.train.recipe import Device, Recipe
+from spem.train.setup import count_macs
 
 _CHECKED_IMAGES = 8  # of the batch: the truth is computed in float64
 # The reference is run on inputs multiplied by 1 + k·eps, too, which moves each number by about k
@@ -81,7 +81,13 @@ def measure_gates(
     builds = [partial(_make_gate_work, model, gate, at, recipe, size) for gate in attached]
     costs = measure_networks(builds, recipe, backend, rounds)
     return [
-        {"gate": name, "kernels": backend, **_count(network, images[:1]), **own}
+        {
+            "gate": name,
+            "kernels": backend,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "macs": count_macs(network, images[:1])[0],
+            **own,
+        }
         for name, network, own in zip(["none", "none again", *gates], networks, costs, strict=True)
     ]
 
@@ -140,15 +146,6 @@ def _make_gate_work(
     fold = config_of(build_network(model)) is not None
     images = _draw_images(network, recipe, size)
     return make_work(recipe, network, (images, torch.arange(len(images)) % 2), fold)
-
-
-def _count(network: nn.Module, image: Tensor) -> dict[str, int]:
-    """Return the parameters of a network, and its multiply-adds for one image."""
-    # Compiled kernels would be traced under the counter, and count once more with symbolic sizes.
-    with torch.no_grad(), kernels.use("eager"), FlopCounterMode(display=False) as counter:
-        network.eval()(image)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return {"parameters": parameters, "macs": counter.get_total_flops() // 2}
 
 
 def check_gate(model: str, gate: str, at: str, images: Tensor, backend: str) -> None:

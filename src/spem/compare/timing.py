@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -104,38 +105,24 @@ def check_parity(
     Raises:
         RedCaseError: an error is larger.
     """
-    runs = list(naive)
+    runs, size = list(naive), partial(torch.linalg.vector_norm, ord=order)
     for name, true in truth.items():
         if name not in actual or not true.numel():
             continue
         found = actual[name]
         if found.shape != true.shape:
             raise RedCaseError(f"{name} is {tuple(found.shape)}, must be {tuple(true.shape)}")
-        ulp = torch.finfo(found.dtype).eps * _size(true, order)
-        allowed = 2 * max(_error(run[name], true, order) for run in runs) + ulps * ulp
-        error = _error(found, true, order)
+        error = size(found.double() - true).item()
+        errors = [size(run[name].double() - true).item() for run in runs]
+        allowed = 2 * max(errors) + ulps * torch.finfo(found.dtype).eps * size(true).item()
         if not error <= allowed:
             raise RedCaseError(f"{name}: error {error:.2e}, allowed {allowed:.2e}")
-
-
-def _error(value: Tensor, truth: Tensor, order: float) -> float:
-    return _size(value.double() - truth, order)
-
-
-def _size(x: Tensor, order: float) -> float:
-    return torch.linalg.vector_norm(x.flatten(), order).item()
 
 
 def fastest_kernels(device: torch.device) -> str:
     """Return the name of the backend that serves this device best, of those that work here."""
     wanted = ("triton", "compiled") if device.type == "cuda" else ("compiled",)
-    for name in wanted:
-        try:
-            with kernels.use(name):
-                return name
-        except (ValueError, RuntimeError, ImportError):
-            continue
-    return "eager"
+    return next((name for name in wanted if kernels.why_not(name) is None), "eager")
 
 
 def step_memory(work: Work, device: torch.device) -> int | None:
@@ -199,8 +186,8 @@ def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or that of the processor with the number of its cores here."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return f"{found[1] if found else platform.machine()}, {os.cpu_count()} cores"
+    name = platform.machine()
+    with suppress(OSError, StopIteration):
+        found = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in found if line.startswith("model name")).partition(": ")[2]
+    return f"{name}, {os.cpu_count()} cores"

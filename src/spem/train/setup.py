@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spem import kernels
@@ -70,7 +70,14 @@ def prepare(
     dataset = load_data(recipe) if dataset is None else dataset
     _check_batches(fabric.world_size, recipe, dataset)
     network = build(recipe, dataset) if model is None else model
-    macs = _count_macs(network, dataset)
+    device = next(network.parameters()).device
+    image = torch.zeros(1, *dataset.train.images.shape[1:], device=device)
+    macs, logits = count_macs(network, image)
+    if logits.shape != (1, len(dataset.classes)):
+        raise ValueError(
+            f"the model gives {tuple(logits.shape)} for one image, {dataset.name} needs"
+            f" {(1, len(dataset.classes))}"
+        )
     if recipe.cuda_graph:
         check_draws(network, torch.zeros(2, *dataset.train.images.shape[1:]))
     continued = resumed is not None and (resumed / "checkpoint.pt").exists()
@@ -122,23 +129,17 @@ def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
         )
 
 
-def _count_macs(model: nn.Module, dataset: Dataset) -> int:
-    """Return the multiply-adds of convolutions and linear layers for one image.
+def count_macs(model: nn.Module, image: Tensor) -> tuple[int, Tensor]:
+    """Return the multiply-adds of convolutions and linear layers for one image, and its logits.
 
-    Raises:
-        ValueError: the model does not give one logit a class.
+    Args:
+        model: it is left in evaluation mode.
+        image: (1, C, H, W), on the device of the model.
     """
-    device = next(model.parameters()).device
-    image = torch.zeros(1, *dataset.train.images.shape[1:], device=device)
     # Compiled kernels would be traced under the counter, which then adds symbolic sizes.
     with torch.no_grad(), kernels.use("eager"), FlopCounterMode(display=False) as counter:
         logits = model.eval()(image)
-    if logits.shape != (1, len(dataset.classes)):
-        raise ValueError(
-            f"the model gives {tuple(logits.shape)} for one image, {dataset.name} needs"
-            f" {(1, len(dataset.classes))}"
-        )
-    return counter.get_total_flops() // 2
+    return counter.get_total_flops() // 2, logits
 
 
 def choose_kernels(fabric: Fabric, jobs: Sequence[Job]) -> AbstractContextManager[None]:
