@@ -84,9 +84,11 @@ def _read_word(text: str) -> Any:
 
 
 def _choose_launcher(name: str, jobs: int, address: str | None) -> Callable[..., None]:
+    import torch.distributed
+
     from spem.compare import launchers
 
-    if launchers.under_torchrun():
+    if torch.distributed.is_torchelastic_launched():
         if name != "local" or jobs != 1:
             raise ValueError("under torchrun its processes share each run: --jobs 1, no launcher")
         return launchers.run_here

@@ -11,9 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-
-import torch
-import torch.distributed
+from typing import Any
 
 from spem._extras import needs_extra
 from spem.train.devices import count_threads, keep_freed_memory
@@ -208,16 +206,10 @@ def run_ray(runs: Runs, on_end: OnEnd, on_progress: OnProgress, address: str | N
     if started:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)
     try:
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-        running = {}
-        for recipe, folder in runs:
-            gpus = recipe.devices if has_gpus and recipe.device in ("auto", "cuda") else 0
-            task = ray.remote(num_cpus=count_threads(recipe), num_gpus=gpus, max_retries=3)(run_one)
-            running[task.remote(recipe, folder.absolute())] = folder
+        running = _submit_tasks(ray, runs)
         with deferred_interrupt(True) as interrupted:
             while running and not interrupted.is_set():
-                begun = [each for each in running.values() if (each / "recipe.yaml").exists()]
-                on_progress(begun)
+                on_progress([each for each in running.values() if (each / "recipe.yaml").exists()])
                 done, _ = ray.wait(list(running), timeout=_POLL)
                 for task in done:
                     on_end(running.pop(task), _get_error(ray, task))
@@ -231,18 +223,19 @@ def run_ray(runs: Runs, on_end: OnEnd, on_progress: OnProgress, address: str | N
             ray.shutdown()
 
 
-def _get_error(ray: object, task: object) -> str | None:
+def _submit_tasks(ray: Any, runs: Runs) -> dict[Any, Path]:
+    """Start a task for each run, and return their folders by task."""
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    tasks = {}
+    for recipe, folder in runs:
+        gpus = recipe.devices if has_gpus and recipe.device in ("auto", "cuda") else 0
+        task = ray.remote(num_cpus=count_threads(recipe), num_gpus=gpus, max_retries=3)(run_one)
+        tasks[task.remote(recipe, folder.absolute())] = folder
+    return tasks
+
+
+def _get_error(ray: Any, task: Any) -> str | None:
     try:
-        return ray.get(task)  # pyright: ignore[reportAttributeAccessIssue]
-    except ray.exceptions.RayError as error:  # pyright: ignore[reportAttributeAccessIssue]
+        return ray.get(task)
+    except ray.exceptions.RayError as error:
         return f"Ray: {' '.join(str(error).split())[:300]}"
-
-
-def under_torchrun() -> bool:
-    """Return whether this is one of several processes that torchrun started."""
-    return torch.distributed.is_torchelastic_launched()
-
-
-def is_first_process() -> bool:
-    """Return whether this is the one of torchrun's processes that writes."""
-    return os.environ.get("RANK", "0") == "0"

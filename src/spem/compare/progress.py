@@ -38,6 +38,10 @@ class ProgressTable:
         live: bool,
     ):
         self.plan, self.folder, self.records, self.jobs = plan, folder, records, jobs
+        rows: dict[tuple[str, str, str], list[PlannedRun]] = {}
+        for run in plan:
+            rows.setdefault((run.model, run.data, run.row), []).append(run)
+        self._rows = list(rows.values())
         self._running: list[PlannedRun] = []
         self._console = get_console()
         self._live = None
@@ -52,7 +56,7 @@ class ProgressTable:
     def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
-        self._console.print(self._table(self._rows()))
+        self._console.print(self._table(self._rows))
 
     def show_running(self, folders: Iterable[Path]) -> None:
         """Show that the runs in these folders are training."""
@@ -73,18 +77,13 @@ class ProgressTable:
         line = f"[{done}/{len(self.plan)}] {name}: {text}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _rows(self) -> list[list[PlannedRun]]:
-        rows: dict[tuple[str, str, str], list[PlannedRun]] = {}
-        for run in self.plan:
-            rows.setdefault((run.model, run.data, run.row), []).append(run)
-        return list(rows.values())
-
     def _fitting_rows(self) -> list[list[PlannedRun]]:
         """Return the rows that the terminal has lines for: those with a running run, if not all."""
-        rows, height = self._rows(), self._console.height - _FREE_LINES
-        if len(rows) <= height:
-            return rows
-        return [row for row in rows if any(run in self._running for run in row)][: max(1, height)]
+        height = self._console.height - _FREE_LINES
+        if len(self._rows) <= height:
+            return self._rows
+        running = [row for row in self._rows if any(run in self._running for run in row)]
+        return running[: max(1, height)]
 
     def _table(self, rows: list[list[PlannedRun]]) -> Table:
         ended = [self.records[run.key] for run in self.plan if run.key in self.records]

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from spem._extras import needs_extra
-from spem._files import atomically
+from spem._files import write_text
 from spem.compare.planned import PlannedRun, deciding_keys, row_name
 
 with needs_extra("train"):
     import yaml
 
 Record = dict[str, Any]
-_KEYS = {"key", "gate", "model", "data", "overrides", "against", "seed", "recipe"}
-_KEYS |= {"summary", "history", "error"}
+_KEYS = {*PlannedRun._fields, "seed", "summary", "history", "error"}
 _STUDY = {"title": (str, "text"), "question": (str, "text")}
 _STUDY |= {"planned": (int, "whole number"), "commands": (list, "list")}
 _COSTS = {"model", "data", "gate", "overrides", "train", "train_ratio", "inference"}
@@ -44,28 +43,25 @@ class Ledger:
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / "records.jsonl"
+        self.folder, self.path = folder, folder / "records.jsonl"
         self.records: dict[str, Record] = {}
         self.damaged: list[str] = []
         text = self.path.read_text(errors="replace") if self.path.exists() else ""
         for line in text.splitlines():
             record = _parse(line, _KEYS)
-            if record is None:
-                self.damaged.append(line)
-            else:
+            if record:
                 self.records[record["key"]] = record
+            else:
+                self.damaged.append(line)
         self._cut_off = bool(text) and not text.endswith("\n")
 
     def repair(self) -> None:
         """Move the lines that are not records to `records.damaged`."""
-        if not (self.damaged or self._cut_off):
-            return
         if self.damaged:
-            with self.path.with_name("records.damaged").open("a") as file:
+            with (self.folder / "records.damaged").open("a") as file:
                 file.writelines(f"{line}\n" for line in self.damaged)
-        with atomically(self.path) as temporary:
-            temporary.write_text("".join(map(_line, self.records.values())))
-        self._cut_off = False
+        if self.damaged or self._cut_off:
+            write_text(self.path, "".join(map(_line, self.records.values())))
 
     def append(self, record: Record) -> None:
         """Add a record; it is on the disk when this returns."""

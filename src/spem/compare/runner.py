@@ -1,35 +1,40 @@
 """Train the planned runs that have no result yet, record them, and measure what they cost."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
+
 from spem._extras import needs_extra
 from spem._files import write_text
 from spem.compare import launchers
-from spem.compare.costs import load_in_turn, measure_costs
+from spem.compare.costs import measure_costs
 from spem.compare.planned import PlannedRun
 from spem.compare.progress import ProgressTable
 from spem.compare.records import (
     Ledger,
-    Record,
     group_records,
     make_failure,
     make_record,
     read_costs,
     read_study,
     relabel,
+    row_of,
 )
 from spem.train.devices import create_fabric, keep_freed_memory
-from spem.train.setup import prepare
+from spem.train.setup import load_data, prepare
 
 with needs_extra("train"):
     import yaml
     from filelock import FileLock, Timeout
     from rich import get_console
+
+_KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed")
 
 
 def run_comparison(
@@ -60,33 +65,30 @@ def run_comparison(
         FileNotFoundError: the data is not there.
         KeyboardInterrupt: Ctrl-C.
     """
-    pending = _list_pending(plan, folder, Ledger(folder).records)
+    pending = _list_pending(plan, Ledger(folder))
     _check(pending)
-    if launchers.under_torchrun() and not launchers.is_first_process():
+    elastic = torch.distributed.is_torchelastic_launched()
+    if elastic and os.environ["RANK"] != "0":
         launch(_without_bars(pending, folder), lambda *_: None, lambda _: None)
         return 0
     with _lock(folder):
         ledger = Ledger(folder)
-        _restore_records(plan, folder, ledger)
+        _restore_records(plan, ledger)
         if about is not None:
             planned = {*ledger.records, *(run.key for run in plan)}
             _write_study(folder, about | {"planned": len(planned)})
-        _train_pending(plan, folder, ledger, launch, jobs)
-        if costs and not launchers.under_torchrun():
-            _measure_groups(plan, folder, ledger)
+        _train_pending(plan, ledger, launch, jobs)
+        if costs and not elastic:
+            _measure_groups(plan, ledger)
     get_console().print(f"make the page with: spem report {folder}", soft_wrap=True, markup=False)
     return int(any(ledger.records[run.key]["error"] for run in plan))
 
 
 def _train_pending(
-    plan: Sequence[PlannedRun],
-    folder: Path,
-    ledger: Ledger,
-    launch: Callable[..., None],
-    jobs: int,
+    plan: Sequence[PlannedRun], ledger: Ledger, launch: Callable[..., None], jobs: int
 ) -> None:
     """Launch the runs without a result, and append the record of each when it ends."""
-    pending = _list_pending(plan, folder, ledger.records)
+    folder, pending = ledger.folder, _list_pending(plan, ledger)
     for run in pending:
         ledger.records.pop(run.key, None)  # what failed is tried again
     begun = sum((run.folder_in(folder) / "checkpoint.pt").exists() for run in pending)
@@ -105,15 +107,13 @@ def _train_pending(
         launch(_without_bars(pending, folder), record_end, table.show_running)
 
 
-def _list_pending(
-    plan: Sequence[PlannedRun], folder: Path, records: dict[str, Record]
-) -> list[PlannedRun]:
+def _list_pending(plan: Sequence[PlannedRun], ledger: Ledger) -> list[PlannedRun]:
     """Return the runs without a result: neither a record of one nor a folder of a finished run."""
     return [
         run
         for run in plan
-        if not (run.key in records and records[run.key]["summary"])
-        and not (run.folder_in(folder) / "summary.json").exists()
+        if not (run.key in ledger.records and ledger.records[run.key]["summary"])
+        and not (run.folder_in(ledger.folder) / "summary.json").exists()
     ]
 
 
@@ -131,10 +131,13 @@ def _check(runs: Sequence[PlannedRun]) -> None:
     firsts: dict[tuple[str, str, str], PlannedRun] = {}
     for run in runs:
         firsts.setdefault((run.data, run.model, run.row), run)
-    datasets = load_in_turn(run.recipe for run in firsts.values())
+    last, dataset = None, None
     for run in firsts.values():
+        wanted = [getattr(run.recipe, key) for key in _KEYS_OF_DATA]
         try:
-            prepare(create_fabric(run.recipe), run.recipe, dataset=next(datasets))
+            if wanted != last:  # runs on the same data follow each other
+                last, dataset = wanted, load_data(run.recipe)
+            prepare(create_fabric(run.recipe), run.recipe, dataset=dataset)
         except ValueError as error:
             raise ValueError(f"{run.row!r} of {run.model} on {run.data}: {error}") from error
 
@@ -152,7 +155,7 @@ def _lock(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _restore_records(plan: Sequence[PlannedRun], folder: Path, ledger: Ledger) -> None:
+def _restore_records(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
     """Repair the records, and add those of finished runs that have none or other labels."""
     if ledger.damaged:
         get_console().print(
@@ -163,12 +166,12 @@ def _restore_records(plan: Sequence[PlannedRun], folder: Path, ledger: Ledger) -
         )
     ledger.repair()
     for run in plan:
-        record = ledger.records.get(run.key)
+        record, folder = ledger.records.get(run.key), run.folder_in(ledger.folder)
         if record and record["summary"]:
             if renamed := relabel(record, run):
                 ledger.append(renamed)
-        elif (run.folder_in(folder) / "summary.json").exists():
-            ledger.append(make_record(run, run.folder_in(folder)))
+        elif (folder / "summary.json").exists():
+            ledger.append(make_record(run, folder))
 
 
 def _write_study(folder: Path, about: dict[str, Any]) -> None:
@@ -179,20 +182,21 @@ def _write_study(folder: Path, about: dict[str, Any]) -> None:
     write_text(folder / "study.yaml", text)
 
 
-def _measure_groups(plan: Sequence[PlannedRun], folder: Path, ledger: Ledger) -> None:
+def _measure_groups(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
     """Measure the costs of each group that has results of all its rows and no costs yet."""
-    known = read_costs(folder)
+    known = read_costs(ledger.folder)
     recipes = {run.key: run.recipe for run in plan}
-    measured = {(c["model"], c["data"], c["gate"], c["overrides"]) for c in known}
     records = [record for key, record in ledger.records.items() if key in recipes]
-    for (model, data), rows in group_records(records).items():
+    for place, rows in group_records(records).items():
         firsts = [next((r for r in row if r["summary"]), None) for row in rows.values()]
         own = [record for record in firsts if record]
-        places = {(model, data, r["gate"], r["overrides"]) for r in own}
-        if not own or len(own) < len(rows) or places <= measured:
+        others = [cost for cost in known if (cost["model"], cost["data"]) != place]
+        measured = {row_of(cost) for cost in known if cost not in others}
+        if not own or len(own) < len(rows) or measured >= {row_of(record) for record in own}:
             continue
-        get_console().print(f"measuring speed and memory of {len(own)} networks: {model}, {data}")
+        names = ", ".join(place)
+        get_console().print(f"measuring speed and memory of {len(own)} networks: {names}")
         keep_freed_memory()
-        fresh = measure_costs(own, [recipes[record["key"]] for record in own])
-        known = [c for c in known if (c["model"], c["data"]) != (model, data)] + fresh
-        write_text(folder / "costs.jsonl", "".join(json.dumps(cost) + "\n" for cost in known))
+        known = others + measure_costs(own, [recipes[record["key"]] for record in own])
+        lines = "".join(json.dumps(cost) + "\n" for cost in known)
+        write_text(ledger.folder / "costs.jsonl", lines)

@@ -21,17 +21,13 @@ class AxisValue(NamedTuple):
 
     Attributes:
         label: what tables call it.
-        name: of the gate, the network or the data set; None for no gate and for overrides.
         recipe: recipe keys that it sets.
-        options: options of the gate.
         against: name of the row that its rows are compared with; None for that of the study.
         named_keys: the recipe keys whose values are part of the label.
     """
 
     label: str
-    name: str | None
     recipe: dict[str, Any]
-    options: dict[str, Any]
     against: str | None
     named_keys: frozenset[str]
 
@@ -84,6 +80,7 @@ class Study:
             ValueError: see the class; or a recipe key or its value is not allowed.
         """
         _refuse_axis_keys(self.recipe)
+        _refuse_axis_keys(recipe_keys)
         axes = [
             _read_axis("data", self.data),
             _read_axis("model", self.models),
@@ -105,16 +102,14 @@ class Study:
         return [run._replace(against=_find_baseline(run, rows)) for run in runs]
 
     def _list_seeds(self) -> list[int]:
-        if isinstance(self.seeds, int) and not isinstance(self.seeds, bool) and self.seeds >= 1:
-            return list(range(self.seeds))
-        if isinstance(self.seeds, list) and self.seeds:
-            repeated = sorted({s for s in self.seeds if self.seeds.count(s) > 1}, key=str)
-            if repeated:
-                raise ValueError(f"seeds are repeated: {', '.join(map(str, repeated))}")
-            return self.seeds
-        raise ValueError(
-            f"seeds must be a number of at least 1 or a list of seeds, got {self.seeds!r}"
-        )
+        seeds = list(range(self.seeds)) if type(self.seeds) is int else self.seeds
+        if not isinstance(seeds, list) or not seeds:
+            raise ValueError(
+                f"seeds must be a number of at least 1 or a list of seeds, got {self.seeds!r}"
+            )
+        if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}, key=str):
+            raise ValueError(f"seeds are repeated: {', '.join(map(str, repeated))}")
+        return seeds
 
     def _plan_run(
         self, seed: int, values: Sequence[AxisValue], recipe_keys: dict[str, Any], baseline: str
@@ -126,14 +121,10 @@ class Study:
                     f"{min(replaced)} is part of the name {value.label!r}: leave out its flag, or"
                     " give the mapping a label"
                 )
-        config = self.config or ("digits" if data.name == "digits" else "cifar_quick")
         settings = self.recipe | data.recipe | model.recipe | overrides.recipe | gate.recipe
         settings |= recipe_keys
-        names = {"data": data.name, "model": model.name, "gate": gate.name}
-        recipe = load_recipe(
-            config, **settings, **names, gate_options=gate.options, seed=seed, replicas=1
-        )
-        recipe = resolve(recipe)
+        config = self.config or ("digits" if settings["data"] == "digits" else "cifar_quick")
+        recipe = resolve(load_recipe(config, **settings, seed=seed, replicas=1))
         labels = (gate.label, model.label, data.label, overrides.label)
         against = gate.against or overrides.against or baseline
         return PlannedRun(record_key(recipe), *labels, against, recipe)
@@ -208,21 +199,23 @@ def _read_value(axis: str, value: Any) -> AxisValue:
         raise ValueError(f"overrides must be mappings of recipe keys, got {value!r}")
     keys = dict(value) if isinstance(value, dict) else {axis: value}
     label, against = keys.pop("label", None), keys.pop("against", None)
-    name = None
+    own: dict[str, Any] = {}
+    words: list[str] = []
     if axis != "overrides":
         name = keys.pop(axis, "")
         if not ((isinstance(name, str) and name) or (name is None and axis == "gate")):
             raise ValueError(f"{axis} must be a name or a mapping that holds one, got {value!r}")
-        name = None if name == "none" else name
+        own[axis] = None if name == "none" else name
+        words = [name or "none"]
     options: dict[str, Any] = {}
     if axis == "gate":
         options = {key: keys.pop(key) for key in list(keys) if key not in _KEYS_OF_GATES}
+        own["gate_options"] = options
     _refuse_axis_keys(keys)
     if label is not None:
-        return AxisValue(str(label), name, keys, options, against, frozenset())
-    words = [f"{key}={each}" for key, each in (options | keys).items()]
-    words = words if axis == "overrides" else [name or "none", *words]
-    return AxisValue(" ".join(words), name, keys, options, against, frozenset(keys))
+        return AxisValue(str(label), own | keys, against, frozenset())
+    words += [f"{key}={each}" for key, each in (options | keys).items()]
+    return AxisValue(" ".join(words), own | keys, against, frozenset(keys))
 
 
 def _refuse_axis_keys(keys: Any) -> None:
