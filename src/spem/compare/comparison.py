@@ -55,11 +55,9 @@ def compare(
     from spem.compare.study import load_study
 
     axes = {"gates": gates, "model": model, "data": data, "overrides": overrides}
-    given: dict[str, Any] = {
-        {"model": "models"}.get(key, key): list(map(_read_word, words))
-        for key, words in axes.items()
-        if words
-    }
+    given: dict[str, Any] = {key: [*map(_read_word, words)] for key, words in axes.items() if words}
+    if model:
+        given["models"] = given.pop("model")
     given |= {k: v for k, v in (("seeds", seeds), ("config", config)) if v is not None}
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, must be at least 1")

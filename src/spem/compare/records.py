@@ -48,8 +48,7 @@ class Ledger:
         self.damaged: list[str] = []
         text = self.path.read_text(errors="replace") if self.path.exists() else ""
         for line in text.splitlines():
-            record = _parse(line, _KEYS)
-            if record:
+            if record := _parse(line, _KEYS):
                 self.records[record["key"]] = record
             else:
                 self.damaged.append(line)
@@ -118,10 +117,9 @@ def _label(run: PlannedRun) -> Record:
 
 
 def _number(text: str) -> float | int | None:
-    if not text:
-        return None
-    value = float(text)
-    return int(value) if text.isdigit() else float(f"{value:.6g}")
+    if text.isdigit():
+        return int(text)
+    return float(f"{float(text):.6g}") if text else None
 
 
 def row_of(record: Record) -> str:

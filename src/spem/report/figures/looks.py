@@ -106,11 +106,8 @@ def frame(group: Group, set_limits: Callable[[float, float], Any]) -> str:
     Returns:
         The sentence that explains intervals cut off by the frame; "" if there are none.
     """
-    seeds = [
-        100 * record["summary"]["final_test_top1"]
-        for records in group.rows.values()
-        for record in records
-    ]
+    records = [record for own in group.rows.values() for record in own]
+    seeds = [100 * record["summary"]["final_test_top1"] for record in records]
     ends = [end for each in group.accuracy.values() for end in (each.low, each.high) if end]
     spread = max(max(seeds) - min(seeds), 0.2)
     low, high = min([*seeds, *ends]), max([*seeds, *ends])

@@ -68,9 +68,9 @@ def draw_curves(group: Group) -> Drawing:
     longest = max(len(records[0]["history"]["epoch"]) for records in group.rows.values())
     zoomed = longest >= _ZOOM_FROM
     figure, panels = looks.new_figure(5.6 if zoomed else 3.6, 1 + zoomed)
-    handles = _plot_curves(panels[0], group, colours, 0)
+    handles = _plot_curves(panels[0], group, 0)
     if zoomed:
-        _plot_curves(panels[1], group, colours, longest - longest // 4)
+        _plot_curves(panels[1], group, longest - longest // 4)
     panels[-1].set_xlabel("epochs trained")
     looks.add_legend(figure, handles, colours)
     caption = "Mean over the seeds; bands from the lowest seed to the highest."
@@ -78,10 +78,8 @@ def draw_curves(group: Group) -> Drawing:
     return Drawing("curves", "Learning curves", caption + looks.explain_grey(colours), figure)
 
 
-def _plot_curves(
-    axes: Axes, group: Group, colours: dict[str, str], first: int
-) -> dict[str, Line2D]:
-    handles = {}
+def _plot_curves(axes: Axes, group: Group, first: int) -> dict[str, Line2D]:
+    colours, handles = looks.colours(group), {}
     for row, records in group.rows.items():
         curves = 100 * looks.columns(records, "test_top1")[:, first:]
         epochs = first + 1 + np.arange(curves.shape[1])

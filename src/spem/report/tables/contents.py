@@ -130,9 +130,9 @@ def _missing(ledger: Ledger) -> list[str]:
     """Return a sentence for the damaged records, and one for each failed run."""
     found = []
     if n := len(ledger.damaged):
-        lines = "1 line of records.jsonl is" if n == 1 else f"{n} lines of records.jsonl are"
         found.append(
-            f"{lines} damaged and left out; spem compare writes the records of finished runs anew."
+            f"{_count(n, 'line')} of records.jsonl {'is' if n == 1 else 'are'} damaged and left"
+            " out; spem compare writes the records of finished runs anew."
         )
     for record in ledger.records.values():
         if not record["summary"]:
@@ -173,7 +173,8 @@ def _recipes(records: Sequence[Record]) -> tuple[str, list[str]]:
     for record in records:
         own = {key: value for key, value in record["recipe"].items() if key not in (*same, "seed")}
         place = f"{row_of(record)}, {record['model']}, {record['data']}"
-        lines.setdefault((place, _flow(own)), []).append(record["seed"])
+        text = yaml.safe_dump(own, sort_keys=False, default_flow_style=True, width=10**6)
+        lines.setdefault((place, text.strip()[1:-1]), []).append(record["seed"])
     differing = [
         f"{place}: {', '.join(filter(None, (own, 'seeds ' + ', '.join(map(str, seeds)))))}"
         for (place, own), seeds in lines.items()
@@ -181,24 +182,15 @@ def _recipes(records: Sequence[Record]) -> tuple[str, list[str]]:
     return yaml.safe_dump({key: recipes[0][key] for key in same}, sort_keys=False), differing
 
 
-def _flow(values: dict[str, Any]) -> str:
-    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=True, width=10**6)
-    return text.strip().removeprefix("{").removesuffix("}")
-
-
 def _compare_published(found: Sequence[Group]) -> TextTable | None:
     """Return the published accuracies beside those of the same networks here."""
-    rows = [
-        cells
-        for group in found
-        for entry in PUBLISHED
-        if any(
-            (records[0]["recipe"]["model"], records[0]["recipe"]["data"])
-            == (entry.model, entry.data)
-            for records in group.rows.values()
-        )
-        for cells in _published_rows(entry, group)
-    ]
+    rows: list[dict[str, TextCell]] = []
+    for group in found:
+        recipes = [records[0]["recipe"] for records in group.rows.values()]
+        places = {(recipe["model"], recipe["data"]) for recipe in recipes}
+        for entry in PUBLISHED:
+            if (entry.model, entry.data) in places:
+                rows += _published_rows(entry, group)
     return TextTable(list(rows[0]), [[*row.values()] for row in rows], [_BESIDE]) if rows else None
 
 
