@@ -75,6 +75,7 @@ class Constant(Gate):
         super().__init__(channels, init)
         self.factor = nn.Parameter(torch.randn(channels))
         self.more = spem.create_gate("se", channels) if more else None
+        self.rest_options = ("se", {}) if more else None
         self.statistics = self.more.statistics if self.more else ()
 
     def excite(self, pooled):
@@ -84,10 +85,6 @@ class Constant(Gate):
 
     def constant_part(self):
         return self.gain * self.factor, self.more
-
-    @classmethod
-    def options_of_rest(cls, options):
-        return ("se", {}) if options.get("more") else None
 
 
 def test_a_gate_learns_its_place(own):

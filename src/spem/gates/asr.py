@@ -1,31 +1,17 @@
 """ASR: the multipliers of a learned vector, constant after training: the norm can take them in."""
 
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_choice
-from spem.gates.eca import ECA
 from spem.gates.gate import Gate
-from spem.gates.ie import IE
-from spem.gates.lsas import LSAS
-from spem.gates.options import build_gate
-from spem.gates.se import SE
-from spem.gates.sem import SEM
-from spem.gates.spem import SPEM
+from spem.gates.registry import create_gate
 
-_ATTENTIONS: dict[str, type[Gate]] = {
-    "se": SE,
-    "eca": ECA,
-    "ie": IE,
-    "sem": SEM,
-    "lsas": LSAS,
-    "spem": SPEM,
-}
+_ATTENTIONS = ("se", "eca", "ie", "sem", "lsas", "spem")
 
 
 class ASR(Gate):
@@ -67,21 +53,14 @@ class ASR(Gate):
         if options.setdefault("init", init) != init:
             raise ValueError(f"attention_options has init={options['init']!r}, ASR init={init!r}")
         self.vector = nn.Parameter(torch.full((1, channels), 0.1))
-        build = partial(build_gate, attention, _ATTENTIONS[attention], channels, options)
-        self.attention = build()
-        self.behind = build() if both else None
+        self.attention = cast(Gate, create_gate(attention, channels, **options))
+        self.behind = cast(Gate, create_gate(attention, channels, **options)) if both else None
+        self.rest_options = (attention, dict(attention_options or {})) if both else None
         self.statistics = () if self.behind is None else self.behind.statistics
 
     def constant_part(self) -> tuple[Tensor, Gate | None]:
         """Return the multiplier of ψ times the gain, (C,), and the gate behind, which stays."""
         return self.gain * self._constant()[0], self.behind
-
-    @classmethod
-    def options_of_rest(cls, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-        """Return the name and options of the gate behind; None without one."""
-        if not options.get("both", False):
-            return None
-        return options.get("attention", "se"), dict(options.get("attention_options") or {})
 
     def _constant(self) -> Tensor:
         """Return the multiplier of ψ, (1, C), the same for every image."""

@@ -57,6 +57,8 @@ class Attention(nn.Module):
     # Whether the gates of a stage share a unit that the first one owns: see `Place.leader`. Such a
     # gate hands a state on to the next, so none of them can be replaced by a constant.
     shares_unit = False
+    # Name and options of the gate that `constant_part` leaves, for the `config` of a network.
+    rest_options: tuple[str, dict[str, Any]] | None = None
     # Options that earlier versions had: configurations that name them load, and they do nothing.
     retired_options: tuple[str, ...] = ()
 
@@ -67,6 +69,17 @@ class Attention(nn.Module):
         self.channels = channels
         self.register_buffer("gain", torch.ones(()))
         self._multiplier_hooks: dict[int, Callable[[Attention, Tensor], object]] = OrderedDict()
+
+    def start_at_identity(self, gain: float, *layers: nn.Module) -> None:
+        """Make the multipliers exactly 1 at the start.
+
+        Args:
+            gain: 1 / the multiplier of layers that give 0.
+            layers: the last ones before the sigmoid, whose weights and biases become 0.
+        """
+        self.gain.fill_(gain)
+        for parameter in (p for layer in layers for p in layer.parameters()):
+            nn.init.zeros_(parameter)
 
     @classmethod
     def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,15 +97,6 @@ class Attention(nn.Module):
 
         `spem.deploy` folds the factor into the layer before the gate, which the other gate then
         replaces, or nothing if that is None. None without a constant factor.
-        """
-        return None
-
-    @classmethod
-    def options_of_rest(cls, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-        """Return the name and options of the gate that gives the rest beside `constant_part`.
-
-        Args:
-            options: those of this gate.
         """
         return None
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates.attention import Attention
 from spem.gates.checks import check_choice, check_normalises, check_odd
-from spem.gates.gate import hidden_width, present, start_at_zero
+from spem.gates.gate import hidden_width, present
 from spem.kernels.reference import upcast
 
 
@@ -71,16 +71,7 @@ class CBAM(Attention):
         nn.init.zeros_(self.fc2.bias)
         self.spatial = _Spatial(kernel_size) if spatial else None
         if init == "identity":
-            start_at_zero(self.fc2)
-            self.gain.fill_(4 if spatial else 2)
-
-    def channel_multiplier(self, x: Tensor) -> Tensor:
-        """Return the multipliers of the channels, (N, C), without the gain."""
-        wanted = {name for key in self.pools for name in _POOLS[key][0]}
-        pooled = pool(x, wanted)
-        with torch.autocast(x.device.type, enabled=False):
-            total = sum(self.fc2(self.fc1(_POOLS[key][1](pooled, x)).relu()) for key in self.pools)
-            return torch.as_tensor(total).sigmoid()
+            self.start_at_identity(4 if spatial else 2, self.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the recalibrated feature map, (N, C, H, W).
@@ -89,7 +80,10 @@ class CBAM(Attention):
             ValueError: x has other channels than the gate was built for.
         """
         self.check_map(x)
-        multiplier = self.channel_multiplier(x)
+        pooled = pool(x, {name for key in self.pools for name in _POOLS[key][0]})
+        with torch.autocast(x.device.type, enabled=False):
+            total = sum(self.fc2(self.fc1(_POOLS[key][1](pooled, x)).relu()) for key in self.pools)
+            multiplier = torch.as_tensor(total).sigmoid()
         if self.spatial is None:
             return recalibrate(x, self.report_multiplier(self.gain * multiplier))
         x = recalibrate(x, self.report_multiplier(multiplier))

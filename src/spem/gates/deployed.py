@@ -21,12 +21,15 @@ class DeployedGate(Gate):
     """
 
     traceable = True
+    # The pooled values that a derived class reads beside those with a weight.
+    also_reads: tuple[str, ...] = ()
     shift: Tensor
 
     def __init__(self, gate: Gate, weights: Mapping[str, Tensor], constants: Mapping[str, Tensor]):
         super().__init__(gate.channels)
         self.gain = gate.gain.clone()
-        self.statistics = self.weighed = tuple(weights)
+        self.weighed = tuple(weights)
+        self.statistics = tuple(n for n in STATISTICS if n in (*weights, *self.also_reads))
         expanded = {f"{name}_weight": w.expand(gate.channels) for name, w in weights.items()}
         for name, value in {**expanded, **constants}.items():
             self.register_buffer(name, value.detach().to(self.gain, copy=True).contiguous())
@@ -62,24 +65,16 @@ class DeployedSPEM(DeployedGate):
     Args:
         gate, weights: see `DeployedGate`.
         constants: "shift" where there are weights, w as "sum_weight" and v as "sum_shift".
-        inside: whether r multiplies z inside of the sigmoid.
+
+    Attributes:
+        inside: whether r multiplies z inside of the sigmoid, as SPEM with form="figure" has it.
     """
 
     traceable = True
+    also_reads = ("max", "min")
     sum_weight: Tensor
     sum_shift: Tensor
-
-    def __init__(
-        self,
-        gate: Gate,
-        weights: Mapping[str, Tensor],
-        constants: Mapping[str, Tensor],
-        *,
-        inside: bool,
-    ):
-        super().__init__(gate, weights, constants)
-        self.inside = inside
-        self.statistics = tuple(name for name in STATISTICS if name in {*weights, "max", "min"})
+    inside: bool
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""
@@ -97,23 +92,15 @@ class DeployedSRM(DeployedGate):
     Args:
         gate, weights: see `DeployedGate`.
         constants: "shift", and k as "deviation_weight".
+
+    Attributes:
         eps: of the gate.
     """
 
     traceable = True
+    also_reads = ("var",)
     deviation_weight: Tensor
-
-    def __init__(
-        self,
-        gate: Gate,
-        weights: Mapping[str, Tensor],
-        constants: Mapping[str, Tensor],
-        *,
-        eps: float,
-    ):
-        super().__init__(gate, weights, constants)
-        self.statistics = ("mean", "var")
-        self.eps = eps
+    eps: float
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""

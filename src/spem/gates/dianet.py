@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.attention import Place
-from spem.gates.gate import hidden_width, start_at_zero
+from spem.gates.gate import hidden_width
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -69,11 +69,12 @@ class DIANet(DescriptorGate):
         self._leader = () if leader is None else (leader,)
         if leader is None:
             width = hidden_width(channels, reduction, clamp=False)
-            self.w_ih, self.w_hh = (_build_bottleneck(channels, width, init) for _ in range(2))
+            self.w_ih, self.w_hh = (_build_bottleneck(channels, width) for _ in range(2))
         else:
             leader.followers += 1
         if init == "identity":
-            self.gain.fill_(4)
+            last = (self.w_ih[-1], self.w_hh[-1]) if leader is None else ()
+            self.start_at_identity(4, *last)
 
     @property
     def follows(self) -> bool:
@@ -107,8 +108,6 @@ class DIANet(DescriptorGate):
         return {**self.__dict__, "_state": None, "_steps": 0}
 
 
-def _build_bottleneck(channels: int, width: int, init: str) -> nn.Sequential:
+def _build_bottleneck(channels: int, width: int) -> nn.Sequential:
     last = nn.Linear(width, 4 * channels)
-    if init == "identity":
-        start_at_zero(last)
     return nn.Sequential(nn.Linear(channels, width), nn.ReLU(), last)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.checks import check_odd
-from spem.gates.gate import start_at_zero
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -42,8 +41,7 @@ class ECA(DescriptorGate):
         super().__init__(channels, init=init, **pooling)
         self.conv = channel_conv(channels, kernel_size)
         if init == "identity":
-            start_at_zero(self.conv)
-            self.gain.fill_(2)
+            self.start_at_identity(2, self.conv)
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""

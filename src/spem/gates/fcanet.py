@@ -12,7 +12,7 @@ from spem._messages import unknown
 from spem.functional import recalibrate
 from spem.gates.attention import Attention, Place
 from spem.gates.checks import check_whole
-from spem.gates.gate import hidden_width, start_at_zero
+from spem.gates.gate import hidden_width
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 
@@ -87,8 +87,7 @@ class FcaNet(Attention):
         self.fc1 = nn.Linear(channels, width, bias=False)
         self.fc2 = nn.Linear(width, channels, bias=False)
         if init == "identity":
-            start_at_zero(self.fc2)
-            self.gain.fill_(2)
+            self.start_at_identity(2, self.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the recalibrated feature map, (N, C, H, W).

@@ -1,7 +1,7 @@
 """The base class `Gate`: the pipeline of all gates that read pooled values."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spem import kernels
 from spem.functional import (
@@ -181,10 +181,3 @@ def hidden_width(channels: int, reduction: int, *, clamp: bool) -> int:
             "a larger one leaves no hidden unit"
         )
     return channels // reduction
-
-
-def start_at_zero(layer: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
-    """Set the weight of a layer, and its bias where it has one, to 0."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)

@@ -54,12 +54,11 @@ class HPDA(Attention):
         check_finite("weight", weight)
         self.margin, self.weight = margin, weight
         width = hidden_width(channels, reduction, clamp=False)
-        self.branches = nn.ModuleList(
-            _build_local_attention(channels, width, init) for _ in range(branches)
-        )
+        built = [_build_local_attention(channels, width) for _ in range(branches)]
+        self.branches = nn.ModuleList(built)
         self._diversity: Tensor | None = None
         if init == "identity":
-            self.gain.fill_(2)
+            self.start_at_identity(2, *(branch[-1] for branch in built))
 
     def attentions(self, x: Tensor) -> Tensor:
         """Return the local attentions, (N, K, H, W), in float32 or wider."""
@@ -101,14 +100,11 @@ class HPDA(Attention):
         return {**self.__dict__, "_diversity": None}
 
 
-def _build_local_attention(channels: int, width: int, init: str) -> nn.Sequential:
-    last = nn.BatchNorm2d(1)
-    if init == "identity":
-        nn.init.zeros_(last.weight)
+def _build_local_attention(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, width, 1),
         nn.BatchNorm2d(width),
         nn.ReLU(),
         nn.Conv2d(width, 1, 1),
-        last,
+        nn.BatchNorm2d(1),
     )

@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.gate import hidden_width, start_at_zero
+from spem.gates.gate import hidden_width
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -47,8 +47,7 @@ class SE(DescriptorGate):
         self.fc1 = nn.Linear(channels, width, bias)
         self.fc2 = nn.Linear(width, channels, bias)
         if init == "identity":
-            start_at_zero(self.fc2)
-            self.gain.fill_(2)
+            self.start_at_identity(2, self.fc2)
 
     def logits(self, pooled: Pooled) -> Tensor:
         """Return the multipliers before the sigmoid, (N, C)."""

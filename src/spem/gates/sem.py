@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spem.functional import Pooled
 from spem.gates.eca import across_channels, channel_conv
-from spem.gates.gate import hidden_width, start_at_zero
+from spem.gates.gate import hidden_width
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -52,9 +52,7 @@ class SEM(DescriptorGate):
         self.scale = nn.Parameter(torch.zeros(channels))
         self.shift = nn.Parameter(torch.full((channels,), -1.0 if init == "paper" else 0.0))
         if init == "identity":
-            start_at_zero(self.fc2)
-            start_at_zero(self.conv)
-            self.gain.fill_(8)
+            self.start_at_identity(8, self.fc2, self.conv)
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from spem.functional import recalibrate
 from spem.gates.attention import Attention, Place
 from spem.gates.checks import check_choice, check_normalises, check_whole
-from spem.gates.gate import hidden_width, start_at_zero
+from spem.gates.gate import hidden_width
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 
@@ -74,8 +74,7 @@ class SPA(Attention):
         build = _Joined if paper == "icme" else _Summed
         self.pyramid = build(width, channels, reduction)
         if init == "identity":
-            start_at_zero(self.pyramid.last)
-            self.gain.fill_(2)
+            self.start_at_identity(2, self.pyramid.last)
 
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
         """Return the recalibrated feature map, (N, C, H, W).

@@ -92,28 +92,19 @@ class SPEM(DescriptorGate):
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C), by the equations of the class."""
         u = self.descriptor(pooled)
-        if not (self.excitation or self.reweighting):
-            return u.sigmoid()
-        return (self._code if self.form == "code" else self._figure)(u, pooled)
-
-    def _code(self, u: Tensor, pooled: Pooled) -> Tensor:
+        code = self.form == "code"
         if not self.reweighting:
-            return (self.excitation_scale * u + self.excitation_shift).sigmoid()
-        weight = self._reweight(pooled)
-        if not self.excitation:
-            return weight
-        inner = self.reweight_scale * u + self.reweight_shift
-        return (self.excitation_scale * inner + self.excitation_shift).sigmoid() * weight
-
-    def _figure(self, u: Tensor, pooled: Pooled) -> Tensor:
-        if not self.excitation:
-            return self._reweight(pooled).sigmoid()
-        excited = self.excitation_scale * u + self.excitation_shift
-        return (excited * self._reweight(pooled) if self.reweighting else excited).sigmoid()
-
-    def _reweight(self, pooled: Pooled) -> Tensor:
+            if self.excitation:
+                u = self.excitation_scale * u + self.excitation_shift
+            return u.sigmoid()
         total = present(pooled.max) + present(pooled.min)
-        return (self.reweight_scale * total + 2 * self.reweight_shift).sigmoid()
+        weight = (self.reweight_scale * total + 2 * self.reweight_shift).sigmoid()
+        if not self.excitation:
+            return weight if code else weight.sigmoid()
+        if code:
+            u = self.reweight_scale * u + self.reweight_shift
+        excited = self.excitation_scale * u + self.excitation_shift
+        return excited.sigmoid() * weight if code else (excited * weight).sigmoid()
 
     def deployed(self) -> Gate:
         """Return the same with its constants folded: five vectors (A, B, D, E, F) for "code".
@@ -130,7 +121,9 @@ class SPEM(DescriptorGate):
         if not self.reweighting:
             return DeployedGate(self, weights, constants)
         constants |= {"sum_weight": gate.reweight_scale, "sum_shift": 2 * gate.reweight_shift}
-        return DeployedSPEM(self, weights, constants, inside=self.form == "figure")
+        deployed = DeployedSPEM(self, weights, constants)
+        deployed.inside = self.form == "figure"
+        return deployed
 
     def _merge_excitation(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the weights of the pooled values in the excitation, and its shift, if it is on."""

@@ -65,4 +65,6 @@ class SRM(Gate):
         mean, deviation = (gate.style_weight * scale[:, None]).unbind(1)
         shift = norm.bias - present(norm.running_mean) * scale
         constants = {"shift": shift, "deviation_weight": deviation}
-        return DeployedSRM(self, {"mean": mean}, constants, eps=self.eps)
+        deployed = DeployedSRM(self, {"mean": mean}, constants)
+        deployed.eps = self.eps
+        return deployed

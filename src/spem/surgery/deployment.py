@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from spem.gates import GATES, Gate, GateStatistics
+from spem.gates import Attention, Gate, GateStatistics
 from spem.gates.record import pooled_gates
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.attachment import replace_gate, unguard
@@ -88,27 +88,24 @@ def _fold_nearly_constant(
 
 def _fold_constant(model: nn.Module) -> None:
     """Fold the constant part of every gate that has one, and let the `config` name what is left."""
-    found = False
+    folded: Attention | None = None
     for name, module, attribute, gate in list(find_gates(model)):
-        part = gate.constant_part()
-        if part is None:
+        if (part := gate.constant_part()) is None:
             continue
-        found, (multiplier, rest) = True, part
+        folded, (multiplier, rest) = gate, part
         if isinstance(module, GatedBatchNorm2d):
             _fold_into_norm(name, module, multiplier)
         else:
             _fold_into_conv(name, module, attribute, multiplier)
         replace_gate(module, attribute, rest)
     config = config_of(model)
-    if not found or config is None or config.gate is None:
+    if folded is None or config is None or config.gate is None:
         return
-    kind = GATES[config.gate]
-    rest = kind.options_of_rest(config.gate_options)
-    if rest is None:
+    if folded.rest_options is None:
         set_config(model, config.without_gates())
     else:
-        gate, options = rest
-        placement = config.placement or kind.placement
+        gate, options = folded.rest_options
+        placement = config.placement or folded.placement
         set_config(model, replace(config, gate=gate, gate_options=options, placement=placement))
 
 

@@ -1,0 +1,109 @@
+"""The registry of gates: every class by its name, its options, and gates built from them."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spem._messages import unknown
+from spem.gates.attention import Attention, Place
+from spem.gates.checks import check_choice
+
+# `spem.gates` enters the library's own.
+GATES: dict[str, type[Attention]] = {}
+
+
+def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
+    """Build a gate by its name.
+
+    Args:
+        name: a key of `GATES`.
+        channels: C, the number of channels of the feature maps it gates.
+        options: the keyword arguments of its class.
+
+    Raises:
+        ValueError: the name or an option is unknown, an option is missing, or a value is not
+            allowed.
+
+    Example:
+        >>> create_gate("spem", 64, init="identity").gain
+        tensor(4.)
+    """
+    check_choice("gate", name, GATES)
+    gate, known = GATES[name], gate_options(name)
+    for option in options.keys() & gate.retired_options:
+        if value := options.pop(option):
+            warnings.warn(
+                f"the option {option!r} of gate {name!r} is gone and {option}={value!r} has no "
+                "effect any more",
+                stacklevel=2,
+            )
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"option of gate {name!r}", option, known)
+        # Any string would count as true, "no" too. The class checks its other options itself.
+        if isinstance(known[option], bool) and not isinstance(value, bool):
+            raise ValueError(f"{option} is {value!r}, must be True or False")
+    for option, default in known.items():
+        if default is inspect.Parameter.empty and option not in options:
+            raise ValueError(f"gate {name!r} needs the option {option!r}, which has no default")
+    return gate(channels, **options)
+
+
+def create_gate_at(name: str, channels: int, place: Place, options: Mapping[str, Any]) -> Attention:
+    """Build a gate for a place in a network, which completes its options (`Attention.options_at`).
+
+    Args:
+        name: a key of `GATES`.
+        channels: C.
+        place: what is known of the place.
+        options: the keyword arguments of its class.
+
+    Raises:
+        ValueError: as `create_gate`, or the gate reads a block's input and the place has none.
+    """
+    check_choice("gate", name, GATES)
+    gate = create_gate(name, channels, **GATES[name].options_at(place, options))
+    if gate.needs_source and place.source_channels is None:
+        raise ValueError(
+            f"gate {name!r} with {dict(options)} reads the block's input, which only "
+            "the end of a residual branch of a network of create_model gives it"
+        )
+    return gate
+
+
+def gate_options(name: str) -> dict[str, Any]:
+    """Return the options of a gate and their defaults, with those of its base classes.
+
+    The default of an option that must be given is `inspect.Parameter.empty`.
+    """
+    options: dict[str, Any] = {}
+    for level in GATES[name].__mro__:
+        if "__init__" not in vars(level):
+            continue
+        parameters = inspect.signature(level).parameters.values()
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} | options
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return options
+
+
+def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
+    """Return a decorator that enters a class of gates into `GATES` under a name.
+
+    Args:
+        name: the new key of `GATES`.
+
+    Raises:
+        ValueError: the name is taken, or the class derives neither from `Gate` nor `Attention`.
+    """
+    if name in GATES:
+        raise ValueError(f"the gate name {name!r} is taken by {GATES[name].__name__}")
+
+    def enter(gate: type[Attention]) -> type[Attention]:
+        if not (isinstance(gate, type) and issubclass(gate, Attention)):
+            raise ValueError(f"{gate!r} must be a class that derives from Gate or Attention")
+        GATES[name] = gate
+        return gate
+
+    return enter
