@@ -68,10 +68,8 @@ class Placement:
             channels: of the branch's output.
             source_channels: of the block's input.
         """
-        place = self.placement == "residual" or (
-            self.placement == "last-stage" and self._last_stage
-        )
-        return self._build(channels, source_channels) if place else None
+        placements = ("residual", "last-stage") if self._last_stage else ("residual",)
+        return self._build(channels, source_channels) if self.placement in placements else None
 
     def norm(self, channels: int) -> Attention | None:
         """Return the gate for a norm, or None."""
@@ -104,14 +102,29 @@ class Placement:
 
 
 class GatedConv2d(nn.Conv2d):
-    """A convolution with a gate on its input, or none, under the keys of `nn.Conv2d`."""
+    """A convolution with a gate on its input, or none, under the keys of `nn.Conv2d`.
+
+    Args:
+        in_channels, channels: of its input and its output.
+        size: side of the kernel, odd; at stride 1 the size of the feature map stays.
+        stride: of the kernel.
+        gates: builds the gate.
+        bias: whether it has a bias.
+    """
 
     gate_attribute = "input_gate"
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        # Set here: a class attribute would hide the registered module.
-        self.input_gate: Attention | None = None
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        size: int,
+        stride: int,
+        gates: Placement,
+        bias: bool = False,
+    ):
+        super().__init__(in_channels, channels, size, stride, size // 2, bias=bias)
+        self.input_gate = gates.conv(in_channels)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Conv2d)
         """Return the convolution of the gated input."""

@@ -4,20 +4,12 @@ from torch import Tensor, nn
 
 from spem.gates import Attention
 from spem.gates.gate import gated
-from spem.models.placement import Placement
-from spem.models.resnet import ResNet, conv1x1, conv3x3
+from spem.models.placement import GatedConv2d, Placement
+from spem.models.resnet import Block, ResNet
 from spem.norm import GatedBatchNorm2d
 
 
-def _build_shortcut(
-    in_channels: int, channels: int, stride: int, gates: Placement
-) -> nn.Conv2d | None:
-    if stride == 1 and in_channels == channels:
-        return None
-    return conv1x1(in_channels, channels, stride, gates)
-
-
-class PreBlock(nn.Module):
+class PreBlock(Block):
     """The base of both blocks: the end of the branch, where the gate follows a convolution."""
 
     bn1: GatedBatchNorm2d
@@ -34,7 +26,8 @@ class PreBlock(nn.Module):
         normed = gate is not None and gate.needs_norm
         self.bn_additional = GatedBatchNorm2d(channels, gate=gate) if normed else None
         self.branch_gate = None if normed else gate
-        self.downsample = _build_shortcut(in_channels, channels, stride, gates)
+        changes = stride != 1 or in_channels != channels
+        self.downsample = GatedConv2d(in_channels, channels, 1, stride, gates) if changes else None
 
     def branch(self, x: Tensor) -> Tensor:
         """Return the residual branch of relu(norm(x)), before the gate."""
@@ -55,14 +48,12 @@ class PreBlock(nn.Module):
 class PreBasicBlock(PreBlock):
     """Two 3×3 convolutions, each after norm and ReLU; the gate sits on the second."""
 
-    expansion = 1
-
     def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
-        self.conv1 = conv3x3(in_channels, planes, stride, gates)
+        self.conv1 = GatedConv2d(in_channels, planes, 3, stride, gates)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = conv3x3(planes, planes, 1, gates)
+        self.conv2 = GatedConv2d(planes, planes, 3, 1, gates)
         self.close(in_channels, planes, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:
@@ -79,11 +70,11 @@ class PreBottleneck(PreBlock):
         super().__init__()
         channels = planes * self.expansion
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
-        self.conv1 = conv1x1(in_channels, planes, 1, gates)
+        self.conv1 = GatedConv2d(in_channels, planes, 1, 1, gates)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = conv3x3(planes, planes, stride, gates)
+        self.conv2 = GatedConv2d(planes, planes, 3, stride, gates)
         self.bn3 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv3 = conv1x1(planes, channels, 1, gates)
+        self.conv3 = GatedConv2d(planes, channels, 1, 1, gates)
         self.close(in_channels, channels, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:

@@ -1,25 +1,18 @@
 """CIFAR ResNet: basic blocks at depth 6n+2, bottlenecks at depth 9n+2."""
 
-from typing import Protocol
-
 from torch import Tensor, nn
 
 from spem.models.placement import GatedConv2d, Placement
 from spem.norm import GatedBatchNorm2d
 
 
-def conv3x3(in_channels: int, channels: int, stride: int, gates: Placement) -> GatedConv2d:
-    """Return a 3×3 convolution that keeps the size at stride 1, without bias."""
-    conv = GatedConv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-    conv.input_gate = gates.conv(in_channels)
-    return conv
+class Block(nn.Module):
+    """The base of residual blocks, built of (in_channels, planes, stride, gates).
 
+    A block ends in expansion · planes channels.
+    """
 
-def conv1x1(in_channels: int, channels: int, stride: int, gates: Placement) -> GatedConv2d:
-    """Return a 1×1 convolution without bias."""
-    conv = GatedConv2d(in_channels, channels, 1, stride, bias=False)
-    conv.input_gate = gates.conv(in_channels)
-    return conv
+    expansion = 1
 
 
 def _build_shortcut(
@@ -27,20 +20,18 @@ def _build_shortcut(
 ) -> nn.Sequential | None:
     if stride == 1 and in_channels == channels:
         return None
-    conv = conv1x1(in_channels, channels, stride, gates)
+    conv = GatedConv2d(in_channels, channels, 1, stride, gates)
     return nn.Sequential(conv, GatedBatchNorm2d(channels))
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Block):
     """Two 3×3 convolutions; the gate sits on the second norm, before the addition."""
-
-    expansion = 1
 
     def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
-        self.conv1 = conv3x3(in_channels, planes, stride, gates)
+        self.conv1 = GatedConv2d(in_channels, planes, 3, stride, gates)
         self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = conv3x3(planes, planes, 1, gates)
+        self.conv2 = GatedConv2d(planes, planes, 3, 1, gates)
         last = gates.residual(planes, in_channels) or gates.norm(planes)
         self.bn2 = GatedBatchNorm2d(planes, gate=last)
         self.downsample = _build_shortcut(in_channels, planes, stride, gates)
@@ -52,7 +43,7 @@ class BasicBlock(nn.Module):
         return self.bn2(self.conv2(out), residual, True, source=x)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1×1, 3×3 (with the stride) and 1×1 convolutions; the gate sits on the third norm."""
 
     expansion = 4
@@ -60,11 +51,11 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
         channels = planes * self.expansion
-        self.conv1 = conv1x1(in_channels, planes, 1, gates)
+        self.conv1 = GatedConv2d(in_channels, planes, 1, 1, gates)
         self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = conv3x3(planes, planes, stride, gates)
+        self.conv2 = GatedConv2d(planes, planes, 3, stride, gates)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv3 = conv1x1(planes, channels, 1, gates)
+        self.conv3 = GatedConv2d(planes, channels, 1, 1, gates)
         last = gates.residual(channels, in_channels) or gates.norm(channels)
         self.bn3 = GatedBatchNorm2d(channels, gate=last)
         self.downsample = _build_shortcut(in_channels, channels, stride, gates)
@@ -75,29 +66,6 @@ class Bottleneck(nn.Module):
         out = self.bn2(self.conv2(out), relu=True)
         residual = x if self.downsample is None else self.downsample(x)
         return self.bn3(self.conv3(out), residual, True, source=x)
-
-
-class BlockType(Protocol):
-    """A class of residual blocks; a block ends in expansion · planes channels."""
-
-    expansion: int
-
-    def __call__(self, in_channels: int, planes: int, stride: int, gates: Placement) -> nn.Module:
-        """Build a block."""
-        ...
-
-
-def build_stages(block: BlockType, blocks: int, gates: Placement) -> list[nn.Sequential]:
-    """Build the three stages: planes 16, 32, 64, the first block of stages 2 and 3 at stride 2."""
-    built, width = [], 16
-    for planes, stride in ((16, 1), (32, 2), (64, 2)):
-        gates.start_stage(last=planes == 64, size=512 // planes)
-        stage = nn.Sequential()
-        for index in range(blocks):
-            stage.append(block(width, planes, stride if index == 0 else 1, gates))
-            width = planes * block.expansion
-        built.append(stage)
-    return built
 
 
 def initialise(model: nn.Module) -> None:
@@ -135,7 +103,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: BlockType,
+        block: type[Block],
         blocks: int,
         gates: Placement,
         num_classes: int = 10,
@@ -143,11 +111,17 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         self.in_channels = in_channels
-        self.conv1 = conv3x3(in_channels, 16, 1, gates)
+        self.conv1 = GatedConv2d(in_channels, 16, 3, 1, gates)
         if not self.norm_last:
             self.bn1 = GatedBatchNorm2d(16, gate=gates.norm(16))
-        self.layer1, self.layer2, self.layer3 = build_stages(block, blocks, gates)
-        width = 64 * block.expansion
+        stages, width = [nn.Sequential() for _ in range(3)], 16
+        for stage, planes in zip(stages, (16, 32, 64), strict=True):
+            gates.start_stage(last=planes == 64, size=512 // planes)
+            for index in range(blocks):
+                stride = 1 if index or planes == 16 else 2
+                stage.append(block(width, planes, stride, gates))
+                width = planes * block.expansion
+        self.layer1, self.layer2, self.layer3 = stages
         if self.norm_last:
             self.bn = GatedBatchNorm2d(width, gate=gates.norm(width))
         self.fc = nn.Linear(width, num_classes)

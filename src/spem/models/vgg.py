@@ -15,8 +15,7 @@ class VGGLayer(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, gates: Placement):
         super().__init__()
-        self.conv = GatedConv2d(in_channels, channels, 3, padding=1)
-        self.conv.input_gate = gates.conv(in_channels)
+        self.conv = GatedConv2d(in_channels, channels, 3, 1, gates, bias=True)
         gate = gates.residual(channels, in_channels) or gates.norm(channels)
         self.bn = GatedBatchNorm2d(channels, gate=gate)
 
