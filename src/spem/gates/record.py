@@ -1,7 +1,7 @@
 """The multipliers of gates, recorded during forward passes."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -60,14 +60,11 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     gates = {name: gate for name, gate in model.named_modules() if isinstance(gate, Attention)}
     recorded: dict[str, list[Tensor]] = {name: [] for name in gates}
     names = {gate: name for name, gate in gates.items()}
-    handles = [
-        gate.register_multiplier_hook(
-            lambda gate, multiplier: recorded[names[gate]].append(multiplier.detach())
-        )
-        for gate in names
-    ]
-    try:
+
+    def record(gate: Attention, multiplier: Tensor) -> None:
+        recorded[names[gate]].append(multiplier.detach())
+
+    with ExitStack() as hooks:
+        for gate in names:
+            hooks.enter_context(gate.register_multiplier_hook(record))
         yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()

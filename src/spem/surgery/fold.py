@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from spem.functional import STATISTICS
 from spem.gates import Attention, Gate
@@ -94,7 +95,9 @@ def fold_gates(model: nn.Module) -> None:
 def _find_pairs(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Conv2d]:
     """Return the convolution that alone feeds each norm, found by running the model once."""
     reads = _Reads()
-    with torch.no_grad(), reads.hooks(model), reads:
+    with torch.no_grad(), ExitStack() as hooks, reads:
+        for handle in (handle for module in model.modules() for handle in reads.watch(module)):
+            hooks.enter_context(handle)
         reads._count(model(example))  # what the model returns is read by its caller
     uses = reads.uses
     return {
@@ -124,21 +127,13 @@ class _Reads(TorchFunctionMode):
     def _count(self, values: object) -> None:
         self.uses.update(id(value) for value in tree_leaves(values) if id(value) in self.outputs)
 
-    @contextmanager
-    def hooks(self, model: nn.Module) -> Iterator[None]:
-        """Watch the convolutions and the norms that can be folded."""
-        handles = []
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d) and not module._forward_hooks:
-                handles.append(module.register_forward_hook(self._note_output))
-            elif isinstance(module, GatedBatchNorm2d) and _can_fold(module):
-                handles.append(module.register_forward_pre_hook(self._enter_norm, with_kwargs=True))
-                handles.append(module.register_forward_hook(self._leave_norm))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def watch(self, module: nn.Module) -> Iterator[RemovableHandle]:
+        """Watch a module that is a convolution, or a norm that can be folded."""
+        if isinstance(module, nn.Conv2d) and not module._forward_hooks:
+            yield module.register_forward_hook(self._note_output)
+        elif isinstance(module, GatedBatchNorm2d) and _can_fold(module):
+            yield module.register_forward_pre_hook(self._enter_norm, with_kwargs=True)
+            yield module.register_forward_hook(self._leave_norm)
 
     def _note_output(self, conv: nn.Module, args: Any, output: Tensor) -> None:
         self.calls[conv] += 1

@@ -8,6 +8,7 @@ all missing keys.
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -176,28 +177,22 @@ def _rename_network(method: str, gate: _Renaming, given: Mapping[str, Tensor]) -
     """Return the renaming of a CIFAR ResNet with as many blocks a stage as the given keys have."""
     convolutions = 3 if "layer1.0.conv3.weight" in given else 2
     indices = {match[1] for key in given if (match := re.match(r"layer\d\.(\d+)\.", key))}
-    renaming = _layer("conv1", "conv1", "weight") | _layer("bn1", "bn1", _NORM) | _layer("fc", "fc")
-    for stage in (1, 2, 3):
-        for index in range(len(indices)):
-            # Basic blocks keep the width of the stem in the first stage.
-            projects = index == 0 and (convolutions == 3 or stage > 1)
-            renaming |= _rename_block(f"layer{stage}.{index}", convolutions, projects)
-    norms = [name.removesuffix("weight") for name in renaming if re.search(r"bn\d\.weight$", name)]
+    layers = {"conv1": "weight", "bn1": _NORM, "fc": "weight bias"}
+    for stage, index in product((1, 2, 3), range(len(indices))):
+        block = f"layer{stage}.{index}."
+        for i in range(1, convolutions + 1):
+            layers |= {f"{block}conv{i}": "weight", f"{block}bn{i}": _NORM}
+        # Basic blocks keep the width of the stem in the first stage.
+        if index == 0 and (convolutions == 3 or stage > 1):
+            layers |= {f"{block}downsample.0": "weight", f"{block}downsample.1": _NORM}
+    renaming: _Renaming = {}
+    for name, tensors in layers.items():
+        renaming |= _layer(name, name, tensors)
+    norms = [f"{name}." for name in layers if re.search(r"bn\d$", name)]
     for ours, official in _find_gates(method, norms, f"bn{convolutions}.").items():
         # The later blocks of a stage have no part of DIANet's unit but the gain.
         owns = method != "dianet" or ".0." in ours
         renaming |= _below(ours, official, gate if owns else _GAIN)
-    return renaming
-
-
-def _rename_block(name: str, convolutions: int, projects: bool) -> _Renaming:
-    renaming: _Renaming = {}
-    for i in range(1, convolutions + 1):
-        renaming |= _layer(f"{name}.conv{i}", f"{name}.conv{i}", "weight")
-        renaming |= _layer(f"{name}.bn{i}", f"{name}.bn{i}", _NORM)
-    if projects:
-        renaming |= _layer(f"{name}.downsample.0", f"{name}.downsample.0", "weight")
-        renaming |= _layer(f"{name}.downsample.1", f"{name}.downsample.1", _NORM)
     return renaming
 
 
