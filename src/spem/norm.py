@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spem import kernels
@@ -85,11 +84,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         backend, gate = kernels.chosen_for_both(x), cast(Any, self.gate)
         if self._fuses(backend, x):  # all that follows in one pass
             return self._fuse(backend, x, gate, residual, relu)
+        # Batch normalisation keeps its input for the backward pass: its output may be overwritten.
         out = self._normalise(backend, x)
-        if gate is None:
-            # Batch normalisation keeps its input for the backward pass, not its output.
-            out = out if residual is None else out.add_(residual)
-            return F.relu_(out) if relu else out
         if isinstance(gate, Gate) and gate.reads_input:
             return self._gate_by_input(gate, x, out, residual, relu)
         return gated(gate, out, residual, relu, source)

@@ -162,11 +162,10 @@ def parameter_groups(modules: Sequence[nn.Module]) -> list[tuple[list[nn.Paramet
     The first group has no settings of its own; the second holds what the authors of a gate train
     without weight decay (`Attention.no_weight_decay`).
     """
-    decayed, no_weight_decay, exempt = [], [], set()
-    for gate in (m for module in modules for m in module.modules() if isinstance(m, Attention)):
-        exempt |= {id(gate.get_parameter(name)) for name in gate.no_weight_decay}
-    unique = {id(p): p for module in modules for p in module.parameters()}
-    for key, parameter in unique.items():
-        (no_weight_decay if key in exempt else decayed).append(parameter)
+    gates = (m for module in modules for m in module.modules() if isinstance(m, Attention))
+    exempt = {gate.get_parameter(name) for gate in gates for name in gate.no_weight_decay}
+    unique = dict.fromkeys(p for module in modules for p in module.parameters())
+    decayed = [p for p in unique if p not in exempt]
+    no_weight_decay = [p for p in unique if p in exempt]
     groups = [(decayed, {}), (no_weight_decay, {"weight_decay": 0.0})]
     return [(parameters, settings) for parameters, settings in groups if parameters]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -21,20 +21,7 @@ _MOST_TAPS = 16
 
 
 def _is_plain(value: object) -> bool:
-    if isinstance(value, tuple):
-        return all(isinstance(part, _PLAIN) for part in value)
-    return isinstance(value, _PLAIN)
-
-
-class _Structure(NamedTuple):
-    """What a compiled excitation depends on beside the gate's own options: parts and tensors.
-
-    The key has None for sizes that are the number of channels: one function serves any number.
-    """
-
-    key: Hashable
-    names: list[str]
-    tensors: list[Tensor]
+    return all(isinstance(v, _PLAIN) for v in (value if isinstance(value, tuple) else [value]))
 
 
 def compilable(gate: Any) -> bool:
@@ -139,29 +126,28 @@ def _make_excitation(gate: Any) -> Excitation | None:
 
 
 def kind_of(gate: Any) -> Hashable:
-    """Return a key that differs for gates that compute something else from the same tensors."""
-    own = [v for name, v in vars(gate).items() if _is_plain(v) and name != "channels"]
-    return _read_structure(gate).key, tuple(own)
+    """Return a key that differs for gates that compute something else from the same tensors.
+
+    It has None for sizes that are the number of channels: one function serves any number.
+    """
+    key: list[Hashable] = []
+    for _, module in gate.named_modules(remove_duplicate=False):
+        own = vars(module).items()
+        plain = (v for k, v in own if _is_plain(v) and (module is not gate or k != "channels"))
+        key.append((type(module), *plain))
+    for name, tensor in _name_tensors(gate).items():
+        key.append((name, *(None if size == gate.channels else size for size in tensor.shape)))
+    return tuple(key)
 
 
 def tensors_of(gate: Any) -> list[Tensor]:
     """Return the parameters and buffers of a gate, contiguous."""
-    return [t.contiguous() for t in _read_structure(gate).tensors]
+    return [t.contiguous() for t in _name_tensors(gate).values()]
 
 
-def _read_structure(gate: Any) -> _Structure:
-    names, tensors, key = [], [], []
-    for prefix, module in gate.named_modules(prefix="", remove_duplicate=False):
-        own = tuple(v for v in vars(module).values() if _is_plain(v))
-        key.append((type(module), own if prefix else ()))
-        for place in (module._parameters, module._buffers):
-            for name, tensor in place.items():
-                if tensor is not None:
-                    names.append(f"{prefix}.{name}" if prefix else name)
-                    tensors.append(tensor)
-                    sizes = (None if size == gate.channels else size for size in tensor.shape)
-                    key.append((name, *sizes))
-    return _Structure(tuple(key), names, tensors)
+def _name_tensors(gate: nn.Module) -> dict[str, Tensor]:
+    parameters = gate.named_parameters(remove_duplicate=False)
+    return dict([*parameters, *gate.named_buffers(remove_duplicate=False)])
 
 
 def call_with(
@@ -172,7 +158,7 @@ def call_with(
     Returns:
         The result; and the new contents of buffers that the method would have written, by index.
     """
-    names = [f"gate.{name}" for name in _read_structure(gate).names]
+    names = [f"gate.{name}" for name in _name_tensors(gate)]
     replaced = dict(zip(names, tensors, strict=True))
     # It leaves what the modules have assigned to their buffers in `replaced`.
     result = functional_call(_Call(_copy_for_compiler(gate), method), replaced, args)

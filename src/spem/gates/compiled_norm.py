@@ -1,6 +1,6 @@
 """The excitation of a norm, alone or with its gate, as a function that is compiled."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -33,35 +33,43 @@ def _make_excitation(norm: nn.BatchNorm2d, gate: Gate | None) -> Excitation | No
         return None
     by_batch = norm.training or norm.running_mean is None
     tracked = norm.training and norm.track_running_stats and norm.running_mean is not None
-    wanted = {"mean", "var"} if by_batch else set()
     options = (by_batch, tracked, norm.affine, norm.eps, norm.momentum)
     tensors: list[Any] = [norm.weight, norm.bias] if norm.affine else []
     if tracked or not by_batch:
         tensors += [norm.running_mean, norm.running_var]
-    own = len(tensors)
+    alive = None if gate is None else ref(gate)
+    function = partial(_find_coefficients, options, len(tensors), alive)
     key: tuple[Hashable, ...] = ("norm", options)
+    wanted = {"mean", "var"} if by_batch else set()
     if gate is not None:
-        wanted |= set(gate.statistics)
         tensors += tensors_of(gate)
         key += (kind_of(gate),)
-    alive = None if gate is None else ref(gate)
-
-    def function(values: Values, count: Any, given: Sequence[Tensor]) -> Coefficients:
-        scale, shift, bias, updates = _normalise(options, values, count, given[:own])
-        gate: Any = None if alive is None else alive()
-        if gate is None:
-            return Coefficients(scale, shift, updates)
-        pooled = Pooled.of(values, count)
-        if not gate.reads_input:
-            pooled = resolve_ties(pooled, values.get("first"), scale)
-        (scale, shift), written = call_with(
-            gate, "coefficients", given[own:], pooled, scale, shift, bias
-        )
-        updates |= {own + index: value for index, value in written.items()}
-        return Coefficients(scale, shift, updates)
-
+        wanted |= set(gate.statistics)
     order = tuple(name for name in STATISTICS if name in wanted)
     return Excitation(function, number(key), order, tensors)
+
+
+def _find_coefficients(
+    options: tuple[Any, ...],
+    own: int,
+    alive: Callable[[], Gate | None] | None,
+    values: Values,
+    count: Any,
+    tensors: Sequence[Tensor],
+) -> Coefficients:
+    """Return a and b of a norm, whose tensors are the first `own`, with its gate, if it has one."""
+    scale, shift, bias, updates = _normalise(options, values, count, tensors[:own])
+    gate = None if alive is None else alive()
+    if gate is None:
+        return Coefficients(scale, shift, updates)
+    pooled = Pooled.of(values, count)
+    if not gate.reads_input:
+        pooled = resolve_ties(pooled, values.get("first"), scale)
+    (scale, shift), written = call_with(
+        gate, "coefficients", tensors[own:], pooled, scale, shift, bias
+    )
+    updates |= {own + index: value for index, value in written.items()}
+    return Coefficients(scale, shift, updates)
 
 
 def _normalise(

@@ -12,12 +12,8 @@ from spem.gates.gate import Gate, present
 from spem.gates.regions import RegionGate, Regions
 
 _STATISTICS = {
-    "avg": ("mean",),
-    "max": ("max", "min"),
-    "min": ("max", "min"),
-    "fixed": ("max", "min"),
-    "adaptive": ("max", "min"),
-    "srp": ("mean",),
+    **dict.fromkeys(("avg", "srp"), ("mean",)),
+    **dict.fromkeys(("max", "min", "fixed", "adaptive"), ("max", "min")),
 }
 
 
@@ -84,15 +80,12 @@ class DescriptorGate(RegionGate):
 
     def descriptor(self, pooled: Pooled) -> Tensor:
         """Return u, (N, C)."""
-        mean, _, largest, smallest, _ = pooled
         if self.pool in ("avg", "srp"):
-            return present(mean)
-        if self.pool == "max":
-            return present(largest)
-        if self.pool == "min":
-            return present(smallest)
+            return present(pooled.mean)
+        if self.pool in ("max", "min"):
+            return present(getattr(pooled, self.pool))
         ratio = self.mixing_ratio() if self.mix is None else self.mix
-        return ratio * present(largest) + (1 - ratio) * present(smallest)
+        return ratio * present(pooled.max) + (1 - ratio) * present(pooled.min)
 
     def descriptor_weights(self) -> dict[str, Tensor]:
         """Return the share of every statistic in u, by name, each of one element, in float64."""

@@ -114,24 +114,13 @@ def region_mean(
     sides = [max(1, round(rho * extent)) for extent in size]
     if sides == size:
         return pool_mean(x)
-    maps = (regions, n, c if per_channel else 1)
+    maps = (regions, n, c if per_channel else 1, 1)
     device = x.device if generator is None else generator.device
-    rows, columns = (
-        _inside(maps, side, extent, generator, device).to(x.device)
-        for side, extent in zip(sides, size, strict=True)
-    )
+    inside = []
+    for side, extent in zip(sides, size, strict=True):
+        start = torch.randint(extent - side + 1, maps, generator=generator, device=device)
+        after = torch.arange(extent, device=x.device) - start.to(x.device)
+        inside.append((after >= 0) & (after < side))
+    rows, columns = inside
     cover = (rows[..., :, None] & columns[..., None, :]).sum(0)
     return (upcast(x) * cover).sum((2, 3)) / (regions * sides[0] * sides[1])
-
-
-def _inside(
-    maps: tuple[int, ...],
-    side: int,
-    extent: int,
-    generator: torch.Generator | None,
-    device: torch.device,
-) -> Tensor:
-    """Mark the positions of an axis that a random interval covers: bool (*maps, extent)."""
-    start = torch.randint(extent - side + 1, maps, generator=generator, device=device)[..., None]
-    position = torch.arange(extent, device=device)
-    return (position >= start) & (position < start + side)
