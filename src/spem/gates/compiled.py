@@ -158,23 +158,13 @@ def call_with(
     Returns:
         The result; and the new contents of buffers that the method would have written, by index.
     """
-    names = [f"gate.{name}" for name in _name_tensors(gate)]
-    replaced = dict(zip(names, tensors, strict=True))
+    copy = _copy_for_compiler(gate)
+    vars(copy)["forward"] = getattr(copy, method)
+    replaced = dict(zip(_name_tensors(gate), tensors, strict=True))
     # It leaves what the modules have assigned to their buffers in `replaced`.
-    result = functional_call(_Call(_copy_for_compiler(gate), method), replaced, args)
-    new = enumerate(zip(map(replaced.get, names), tensors, strict=True))
+    result = functional_call(copy, replaced, args)
+    new = enumerate(zip(replaced.values(), tensors, strict=True))
     return result, {i: value for i, (value, t) in new if value is not None and value is not t}
-
-
-class _Call(nn.Module):
-    """A method of a gate as a module, which functional_call takes."""
-
-    def __init__(self, gate: nn.Module, method: str):
-        super().__init__()
-        self.gate, self.method = gate, method
-
-    def forward(self, *args: Any) -> Any:
-        return getattr(self.gate, self.method)(*args)
 
 
 def _copy_for_compiler(module: nn.Module) -> nn.Module:

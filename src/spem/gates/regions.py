@@ -28,8 +28,10 @@ class RegionGate(Gate):
     Args:
         channels: C.
         pool: "srp", or any other name, which leaves the options below no meaning.
-        rho: side of a region as a fraction of the feature map's, in (0, 1]; it has no default.
-        regions: number of regions, whose means are averaged.
+        rho: side of a region as a fraction of the feature map's, in (0, 1]; it has no default. The
+            sides are max(1, round(rho·H)) and max(1, round(rho·W)), the corners uniform.
+        regions: number of regions, whose means are averaged: positions that several of them cover
+            count as often.
         per_channel: whether every channel draws its own regions; else all share an image's.
         init: see `Attention`.
 
@@ -74,8 +76,21 @@ class RegionGate(Gate):
         """Return the pooled values of x, with the mean of random regions in training."""
         if self.rho is None or not self.training:
             return super().pool_map(x)
-        mean = region_mean(x, self.rho, self.regions, self.per_channel, self.generator)
-        return Pooled(mean, None, None, None, x.shape[2] * x.shape[3])
+        n, c, *size = x.shape
+        sides = [max(1, round(self.rho * extent)) for extent in size]
+        if sides == size:
+            return Pooled(pool_mean(x), None, None, None, size[0] * size[1])
+        maps = (self.regions, n, c if self.per_channel else 1, 1)
+        device = x.device if self.generator is None else self.generator.device
+        inside = []
+        for side, extent in zip(sides, size, strict=True):
+            start = torch.randint(extent - side + 1, maps, generator=self.generator, device=device)
+            after = torch.arange(extent, device=x.device) - start.to(x.device)
+            inside.append((after >= 0) & (after < side))
+        rows, columns = inside
+        cover = (rows[..., :, None] & columns[..., None, :]).sum(0)
+        mean = (upcast(x) * cover).sum((2, 3)) / (self.regions * sides[0] * sides[1])
+        return Pooled(mean, None, None, None, size[0] * size[1])
 
 
 def bin_means(x: Tensor, side: int) -> Tensor:
@@ -96,31 +111,3 @@ def _bins(count: int, length: int, x: Tensor) -> Tensor:
     first, past = i * length // count, -(-(i + 1) * length // count)
     position = torch.arange(length, device=x.device)
     return ((position >= first) & (position < past)).to(x.dtype) / (past - first)
-
-
-def region_mean(
-    x: Tensor, rho: float, regions: int, per_channel: bool, generator: torch.Generator | None
-) -> Tensor:
-    """Return the average of the means of random regions of each channel, (N, C).
-
-    Args:
-        x: (N, C, H, W).
-        rho: the sides of a region are max(1, round(rho·H)) and max(1, round(rho·W)).
-        regions: K; positions that several of them cover count as often.
-        per_channel: whether each channel draws its own regions; else each image does.
-        generator: what the corners are drawn from, uniformly; None for torch's global generator.
-    """
-    n, c, *size = x.shape
-    sides = [max(1, round(rho * extent)) for extent in size]
-    if sides == size:
-        return pool_mean(x)
-    maps = (regions, n, c if per_channel else 1, 1)
-    device = x.device if generator is None else generator.device
-    inside = []
-    for side, extent in zip(sides, size, strict=True):
-        start = torch.randint(extent - side + 1, maps, generator=generator, device=device)
-        after = torch.arange(extent, device=x.device) - start.to(x.device)
-        inside.append((after >= 0) & (after < side))
-    rows, columns = inside
-    cover = (rows[..., :, None] & columns[..., None, :]).sum(0)
-    return (upcast(x) * cover).sum((2, 3)) / (regions * sides[0] * sides[1])

@@ -35,14 +35,7 @@ class SGE(Attention):
 
     retired_options = ("parity",)
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        groups: int = 64,
-        eps: float = 1e-5,
-        init: str = "paper",
-    ):
+    def __init__(self, channels: int, *, groups: int = 64, eps: float = 1e-5, init: str = "paper"):
         super().__init__(channels, init)
         if not is_whole(groups) or groups < 1 or channels % groups:
             raise ValueError(f"groups is {groups!r}, must be a divisor of the {channels} channels")

@@ -24,14 +24,7 @@ from spem.models.resnet import BasicBlock, Bottleneck, ResNet
 from spem.models.vgg import VGG
 from spem.surgery.config import NetworkConfig, set_config
 
-__all__ = [
-    "VGG",
-    "DenseNet",
-    "PreResNet",
-    "ResNet",
-    "ResidualAttentionNet",
-    "create_model",
-]
+__all__ = ["VGG", "DenseNet", "PreResNet", "ResNet", "ResidualAttentionNet", "create_model"]
 
 _RESIDUAL = {
     "resnet": (ResNet, {"basic": BasicBlock, "bottleneck": Bottleneck}),
@@ -111,7 +104,14 @@ def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module
     match = re.fullmatch(r"([a-z]+)(\d+)", name)
     family, depth = (match[1], int(match[2])) if match else ("", 0)
     if family in _RESIDUAL:
-        return _find_residual(name, family, depth, block)
+        network, blocks = _RESIDUAL[family]
+        block = _choose_block(depth) if block is None else block
+        if block not in blocks:
+            raise unknown("block", block, blocks)
+        count = _CONVOLUTIONS[block]
+        if depth < count + 2 or (depth - 2) % count:
+            raise ValueError(f"depth {depth} of {name!r} is not {count}n+2, as {block} blocks need")
+        return partial(network, blocks[block], (depth - 2) // count), block
     if block is not None:
         raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
     if family == "vgg" and depth in vgg.PLANS:
@@ -125,25 +125,10 @@ def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module
     raise unknown("model", name, _KNOWN)
 
 
-def _find_residual(
-    name: str, family: str, depth: int, block: str | None
-) -> tuple[Callable[..., nn.Module], str]:
-    network, blocks = _RESIDUAL[family]
-    block = _choose_block(depth) if block is None else block
-    if block not in blocks:
-        raise unknown("block", block, blocks)
-    count = _CONVOLUTIONS[block]
-    if depth < count + 2 or (depth - 2) % count:
-        raise ValueError(f"depth {depth} of {name!r} is not {count}n+2, as {block} blocks need")
-    return partial(network, blocks[block], (depth - 2) // count), block
-
-
 def _choose_block(depth: int) -> str:
-    fits = {block: (depth - 2) % count == 0 for block, count in _CONVOLUTIONS.items()}
-    if not any(fits.values()):
+    fits = [block for block, count in _CONVOLUTIONS.items() if (depth - 2) % count == 0]
+    if not fits:
         raise ValueError(
             f"depth {depth} is neither 6n+2 (basic: 20, 56, 110) nor 9n+2 (bottleneck: 29, 164)"
         )
-    if fits["basic"] and (depth <= 110 or not fits["bottleneck"]):
-        return "basic"
-    return "bottleneck"
+    return fits[0] if depth <= 110 else fits[-1]

@@ -103,7 +103,12 @@ def attach(
         if optimizer is not None:
             _extend_optimizer(optimizer, [new for _, new in gates.values()])
     return Report(
-        Attached(name, new.channels, sum(p.numel() for p in new.parameters()), _path(slot))
+        Attached(
+            name=name,
+            channels=new.channels,
+            parameters=sum(p.numel() for p in new.parameters()),
+            path="norm" if type(slot) in (nn.BatchNorm2d, GatedBatchNorm2d) else "hook",
+        )
         for name, (slot, new) in gates.items()
     )
 
@@ -258,10 +263,6 @@ def _guard(model: nn.Module, names: Iterable[str]) -> None:
         set_config(model, None)
         model.register_forward_pre_hook(check_gates)
     vars(model)[_ATTACHED]["names"] += names
-
-
-def _path(slot: nn.Module) -> str:
-    return "norm" if type(slot) in (nn.BatchNorm2d, GatedBatchNorm2d) else "hook"
 
 
 def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:

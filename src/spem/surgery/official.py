@@ -7,7 +7,6 @@ all missing keys.
 
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -164,7 +163,11 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
                 f"no official network of {method!r} is known, only of {', '.join(_NETWORKS)}"
             )
         renamings = [_rename_network(method, gate, given) for gate in renamings]
-    renaming = min(renamings, key=partial(_count_differences, given))
+    # The one with the fewest keys that it does not know, then with the fewest that it misses.
+    renaming = min(
+        renamings,
+        key=lambda r: (len(given.keys() - _keys(r)), len(_keys(r) - given.keys())),
+    )
     # Checkpoints from before PyTorch 0.4.1 have no counters.
     absent = _keys(renaming) - given.keys()
     counters = {key for key in absent if key.endswith("num_batches_tracked")}
@@ -175,55 +178,46 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
 
 def _rename_network(method: str, gate: _Renaming, given: Mapping[str, Tensor]) -> _Renaming:
     """Return the renaming of a CIFAR ResNet with as many blocks a stage as the given keys have."""
-    convolutions = 3 if "layer1.0.conv3.weight" in given else 2
+    last = "bn3" if "layer1.0.conv3.weight" in given else "bn2"
     indices = {match[1] for key in given if (match := re.match(r"layer\d\.(\d+)\.", key))}
+    layers = _list_layers(int(last[-1]), len(indices))
+    renaming: _Renaming = {}
+    for name, tensors in layers.items():
+        renaming |= _layer(name, name, tensors)
+    for norm in (name for name in layers if re.search(r"bn\d$", name)):
+        stage = norm.partition(".")[0]
+        if method == "iebn" or (method == "asr" and norm.endswith(last)):
+            renaming |= _below(f"{norm}.", f"{norm}.", gate)
+        elif method == "dianet" and norm.endswith(last):
+            # The later blocks of a stage have no part of its unit but the gain.
+            own = gate if ".0." in norm else _GAIN
+            renaming |= _below(f"{norm}.gate.", f"{stage}.lstm.", own)
+        # In LSAS's networks the first two stages are plain.
+        elif norm.endswith(last) and (method != "lsas" or stage == "layer3"):
+            renaming |= _below(f"{norm}.gate.", norm.removesuffix(last), gate)
+    return renaming
+
+
+def _list_layers(convolutions: int, blocks: int) -> dict[str, str]:
+    """Return the layers of a CIFAR ResNet without gates, and the names of their tensors.
+
+    Args:
+        convolutions: of each block, 2 or 3.
+        blocks: of each of the three stages.
+    """
     layers = {"conv1": "weight", "bn1": _NORM, "fc": "weight bias"}
-    for stage, index in product((1, 2, 3), range(len(indices))):
+    for stage, index in product((1, 2, 3), range(blocks)):
         block = f"layer{stage}.{index}."
         for i in range(1, convolutions + 1):
             layers |= {f"{block}conv{i}": "weight", f"{block}bn{i}": _NORM}
         # Basic blocks keep the width of the stem in the first stage.
         if index == 0 and (convolutions == 3 or stage > 1):
             layers |= {f"{block}downsample.0": "weight", f"{block}downsample.1": _NORM}
-    renaming: _Renaming = {}
-    for name, tensors in layers.items():
-        renaming |= _layer(name, name, tensors)
-    norms = [f"{name}." for name in layers if re.search(r"bn\d$", name)]
-    for ours, official in _find_gates(method, norms, f"bn{convolutions}.").items():
-        # The later blocks of a stage have no part of DIANet's unit but the gain.
-        owns = method != "dianet" or ".0." in ours
-        renaming |= _below(ours, official, gate if owns else _GAIN)
-    return renaming
-
-
-def _find_gates(method: str, norms: list[str], last: str) -> dict[str, str]:
-    """Return our prefix and the official one of every gate of a network.
-
-    Args:
-        method: its method.
-        norms: the prefixes of the stem's norm and of those of the blocks.
-        last: name of the last norm of a block.
-    """
-    if method == "iebn":
-        return {norm: norm for norm in norms}
-    ends = [norm for norm in norms if norm.endswith(last)]
-    if method == "asr":
-        return {norm: norm for norm in ends}
-    if method == "dianet":
-        return {f"{norm}gate.": f"{norm.partition('.')[0]}.lstm." for norm in ends}
-    # In LSAS's networks the first two stages are plain.
-    owners = [norm for norm in ends if method != "lsas" or norm.startswith("layer3.")]
-    return {f"{norm}gate.": norm.removesuffix(last) for norm in owners}
+    return layers
 
 
 def _keys(renaming: _Renaming) -> set[str]:
     return {source.key for source in renaming.values() if source.key is not None}
-
-
-def _count_differences(given: Mapping[str, Tensor], renaming: _Renaming) -> tuple[int, int]:
-    """Count the keys that a renaming does not know, then those that it misses."""
-    wanted = _keys(renaming)
-    return len(given.keys() - wanted), len(wanted - given.keys())
 
 
 def _take(source: _Source, given: Mapping[str, Tensor]) -> Tensor:
