@@ -190,24 +190,20 @@ class _FunctionalBatchNorm1d(nn.BatchNorm1d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.BatchNorm1d)
-        x, mean, var = input.double(), self.running_mean, self.running_var
-        if self.training or mean is None or var is None:
+        norm: Any = self  # whose buffers may be None
+        x, mean, var = input.double(), norm.running_mean, norm.running_var
+        if self.training or mean is None:
             mean = x.mean(0)
             squares = (x - mean).square().sum(0)
             var = squares / x.shape[0]
-            if self.track_running_stats:
-                self._track(mean, squares / (x.shape[0] - 1))
+            if self.track_running_stats and norm.running_mean is not None:
+                norm.num_batches_tracked = seen = norm.num_batches_tracked + 1
+                share = seen.double().reciprocal() if self.momentum is None else self.momentum
+                unbiased = squares / (x.shape[0] - 1)
+                norm.running_mean = update_running(norm.running_mean, mean, share)
+                norm.running_var = update_running(norm.running_var, unbiased, share)
         scale, shift, _ = normalise(mean.double(), var.double(), self.weight, self.bias, self.eps)
         return (scale * x + shift).to(input.dtype)
-
-    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
-        old, seen = (self.running_mean, self.running_var), self.num_batches_tracked
-        if old[0] is None or old[1] is None or seen is None:
-            return
-        self.num_batches_tracked = seen = seen + 1
-        share = seen.double().reciprocal() if self.momentum is None else self.momentum
-        self.running_mean = update_running(old[0], mean, share)
-        self.running_var = update_running(old[1], unbiased, share)
 
 
 def _is_short(conv: nn.Conv1d) -> bool:

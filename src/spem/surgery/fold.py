@@ -135,14 +135,13 @@ class _Reads(TorchFunctionMode):
             yield module.register_forward_pre_hook(self._enter_norm, with_kwargs=True)
             yield module.register_forward_hook(self._leave_norm)
 
-    def _note_output(self, conv: nn.Module, args: Any, output: Tensor) -> None:
+    def _note_output(self, conv: nn.Conv2d, args: Any, output: Tensor) -> None:
         self.calls[conv] += 1
-        if isinstance(conv, nn.Conv2d):
-            self.outputs[id(output)] = conv, output
+        self.outputs[id(output)] = conv, output
 
-    def _enter_norm(self, norm: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter_norm(self, norm: GatedBatchNorm2d, args: Any, kwargs: Any) -> None:
         self.calls[norm] += 1
-        if isinstance(norm, GatedBatchNorm2d) and id(args[0]) in self.outputs:
+        if id(args[0]) in self.outputs:
             self.pairs[norm] = self.outputs[id(args[0])]
         self._count((args, kwargs))
         self._inside += 1
