@@ -84,24 +84,20 @@ class DIANet(DescriptorGate):
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C), and move the stage's state one step on."""
         u = self.descriptor(pooled)
-        if self._leader:
-            return self._leader[0].step(u)
-        self.reset()
-        return self.step(u)
+        unit = self._leader[0] if self._leader else self
+        if unit is self:
+            self.reset()
+        hidden, cell = (u.new_zeros(u.shape),) * 2 if unit._state is None else unit._state
+        i, f, g, o = (unit.w_ih(u) + unit.w_hh(hidden)).chunk(4, 1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.sigmoid()
+        unit._steps += 1
+        unit._state = (hidden, cell) if unit._steps <= unit.followers else None
+        return hidden
 
     def reset(self) -> None:
         """Go back to the zero state, as before the first block of a stage."""
         self._steps, self._state = 0, None
-
-    def step(self, u: Tensor) -> Tensor:
-        """Return the next hidden state, (N, C), from the descriptor of a block, (N, C)."""
-        hidden, cell = (u.new_zeros(u.shape),) * 2 if self._state is None else self._state
-        i, f, g, o = (self.w_ih(u) + self.w_hh(hidden)).chunk(4, 1)
-        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-        hidden = o.sigmoid() * cell.sigmoid()
-        self._steps += 1
-        self._state = (hidden, cell) if self._steps <= self.followers else None
-        return hidden
 
     def __getstate__(self) -> dict[str, Any]:
         # A state of an unfinished forward belongs to its graph, which cannot be copied.

@@ -117,23 +117,19 @@ class SPEM(DescriptorGate):
         if not (self.excitation or self.reweighting):
             return super().deployed()
         gate = deepcopy(self).double()
-        weights, constants = gate._merge_excitation()
+        weights, constants = {}, {}
+        if self.excitation:
+            scale, shift = gate.excitation_scale, gate.excitation_shift
+            if self.form == "code" and self.reweighting:
+                scale, shift = scale * gate.reweight_scale, shift + scale * gate.reweight_shift
+            weights = {name: share * scale for name, share in gate.descriptor_weights().items()}
+            constants = {"shift": shift}
         if not self.reweighting:
             return DeployedGate(self, weights, constants)
         constants |= {"sum_weight": gate.reweight_scale, "sum_shift": 2 * gate.reweight_shift}
         deployed = DeployedSPEM(self, weights, constants)
         deployed.inside = self.form == "figure"
         return deployed
-
-    def _merge_excitation(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the weights of the pooled values in the excitation, and its shift, if it is on."""
-        if not self.excitation:
-            return {}, {}
-        scale, shift = self.excitation_scale, self.excitation_shift
-        if self.form == "code" and self.reweighting:
-            scale, shift = scale * self.reweight_scale, shift + scale * self.reweight_shift
-        shares = self.descriptor_weights().items()
-        return {name: share * scale for name, share in shares}, {"shift": shift}
 
     def extra_repr(self) -> str:
         """Show all options."""
