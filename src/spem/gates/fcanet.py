@@ -16,20 +16,12 @@ from spem.gates.gate import hidden_width
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 
-# (u, v) pairs in units of a seventh of the DCT size: u along the height, v along the width.
+# (u, v) pairs in units of a seventh of the DCT size, a digit each: u along the height, v along the
+# width.
 _FREQUENCIES = {
-    "top": (
-        "0 0 6 0 0 1 1 4 5 1 3 0 0 0 3 2 4 6 3 5 5 2 6 5 5 3 3 4 2 2 6 1",
-        "0 1 0 5 2 0 2 0 0 6 0 4 6 3 5 2 6 3 3 3 5 1 1 2 4 2 1 1 3 0 5 3",
-    ),
-    "low": (
-        "0 0 1 1 0 2 2 1 2 0 3 4 0 1 3 0 1 2 3 4 5 0 1 2 3 4 5 6 1 2 3 4",
-        "0 1 0 1 2 0 1 2 2 3 0 0 4 3 1 5 4 3 2 1 0 6 5 4 3 2 1 0 6 5 4 3",
-    ),
-    "bot": (
-        "6 1 3 3 2 4 1 2 4 4 5 1 4 6 2 5 6 1 6 2 2 4 3 3 5 5 6 2 5 5 3 6",
-        "6 4 4 6 6 3 1 4 4 5 6 5 2 2 5 1 4 3 5 0 3 1 1 2 4 2 1 1 5 3 3 3",
-    ),
+    "top": ("00600114513000324635526553342261", "01052020060463526333511242113053"),
+    "low": ("00110221203401301234501234561234", "01012012230043154321065432106543"),
+    "bot": ("61332412445146256162243355625536", "64466314456522514350311242115333"),
 }
 
 
@@ -113,7 +105,7 @@ def _find_pairs(frequencies: str) -> list[tuple[int, int]]:
     match = re.fullmatch(r"([a-z]+)(\d+)", str(frequencies))
     if match is None or match[1] not in _FREQUENCIES or not 1 <= int(match[2]) <= 32:
         raise unknown("frequencies", frequencies, [f"{name}1 … {name}32" for name in _FREQUENCIES])
-    u, v = (map(int, axis.split()) for axis in _FREQUENCIES[match[1]])
+    u, v = (map(int, digits) for digits in _FREQUENCIES[match[1]])
     return list(zip(u, v, strict=True))[: int(match[2])]
 
 

@@ -182,11 +182,8 @@ def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 def check_gates(model: nn.Module, args: Any) -> None:
     """Raise RuntimeError if an attached gate is no longer applied (a forward pre-hook)."""
     for name in vars(model)[_ATTACHED]["names"]:
-        found = find_module(model, name)
-        module = None if found is None else last_child(found)
-        gated = isinstance(module, GatedBatchNorm2d) or (
-            module is not None and apply_gate in module._forward_hooks.values()
-        )
+        module = last_child(find_module(model, name) or nn.Identity())
+        gated = isinstance(module, GatedBatchNorm2d) or apply_gate in module._forward_hooks.values()
         if not gated or not isinstance(getattr(module, "gate", None), Attention):
             raise RuntimeError(
                 f"the gate of {name!r} is lost: something replaced that module, as fusing and "
