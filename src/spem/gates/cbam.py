@@ -61,7 +61,7 @@ class CBAM(Attention):
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        width = hidden_width(channels, reduction, clamp=False)
+        width = hidden_width(channels, reduction)
         self.pools = _check_pools(pools)
         if not spatial and kernel_size != 7:
             raise ValueError(f"kernel_size is {kernel_size!r}, but belongs to spatial=True")

@@ -68,7 +68,7 @@ class DIANet(DescriptorGate):
         # In a tuple, so that the leader is not registered a second time below this module.
         self._leader = () if leader is None else (leader,)
         if leader is None:
-            width = hidden_width(channels, reduction, clamp=False)
+            width = hidden_width(channels, reduction)
             self.w_ih, self.w_hh = (_build_bottleneck(channels, width) for _ in range(2))
         else:
             leader.followers += 1

@@ -45,7 +45,7 @@ class ECA(DescriptorGate):
 
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers, (N, C)."""
-        return across_channels(self.conv, self.descriptor(pooled)).sigmoid()
+        return self.conv(self.descriptor(pooled)[:, None]).squeeze(1).sigmoid()
 
 
 def channel_conv(channels: int, kernel_size: int | None) -> nn.Conv1d:
@@ -55,8 +55,3 @@ def channel_conv(channels: int, kernel_size: int | None) -> nn.Conv1d:
         kernel_size = size if size % 2 else size + 1
     check_odd("kernel_size", kernel_size)
     return nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
-
-
-def across_channels(conv: nn.Conv1d, u: Tensor) -> Tensor:
-    """Apply a convolution along the channels to descriptors, (N, C) -> (N, C)."""
-    return conv(u[:, None]).squeeze(1)

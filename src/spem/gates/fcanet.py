@@ -75,7 +75,7 @@ class FcaNet(Attention):
         self.dct_size, self.frequencies = dct_size, frequencies
         basis = torch.stack([_multiply_cosines(u, v, dct_size) for u, v in pairs])
         self.register_buffer("dct", basis.repeat_interleave(channels // len(pairs), 0))
-        width = hidden_width(channels, reduction, clamp=False)
+        width = hidden_width(channels, reduction)
         self.fc1 = nn.Linear(channels, width, bias=False)
         self.fc2 = nn.Linear(width, channels, bias=False)
         if init == "identity":

@@ -161,20 +161,13 @@ def present(statistic: Tensor | None) -> Tensor:
     return statistic
 
 
-def hidden_width(channels: int, reduction: int, *, clamp: bool) -> int:
-    """Return the width of an excitation's hidden layer.
-
-    Args:
-        channels: C.
-        reduction: r, a whole number of at least 1.
-        clamp: True for max(1, round(C / r)), False for C // r, which must not be 0.
+def hidden_width(channels: int, reduction: int) -> int:
+    """Return the width of an excitation's hidden layer, C // reduction.
 
     Raises:
-        ValueError: the reduction is not allowed, or leaves no hidden unit.
+        ValueError: the reduction is not a whole number of at least 1, or leaves no hidden unit.
     """
     check_whole("reduction", reduction)
-    if clamp:
-        return max(1, round(channels / reduction))
     if channels < reduction:
         raise ValueError(
             f"reduction is {reduction}, must be at most {channels}, the number of channels: "

@@ -53,7 +53,7 @@ class HPDA(Attention):
         check_finite("margin", margin)
         check_finite("weight", weight)
         self.margin, self.weight = margin, weight
-        width = hidden_width(channels, reduction, clamp=False)
+        width = hidden_width(channels, reduction)
         built = [_build_local_attention(channels, width) for _ in range(branches)]
         self.branches = nn.ModuleList(built)
         self._diversity: Tensor | None = None

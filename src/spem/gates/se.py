@@ -5,7 +5,7 @@ from typing import Unpack
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.gate import hidden_width
+from spem.gates.checks import check_whole
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -43,7 +43,8 @@ class SE(DescriptorGate):
         **pooling: Unpack[Pooling],
     ):
         super().__init__(channels, init=init, **pooling)
-        width = hidden_width(channels, reduction, clamp=True)
+        check_whole("reduction", reduction)
+        width = max(1, round(channels / reduction))
         self.fc1 = nn.Linear(channels, width, bias)
         self.fc2 = nn.Linear(width, channels, bias)
         if init == "identity":

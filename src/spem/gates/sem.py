@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled
-from spem.gates.eca import across_channels, channel_conv
-from spem.gates.gate import hidden_width
+from spem.gates.checks import check_whole
+from spem.gates.eca import channel_conv
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -44,7 +44,8 @@ class SEM(DescriptorGate):
         **pooling: Unpack[Pooling],
     ):
         super().__init__(channels, init=init, **pooling)
-        width = hidden_width(channels, reduction, clamp=True)
+        check_whole("reduction", reduction)
+        width = max(1, round(channels / reduction))
         self.switch_fc = nn.Linear(channels, 3)
         self.fc1 = nn.Linear(channels, width)
         self.fc2 = nn.Linear(width, channels)
@@ -60,7 +61,7 @@ class SEM(DescriptorGate):
         logits = torch.stack(
             [
                 self.fc2(self.fc1(u).relu()),
-                across_channels(self.conv, u),
+                self.conv(u[:, None]).squeeze(1),
                 self.scale * u + self.shift,
             ]
         )

@@ -117,7 +117,7 @@ class _Joined(nn.Module):
 
     def __init__(self, width: int, channels: int, reduction: int):
         super().__init__()
-        hidden = hidden_width(width, reduction, clamp=False)
+        hidden = hidden_width(width, reduction)
         self.fc1 = nn.Linear(21 * width, hidden, bias=False)
         self.last = nn.Linear(hidden, channels, bias=False)
 
@@ -131,7 +131,7 @@ class _Summed(nn.Module):
 
     def __init__(self, width: int, channels: int, reduction: int):
         super().__init__()
-        hidden = hidden_width(width, reduction, clamp=False)
+        hidden = hidden_width(width, reduction)
         self.level_weight = nn.Parameter(torch.ones(3))
         self.conv = nn.Conv2d(width, hidden, 1, bias=False)
         self.bn = nn.BatchNorm2d(hidden)

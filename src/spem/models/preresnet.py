@@ -1,8 +1,7 @@
 """CIFAR pre-activation ResNet: norm and ReLU before each convolution."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from spem.gates import Attention
 from spem.gates.gate import gated
 from spem.models.placement import GatedConv2d, Placement
 from spem.models.resnet import Block, ResNet
@@ -14,9 +13,6 @@ class PreBlock(Block):
 
     bn1: GatedBatchNorm2d
     gate_attribute = "branch_gate"
-    branch_gate: Attention | None
-    bn_additional: GatedBatchNorm2d | None
-    downsample: nn.Conv2d | None
     # Whether the projection of the shortcut reads relu(norm(x)) instead of x.
     projects_activated = False
 
