@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from parity import assert_parity
 from torch import nn
@@ -69,6 +69,9 @@ def by_role(results):
 def compare(norm, x, residual, relu):
     chain = Chain(norm).train(norm.training)
     weight = torch.randn(x.shape, dtype=x.dtype)
+    if relu:  # which has no gradient at 0: rounding decides on which side of it a result lies
+        before = copy.deepcopy(chain)(x, residual).detach()
+        weight = weight.masked_fill(before.abs() < 1e-12, 0.0)
     expected = by_role(run(chain, x, residual, relu, weight))
     actual = run(norm, x, residual, relu, weight)
     assert actual.keys() == expected.keys()
@@ -99,6 +102,18 @@ options = st.fixed_dictionaries(
     ties=st.booleans(),
     channels_last=st.booleans(),
     seed=st.integers(0, 2**31 - 1),
+)
+@example(
+    shape=(3, 5, 1, 3),
+    options={"momentum": 0.1, "affine": False, "track_running_stats": False},
+    implementation="reference",
+    gated=True,
+    training=True,
+    added=False,
+    relu=True,
+    ties=True,
+    channels_last=False,
+    seed=231,
 )
 def test_equals_the_unfused_chain(
     shape, options, implementation, gated, training, added, relu, ties, channels_last, seed
