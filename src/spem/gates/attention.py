@@ -149,10 +149,10 @@ def auxiliary_loss(model: nn.Module) -> Tensor:
     Returns:
         A scalar on the model's device, 0 where no gate has such a loss.
     """
-    terms = [module.auxiliary_loss() for module in model.modules() if isinstance(module, Attention)]
-    present_terms = [term for term in terms if term is not None]
-    if present_terms:
-        return torch.stack(present_terms).sum()
+    gates = (module for module in model.modules() if isinstance(module, Attention))
+    terms = [term for gate in gates if (term := gate.auxiliary_loss()) is not None]
+    if terms:
+        return torch.stack(terms).sum()
     return torch.zeros((), device=next((p.device for p in model.parameters()), None))
 
 

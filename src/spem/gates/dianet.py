@@ -105,5 +105,5 @@ class DIANet(DescriptorGate):
 
 
 def _build_bottleneck(channels: int, width: int) -> nn.Sequential:
-    last = nn.Linear(width, 4 * channels)
+    last = nn.Linear(width, 4 * channels)  # first, as a seed has always drawn it
     return nn.Sequential(nn.Linear(channels, width), nn.ReLU(), last)
