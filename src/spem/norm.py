@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from spem import kernels
 from spem.functional import STATISTICS, Pooled, check_residual, recalibrate
-from spem.gates.affine import merge_moments, normalise, resolve_ties
+from spem.gates.affine import merge_moments, norm_coefficients, resolve_ties
 from spem.gates.attention import Attention
-from spem.gates.compiled_norm import norm_excitation
 from spem.gates.gate import Gate, gated, present
+from spem.gates.norm_excitation import norm_excitation
 from spem.kernels import fused
 from spem.kernels.backend import Backend
 from spem.kernels.reference import upcast
@@ -81,28 +81,31 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         self._check_input_dim(x)
         if residual is not None:
             check_residual(x, residual)
-        backend, gate = kernels.chosen_for_both(x), cast(Any, self.gate)
-        if self._fuses(backend, x):  # all that follows in one pass
-            return self._fuse(backend, x, gate, residual, relu)
+        # Either the statistics pass of the norm is the pooling pass of the gate, and one more pass
+        # does the rest; or PyTorch normalises and the gate follows: in eager mode, and where the
+        # gate reads more than the statistics.
+        backend, gate = kernels.chosen_for_pipeline(x), cast(Any, self.gate)
+        if self._takes_one_pass(backend, x):
+            return self._run_one_pass(backend, x, gate, residual, relu)
         # Batch normalisation keeps its input for the backward pass: its output may be overwritten.
-        out = self._normalise(backend, x)
+        out = self._normalise_only(backend, x)
         if isinstance(gate, Gate) and gate.reads_input:
             return self._gate_by_input(gate, x, out, residual, relu)
         return gated(gate, out, residual, relu, source)
 
-    def _fuses(self, backend: Backend, x: Tensor) -> bool:
-        """Return whether the statistics pass also pools for the gate, if there is one."""
-        if isinstance(self.gate, Gate) and self.gate.fuses_with_norm:
-            return self._synchronises() or backend.fuses_norms(x, True)
-        return self.gate is None and (self._synchronises() or backend.fuses_norms(x, False))
+    def _takes_one_pass(self, backend: Backend, x: Tensor) -> bool:
+        """Return whether norm, gate, addition and ReLU are one recalibration of x."""
+        if isinstance(self.gate, Gate) and self.gate.reads_statistics_only:
+            return self._synchronises() or backend.prefers_own_norm(x, True)
+        return self.gate is None and (self._synchronises() or backend.prefers_own_norm(x, False))
 
-    def _normalise(self, backend: Backend, x: Tensor) -> Tensor:
-        """Return the normalised x, without the gate."""
-        if self._synchronises() or backend.fuses_norms(x, False):
-            return self._fuse(backend, x, None, None, False)
+    def _normalise_only(self, backend: Backend, x: Tensor) -> Tensor:
+        """Return the normalised x, without gate, addition and ReLU."""
+        if self._synchronises() or backend.prefers_own_norm(x, False):
+            return self._run_one_pass(backend, x, None, None, False)
         return super().forward(x)
 
-    def _fuse(
+    def _run_one_pass(
         self,
         backend: Backend,
         x: Tensor,
@@ -110,21 +113,24 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         residual: Tensor | None,
         relu: bool,
     ) -> Tensor:
-        """Pool x, find the affine coefficients of norm and gate, and recalibrate once."""
+        """Pool x, compute the affine coefficients of norm and gate, and recalibrate once.
+
+        The coefficients are compiled (`norm_excitation`) or, as below, computed under autograd.
+        """
         # A cumulative average changes its factor at every batch.
         averages = self.training and self.momentum is None
         if fused.serves(backend) and not (averages or self._synchronises()):
             excitation = norm_excitation(self, gate)
             if excitation is not None:
-                self._count_batch(x)
+                self._check_and_count_batch(x)
                 return fused.apply(backend, excitation, x, residual, relu)
-        wide = x if backend.adds_gradients_wide else upcast(x)
+        wide = x if backend.rounds_once else upcast(x)
         running = None if self.training else self._running()
         wanted = set(() if gate is None else gate.statistics) | set(() if running else _MOMENTS)
         pooled_map = backend.pool(wide, tuple(n for n in STATISTICS if n in wanted))
         pooled = Pooled.of(pooled_map.values, x.shape[2] * x.shape[3])
         mean, var = running or self._batch_moments(pooled)
-        a, b, bias = normalise(mean, var, self.weight, self.bias, self.eps)
+        a, b, bias = norm_coefficients(mean, var, self.weight, self.bias, self.eps)
         if gate is not None:
             if not gate.reads_input:
                 pooled = resolve_ties(pooled, upcast(x[:, :, 0, 0].detach()), a)
@@ -143,7 +149,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         a, b = gate.coefficients(gate.pool_map(x), ones, zeros, bias)
         return recalibrate(out, a, b, residual, relu)
 
-    def _count_batch(self, x: Tensor) -> None:
+    def _check_and_count_batch(self, x: Tensor) -> None:
         if self.training or self.running_mean is None:
             _check_values(x.numel() // self.num_features)
         if self.training and self.num_batches_tracked is not None:

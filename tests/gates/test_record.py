@@ -9,7 +9,7 @@ import torch
 import spem
 from spem import create_gate, create_model, kernels
 from spem.gates import record_gates
-from spem.gates.compiled import compilable
+from spem.gates.excitation import compilable
 
 X = torch.randn(3, 16, 5, 5, generator=torch.Generator().manual_seed(2))
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize, prune
 
 import spem
 from spem import gates, kernels
-from spem.gates.compiled import _copy_for_compiler, compilable
+from spem.gates.excitation import _copy_for_compiler, compilable
 from spem.kernels import inductor
 from spem.kernels.cpu import passes
 from spem.norm import GatedBatchNorm2d

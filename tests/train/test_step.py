@@ -55,7 +55,7 @@ def train(recipe, folder, capture, model=None, early=None):
         model = net(dropout=0.0) if model is None else model
         run = Run(fabric, Job(recipe, model, load_dataset("digits"), macs=0), folder)
         if early is not None:
-            run._optimise._early = early
+            run._training_step._early = early
         run.train()
     return run
 
@@ -88,7 +88,7 @@ def test_a_graph_reads_every_batch_and_rate_in_one_place(tmp_path):
 
     def watch(module, args):
         if getattr(module, "watched", False):
-            groups = run._optimise._groups
+            groups = run._training_step._groups
             seen.append((args[0].data_ptr(), id(groups[0]["lr"]), groups[0]["lr"].item()))
 
     model.register_forward_pre_hook(watch)
@@ -99,7 +99,7 @@ def test_a_graph_reads_every_batch_and_rate_in_one_place(tmp_path):
     places, tensors, rates = zip(*seen, strict=True)
     assert len(seen) == 7
     assert (len(set(places)), len(set(tensors)), len(set(rates))) == (1, 1, 7)
-    assert isinstance(run._optimise._groups[0]["lr"], float)
+    assert isinstance(run._training_step._groups[0]["lr"], float)
 
 
 def test_a_run_goes_on_with_the_rates_of_its_checkpoint(tmp_path):

@@ -10,7 +10,7 @@ from spem.functional import Pooled
 from spem.kernels.reference import upcast
 
 
-def normalise(
+def norm_coefficients(
     mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return scale, shift and bias of a norm, each (C,), such that it is scale·x + shift.
@@ -66,7 +66,8 @@ def resolve_ties(pooled: Pooled, first: Tensor | None, scale: Tensor) -> Pooled:
 
     Args:
         pooled: the pooled values of the norm's input.
-        first: its values at position 0, (N, C); None where no gradient is asked for.
+        first: its values at position 0, (N, C); None leaves the extrema as they are, where no
+            gradient is asked for and their values have no influence.
         scale: of the norm, (C,).
     """
     if first is None or pooled.max is None or pooled.min is None:

@@ -69,16 +69,16 @@ class ASR(Gate):
         return self.attention.multiplier(pooled)
 
     @property
-    def fuses_with_norm(self) -> bool:
+    def reads_statistics_only(self) -> bool:
         """Whether the gate behind does."""
-        return self.behind is None or self.behind.fuses_with_norm
+        return self.behind is None or self.behind.reads_statistics_only
 
     def pool_map(self, x: Tensor) -> Pooled:
         """Pool as the gate behind does."""
         return super().pool_map(x) if self.behind is None else self.behind.pool_map(x)
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers: (1, C), or (N, C) with a gate behind."""
+        """Return the multipliers before the gain: (1, C), or (N, C) with a gate behind."""
         constant = self._constant()
         if self.behind is None:
             return constant

@@ -53,7 +53,7 @@ class DeployedGate(Gate):
         return z
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         return self.logits(pooled).sigmoid()
 
 
@@ -77,7 +77,7 @@ class DeployedSPEM(DeployedGate):
     inside: bool
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         total = present(pooled.max) + present(pooled.min)
         factor = torch.addcmul(self.sum_shift, self.sum_weight, total).sigmoid()
         if not self.weighed:
@@ -103,7 +103,7 @@ class DeployedSRM(DeployedGate):
     eps: float
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         deviation = style_deviation(present(pooled.var), pooled.count, self.eps)
         return torch.addcmul(self.logits(pooled), self.deviation_weight, deviation).sigmoid()
 

@@ -82,7 +82,7 @@ class DIANet(DescriptorGate):
         return bool(self._leader)
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C), and move the stage's state one step on."""
+        """Return the multipliers before the gain, (N, C), and advance the state of the stage."""
         u = self.descriptor(pooled)
         unit = self._leader[0] if self._leader else self
         if unit is self:

@@ -44,7 +44,7 @@ class ECA(DescriptorGate):
             self.start_at_identity(2, self.conv)
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         return self.conv(self.descriptor(pooled)[:, None]).squeeze(1).sigmoid()
 
 

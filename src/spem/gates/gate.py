@@ -15,7 +15,7 @@ from spem.functional import (
 )
 from spem.gates.attention import Attention
 from spem.gates.checks import check_whole
-from spem.gates.compiled import gate_excitation
+from spem.gates.excitation import gate_excitation
 from spem.kernels import fused
 
 
@@ -23,18 +23,18 @@ class Gate(Attention):
     """Channel attention whose multipliers follow from the pooled values of a feature map.
 
     A subclass sets `statistics` to the pooled values it reads (all, unless it says less) and
-    defines `excite`; the base pools and recalibrates, and `GatedBatchNorm2d` does both in the
-    passes of the normalisation.
+    defines `excite`; the base pools and recalibrates, and `GatedBatchNorm2d` does both in its own
+    passes, except in eager mode.
 
     Args:
-        channels: C, the number of channels of the maps it gates.
+        channels: C, the number of channels of the feature maps it gates.
         init: see `Attention`.
     """
 
     statistics: tuple[str, ...] = STATISTICS
     # Whether it reads `statistics` alone, which the norm before it pools in its own pass. A gate
     # that pools in another way says False and defines `pool_map`.
-    fuses_with_norm = True
+    reads_statistics_only = True
     # Whether it reads the pooled values of the input of its norm, instead of the output's.
     reads_input = False
     # Whether the multipliers are a function of the pooled values, parameters, buffers and plain
@@ -116,10 +116,10 @@ class Gate(Attention):
         check_positions(x)
         if residual is not None:
             check_residual(x, residual)
-        if not self.fuses_with_norm:
+        if not self.reads_statistics_only:
             multiplier = self.multiplier(self.pool_map(x)).expand(x.shape[:2])
             return recalibrate(x, multiplier, None, residual, relu)
-        backend = kernels.chosen_for_both(x)
+        backend = kernels.chosen_for_pipeline(x)
         if fused.serves(backend) and (excitation := gate_excitation(self)):
             return fused.apply(backend, excitation, x, residual, relu, overwrite)
         pooled_map = backend.pool(x, self.statistics)
@@ -138,7 +138,7 @@ def gated(
     """Return relu(gate(x) + residual) for any gate, or for none.
 
     Args:
-        gate: a `Gate`, which does all in one pass, a gate that reads the feature map, or None.
+        gate: a `Gate`, which also adds and rectifies, a gate that reads the feature map, or None.
         x: (N, C, H, W); without a gate it is overwritten.
         residual: (N, C, H, W), added after the gate.
         relu: whether negative results become 0.

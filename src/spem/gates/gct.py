@@ -48,17 +48,17 @@ class GCT(Gate):
         check_finite("eps", eps)
         self.mode, self.after_relu, self.eps = mode, after_relu, eps
         self.statistics = ("mean", "var") if mode == "l2" else ("mean",)
-        self.fuses_with_norm = mode == "l2" or after_relu
+        self.reads_statistics_only = mode == "l2" or after_relu
         self.alpha = nn.Parameter(torch.ones(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def pool_map(self, x: Tensor) -> Pooled:
         """Return the means of the absolute values where mode="l1" needs them."""
-        return super().pool_map(x if self.fuses_with_norm else upcast(x).abs())
+        return super().pool_map(x if self.reads_statistics_only else upcast(x).abs())
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         mean = present(pooled.mean)
         if self.mode == "l1":
             norm = self.alpha * pooled.count * mean

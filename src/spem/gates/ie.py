@@ -39,7 +39,7 @@ class IE(DescriptorGate):
             self.gain.fill_(2)
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         return (self.scale * self.descriptor(pooled) + self.shift).sigmoid()
 
     def deployed(self) -> Gate:

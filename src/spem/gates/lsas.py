@@ -53,7 +53,7 @@ class LSAS(SE):
             self.gain.fill_(2 ** (order + 1))
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         logits = self.logits(pooled)
         multiplier = logits.sigmoid()
         for scale, shift in zip(self.sub_scale, self.sub_shift, strict=True):

@@ -68,7 +68,7 @@ class RegionGate(Gate):
         self.generator: torch.Generator | None = None
 
     @property
-    def fuses_with_norm(self) -> bool:
+    def reads_statistics_only(self) -> bool:
         """Whether the mean is that of all positions now."""
         return self.rho is None or not self.training
 

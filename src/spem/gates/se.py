@@ -10,17 +10,18 @@ from spem.gates.pooling import DescriptorGate, Pooling
 
 
 class SE(DescriptorGate):
-    """Squeeze-and-Excitation: rescales each channel by what two linear layers make of all means.
+    """Squeeze-and-Excitation: two linear layers turn the means of all channels into multipliers.
 
     Squeeze: the descriptor u (N, C), by default the mean of each channel of the feature map x.
     Excitation: the multipliers m = σ(W₂·relu(W₁·u + b₁) + b₂), (N, C), with W₁ (R, C), W₂ (C, R)
-    and R = max(1, round(C / reduction)). Recalibration: y = x·m, channel by channel. Only the
-    excitation is written here: the base class pools x before it and recalibrates x after it. 2CR
-    parameters, and R + C with the biases.
+    and R = max(1, round(C / reduction)). Recalibration: y = gain·x·m, channel by channel, where gain
+    is 1, or 2 for init="identity", whose m starts at σ(0) = ½. Only the excitation is written here:
+    the base class pools x before it and recalibrates x after it. 2CR parameters, and R + C with the
+    biases.
 
     Args:
         channels: C.
-        reduction: C / R, rounded.
+        reduction: r; the hidden width is R = max(1, round(C / r)).
         bias: whether both layers have a bias, as in the CIFAR networks of SPEM's authors.
         init: "paper", PyTorch's linear layers, or "identity", the second layer at 0 and gain 2.
         **pooling: the descriptor u, see `DescriptorGate`.
@@ -31,7 +32,7 @@ class SE(DescriptorGate):
     Source: Hu, Shen and Sun, "Squeeze-and-Excitation Networks", CVPR 2018 (arXiv 1709.01507).
     """
 
-    traceable = True
+    traceable = True  # the excitation can be compiled, see `Gate`
 
     def __init__(
         self,
@@ -55,5 +56,5 @@ class SE(DescriptorGate):
         return self.fc2(self.fc1(self.descriptor(pooled)).relu())
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         return self.logits(pooled).sigmoid()

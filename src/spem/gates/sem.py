@@ -56,7 +56,7 @@ class SEM(DescriptorGate):
             self.start_at_identity(8, self.fc2, self.conv)
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         u = self.descriptor(pooled)
         logits = torch.stack(
             [

@@ -90,7 +90,7 @@ class SPEM(DescriptorGate):
         return torch.nextafter(gain, gain + (1 - gain * start).sign())
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C), by the equations of the class."""
+        """Return the multipliers before the gain, (N, C), by the equations of the class."""
         u = self.descriptor(pooled)
         code = self.form == "code"
         if not self.reweighting:

@@ -47,7 +47,7 @@ class SRM(Gate):
             self.gain.fill_(2)
 
     def excite(self, pooled: Pooled) -> Tensor:
-        """Return the multipliers, (N, C)."""
+        """Return the multipliers before the gain, (N, C)."""
         mean, var = present(pooled.mean), present(pooled.var)
         if self.training and mean.shape[0] == 1:
             raise ValueError("SRM normalises over the batch: training needs at least 2 images")

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from spem._messages import unknown
 from spem.kernels.backend import Backend
-from spem.kernels.cpu import passes
+from spem.kernels.cpu import passes as cpu_passes
 from spem.kernels.eager import EAGER
 from spem.kernels.reference import REFERENCE
 
-__all__ = ["Backend", "chosen", "chosen_for_both", "is_forced", "use", "why_not"]
+__all__ = ["Backend", "chosen", "chosen_for_pipeline", "is_forced", "use", "why_not"]
 
 _NAMES = ("eager", "compiled", "triton", "reference")
 # A plain module variable: Dynamo cannot trace a ContextVar.
@@ -29,9 +29,10 @@ _forced: Backend | None = None
 def chosen(x: Tensor) -> Backend:
     """Return the backend that serves a feature map.
 
-    While Dynamo or the exporter traces, the reference, which they compile themselves. Else the one
-    that `use` forces, unless it does not serve the device or dtype of x; else Triton on CUDA, where
-    it is installed, and eager PyTorch elsewhere. An empty feature map needs no kernel.
+    While Dynamo or the exporter traces, the reference (or eager PyTorch, if it is forced), which
+    they compile themselves. Else the one that `use` forces, unless it does not serve the device or
+    dtype of x; else Triton on CUDA, where it is installed, and eager PyTorch elsewhere. An empty
+    feature map needs no kernel.
     """
     if torch.compiler.is_compiling():
         return EAGER if _forced is EAGER else REFERENCE
@@ -42,7 +43,7 @@ def chosen(x: Tensor) -> Backend:
     return (_triton_or_none() if x.is_cuda else None) or EAGER
 
 
-def chosen_for_both(x: Tensor) -> Backend:
+def chosen_for_pipeline(x: Tensor) -> Backend:
     """Return the backend that serves a feature map which is pooled and then recalibrated.
 
     That of `chosen`, but for networks of NHWC that are compiled whole and trained on the CPU: there
@@ -52,11 +53,11 @@ def chosen_for_both(x: Tensor) -> Backend:
     if (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
-        and (_forced is None or _forced is passes.COMPILED)
+        and (_forced is None or _forced is cpu_passes.COMPILED)
         and not x.is_contiguous()
         and torch.is_grad_enabled()
         and x.numel() > 0
-        and passes.COMPILED.serves(x)
+        and cpu_passes.COMPILED.serves(x)
     ):
         from spem.kernels.cpu import custom_ops  # imports Dynamo, which is here already
 
@@ -99,7 +100,7 @@ def why_not(name: str) -> str | None:
 
     The first question after "compiled" builds the kernels, which takes seconds.
     """
-    if name == "compiled" and (reason := passes.why_not()):
+    if name == "compiled" and (reason := cpu_passes.why_not()):
         return f"kernels cannot be compiled here: {reason}"
     if name == "triton":
         try:
@@ -116,7 +117,7 @@ def _load(name: str) -> Backend:
         from spem.kernels.triton.passes import TRITON
 
         return TRITON
-    return {"eager": EAGER, "compiled": passes.COMPILED, "reference": REFERENCE}[name]
+    return {"eager": EAGER, "compiled": cpu_passes.COMPILED, "reference": REFERENCE}[name]
 
 
 @cache

@@ -27,7 +27,7 @@ class PassesBackend(Backend):
     same format and (N, C) tensors in float32 or wider. None of them knows of autograd.
     """
 
-    adds_gradients_wide = True
+    rounds_once = True
 
     def compiles_excitations(self) -> bool:
         """Return whether Inductor compiles functions of tensors on the backend's device."""

@@ -1,4 +1,9 @@
-"""What carries out pooling and recalibration: the interface that every backend implements."""
+"""What carries out pooling and recalibration: the interface that every backend implements.
+
+A new backend derives from `Backend` or, with own passes over feature maps, from
+`spem.kernels.autograd.PassesBackend`, and is entered in `spem.kernels` (`_NAMES`,
+`why_not`, `_load`).
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +18,8 @@ class PooledMap(NamedTuple):
     Attributes:
         values: the statistics by name, each (N, C), differentiable.
         recalibrate: (scale, shift, residual, relu, overwrite=False) -> relu(scale·x + shift +
-            residual), see `Backend.recalibrate`. To be called at most once.
+            residual), see `Backend.recalibrate`. To be called at most once: its backward
+            hands one scale to that of the pooling.
     """
 
     values: dict[str, Tensor]
@@ -25,12 +31,13 @@ class Backend(ABC):
 
     Attributes:
         name: as in `spem.kernels.use` and in the records of runs.
-        adds_gradients_wide: whether the gradients of a feature map from its pooling and from its
-            recalibration are added before they are rounded to its dtype.
+        rounds_once: whether the gradients of a feature map from its pooling and from its
+            recalibration are added before they are rounded to its dtype; otherwise norms convert it
+            to float32 first.
     """
 
     name: ClassVar[str]
-    adds_gradients_wide: ClassVar[bool] = False
+    rounds_once: ClassVar[bool] = False
 
     @abstractmethod
     def pool(self, x: Tensor, wanted: tuple[str, ...]) -> PooledMap:
@@ -66,7 +73,7 @@ class Backend(ABC):
         """Return whether the backend works on a feature map of this device, dtype and size."""
         return True
 
-    def fuses_norms(self, x: Tensor, gated: bool) -> bool:
+    def prefers_own_norm(self, x: Tensor, gated: bool) -> bool:
         """Return whether a BatchNorm of x is faster by these operations than by PyTorch's own.
 
         Args:

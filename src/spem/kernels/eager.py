@@ -127,8 +127,8 @@ class Eager(Backend):
             out = out.add_(residual)
         return out.relu_() if relu else out
 
-    def fuses_norms(self, x: Tensor, gated: bool) -> bool:
-        """See `Backend.fuses_norms`: `F.batch_norm` is faster in eager mode."""
+    def prefers_own_norm(self, x: Tensor, gated: bool) -> bool:
+        """See `Backend.prefers_own_norm`: `F.batch_norm` is faster in eager mode."""
         return False
 
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 Tensors = Sequence[Tensor | None]
 Function = Callable[..., Tensors]
-Compiled = Callable[[list[Tensor]], Tensors]
+CompiledFunction = Callable[[list[Tensor]], Tensors]
 
 # Numbers of images and channels with which functions are traced. The result holds for any, but
 # Inductor tunes its loops for these; where a number is 1, the result holds for 1 alone.
 _HINTS = (62, 47)
 
-_compiled: dict[Hashable, Compiled] = {}
+_compiled: dict[Hashable, CompiledFunction] = {}
 # Functions whose compiled form holds for one number of channels only, as that of a convolution.
 _narrow: set[Hashable] = set()
 _lock = threading.Lock()
@@ -72,7 +72,7 @@ def _compile_once(
     rest: Sequence[Tensor],
     images: int,
     channels: int,
-) -> Compiled:
+) -> CompiledFunction:
     """Compile a function for any N and C, or for this C alone if that is not possible."""
     n, c = (1 if size == 1 else hint for size, hint in zip((images, channels), _HINTS, strict=True))
     if whole not in _narrow:
@@ -89,7 +89,9 @@ def _compile_once(
     return _compiled.setdefault((whole, channels), compiled)
 
 
-def _compile(function: Function, examples: list[tuple[Tensor, list[bool]]]) -> Compiled | None:
+def _compile(
+    function: Function, examples: list[tuple[Tensor, list[bool]]]
+) -> CompiledFunction | None:
     """Trace a function with symbolic sizes and let Inductor compile the result.
 
     `torch.compile` would do the same, but checks guards at every call, which takes several times

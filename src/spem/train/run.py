@@ -58,7 +58,7 @@ class Run:
         self.images, self.steps = len(dataset.train.labels), len(self.batches["train"])
         optimizer = create_optimizer(model, recipe)
         self.schedule = create_schedule(optimizer, recipe, self.steps)
-        self._optimise = create_step(fabric, recipe, model, optimizer)
+        self._training_step = create_step(fabric, recipe, model, optimizer)
         self.average = create_average(model, recipe)
         self.stored = self.average.module if self.average else model
         self.metrics = create_metrics(len(dataset.classes), fabric.device)
@@ -110,7 +110,7 @@ class Run:
         torch.manual_seed(hash_seed(seed, self.epoch, self.step, rank))
         images, labels = next(self._coming)
         batch = min(self.recipe.batch_size, self.images - self.step * self.recipe.batch_size)
-        for part in self._optimise(images, labels, batch):
+        for part in self._training_step(images, labels, batch):
             self.metrics.update(value=part.losses, preds=part.logits, target=part.labels)
             self.auxiliary.update(part.auxiliary)
         self.learning_rate = self.schedule.get_last_lr()[0]
@@ -125,7 +125,7 @@ class Run:
         """Return the batches of the epoch from the next step on."""
         shuffle = torch.Generator().manual_seed(hash_seed(self.recipe.seed, self.epoch))
         order = torch.randperm(self.images, generator=shuffle)
-        self._optimise.network.train()
+        self._training_step.network.train()
         return self.batches["train"].shuffled(order, start=self.step)
 
     def _end_epoch(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class Run:
         """Return what a checkpoint stores; random generators follow from the position instead."""
         parts = {
             "model": self.model,
-            "optimizer": self._optimise.optimizer,
+            "optimizer": self._training_step.optimizer,
             "schedule": self.schedule,
             "precision": self.fabric.strategy.precision,
             "metrics": self.metrics,

@@ -112,8 +112,8 @@ class Compiled(PassesBackend):
         small = x.shape[2] * x.shape[3] <= _MOST_POSITIONS
         return x.device.type == "cpu" and x.dtype in _TYPES and small
 
-    def fuses_norms(self, x: Tensor, gated: bool) -> bool:
-        """See `Backend.fuses_norms`; measured on two cores in float32.
+    def prefers_own_norm(self, x: Tensor, gated: bool) -> bool:
+        """See `Backend.prefers_own_norm`; measured on two cores in float32.
 
         Without a gate these passes are faster in NCHW, by far; in NHWC, inside of networks, they
         are not.

@@ -35,8 +35,8 @@ class Triton(PassesBackend):
 
     name = "triton"
 
-    def fuses_norms(self, x: Tensor, gated: bool) -> bool:
-        """See `Backend.fuses_norms`: without a gate, too, one kernel replaces three."""
+    def prefers_own_norm(self, x: Tensor, gated: bool) -> bool:
+        """See `Backend.prefers_own_norm`: without a gate, too, one kernel replaces three."""
         return True
 
     def compiles_excitations(self) -> bool:

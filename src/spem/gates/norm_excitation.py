@@ -8,8 +8,8 @@ from weakref import ref
 from torch import Tensor, nn
 
 from spem.functional import STATISTICS, Pooled
-from spem.gates.affine import merge_moments, normalise, resolve_ties, update_running
-from spem.gates.compiled import cached_excitation, call_with, compilable, kind_of, tensors_of
+from spem.gates.affine import merge_moments, norm_coefficients, resolve_ties, update_running
+from spem.gates.excitation import cached_excitation, call_with, compilable, kind_of, tensors_of
 from spem.gates.gate import Gate
 from spem.kernels.fused import Coefficients, Excitation, Values, number
 from spem.kernels.reference import upcast
@@ -58,7 +58,7 @@ def _find_coefficients(
     tensors: Sequence[Tensor],
 ) -> Coefficients:
     """Return a and b of a norm, whose tensors are the first `own`, with its gate, if it has one."""
-    scale, shift, bias, updates = _normalise(options, values, count, tensors[:own])
+    scale, shift, bias, updates = _compute_norm(options, values, count, tensors[:own])
     gate = None if alive is None else alive()
     if gate is None:
         return Coefficients(scale, shift, updates)
@@ -72,7 +72,7 @@ def _find_coefficients(
     return Coefficients(scale, shift, updates)
 
 
-def _normalise(
+def _compute_norm(
     options: tuple[Any, ...], values: Values, count: Any, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, dict[int, Tensor]]:
     """Return scale, shift and bias of a norm, (C,), and the updates of its running statistics."""
@@ -89,4 +89,4 @@ def _normalise(
                 updates[2 * affine + index] = update_running(old, new, momentum)
     else:
         mean, var = map(upcast, running)
-    return *normalise(mean, var, weight, bias, eps), updates
+    return *norm_coefficients(mean, var, weight, bias, eps), updates

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from spem.functional import Pooled
-from spem.gates.affine import normalise, update_running
+from spem.gates.affine import norm_coefficients, update_running
 from spem.kernels.fused import Coefficients, Excitation, Values, number
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_multiplier_hooks")
@@ -32,7 +32,7 @@ def compilable(gate: Any) -> bool:
     norms = (m for m in gate.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     return (
         vars(type(gate)).get("traceable", False)
-        and gate.fuses_with_norm
+        and gate.reads_statistics_only
         and not gate._multiplier_hooks
         and "excite" not in vars(gate)
         and not any(m._forward_hooks or m._forward_pre_hooks for m in gate.modules())
@@ -202,7 +202,9 @@ class _FunctionalBatchNorm1d(nn.BatchNorm1d):
                 unbiased = squares / (x.shape[0] - 1)
                 norm.running_mean = update_running(norm.running_mean, mean, share)
                 norm.running_var = update_running(norm.running_var, unbiased, share)
-        scale, shift, _ = normalise(mean.double(), var.double(), self.weight, self.bias, self.eps)
+        scale, shift, _ = norm_coefficients(
+            mean.double(), var.double(), self.weight, self.bias, self.eps
+        )
         return (scale * x + shift).to(input.dtype)
 
 
