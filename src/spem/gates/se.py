@@ -14,7 +14,7 @@ class SE(DescriptorGate):
 
     Squeeze: the descriptor u (N, C), by default the mean of each channel of the feature map x.
     Excitation: the multipliers m = σ(W₂·relu(W₁·u + b₁) + b₂), (N, C), with W₁ (R, C), W₂ (C, R)
-    and R = max(1, round(C / reduction)). Recalibration: y = gain·x·m, channel by channel, where gain
+    and R = max(1, round(C / reduction)). Recalibration: y = gain·x·m, channel by channel; gain
     is 1, or 2 for init="identity", whose m starts at σ(0) = ½. Only the excitation is written here:
     the base class pools x before it and recalibrates x after it. 2CR parameters, and R + C with the
     biases.
