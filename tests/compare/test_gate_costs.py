@@ -79,11 +79,14 @@ def test_every_gate_passes_the_check(gate):
     ("words", "message"),
     [
         (["--model", "resnet9"], "depth 9 is neither 6n+2"),
-        (["--model", "nowhere:net"], "model is 'nowhere:net', which cannot be imported"),
+        (["--model", "nowhere:net"], "model is 'nowhere:net', which gave no network: Module"),
         (["--model", "collections:Counter"], "returned an object of Counter"),
         (["--gates", "spme"], "unknown gate 'spme'; known: spem"),
         (["--at", "head"], "head"),
         (["--rounds", "1"], "rounds is 1"),
+        (["--model", "json:loads"], "which gave no network: TypeError"),
+        (["--out", "nowhere/costs.csv"], "there is no folder for the file nowhere/costs.csv"),
+        (["--out", "."], ". is a folder"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(words, message, capsys):

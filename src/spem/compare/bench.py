@@ -28,7 +28,8 @@ def bench(
     Each gate is first checked: it must leave the network as it is when it starts as the identity,
     and the fast kernels must agree with the reference. Then the network without gates, the same
     once more, and the network with each gate take turns. × is a cost over that of the network
-    without gates, for times with its quartiles; "none again" shows the noise of this machine.
+    without gates; for speeds the ratio of times, paired by round, with its
+    quartiles; "none again" shows the noise of this machine.
 
     Args:
         model: a name like resnet20 or vgg16, or package.module:function, which is called without
@@ -38,16 +39,20 @@ def bench(
             residual if not given.
         batch: images of a batch; 32 if not given.
         size: side of the images, in pixels; 32 if not given.
-        channels_last: keep feature maps in the NHWC memory format, which is the default.
+        channels_last: keep feature maps in the NHWC memory format; true if not given.
         device: auto, cpu, cuda or mps.
         threads: of the CPU; PyTorch's choice if not given.
-        rounds: of the measurement; 20 if not given.
+        rounds: of the measurement, at least 2; 20 if not given.
         out: CSV file for the results.
     """
     from spem.compare.gate_costs import measure_gates
     from spem.compare.timing import RedCaseError
     from spem.train.devices import keep_freed_memory
 
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder for the file {out}")
+    if out is not None and Path(out).is_dir():
+        raise IsADirectoryError(f"{out} is a folder, must be a CSV file")
     keep_freed_memory()
     options: dict[str, Any] = {"batch": batch, "size": size, "channels_last": channels_last}
     options |= {"device": device, "threads": threads, "rounds": rounds}

@@ -66,8 +66,9 @@ def measure_gates(
         RedCaseError: a check fails.
         ValueError: a network, a gate or a number is not allowed.
     """
-    if rounds < 2 or batch < 2:
-        raise ValueError(f"rounds is {rounds} and batch {batch}, each must be at least 2")
+    for name, number in (("rounds", rounds), ("batch", batch)):
+        if number < 2:
+            raise ValueError(f"{name} is {number}, must be at least 2")
     threads = torch.get_num_threads() if threads is None else threads
     keys: dict[str, Any] = {"channels_last": channels_last, "device": device, "threads": threads}
     recipe = Recipe(batch_size=batch, **keys)
@@ -108,34 +109,48 @@ def build_network(
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = _import_function(model)() if ":" in model else create_model(model)
-        if not isinstance(network, nn.Module):
-            kind = type(network).__name__
-            raise ValueError(f"{model} returned an object of {kind}, must return a torch.nn.Module")
+        network = _call_function(model) if ":" in model else create_model(model)
         if gate is not None:
             attach(network, gate, at=at, init=init)
     return network
 
 
-def _import_function(path: str) -> Any:
+def _call_function(path: str) -> nn.Module:
+    """Return the network that a function of the user's, package.module:function, returns."""
     module, _, name = path.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model is {path!r}, which cannot be imported: {error}") from error
+        network = getattr(import_module(module), name)()
+    except Exception as error:  # whatever the user's code may raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"model is {path!r}, which gave no network: {reason}") from error
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise ValueError(f"{path} returned an object of {kind}, must return a torch.nn.Module")
+    return network
 
 
 def _draw_images(network: nn.Module, recipe: Recipe, size: int) -> Tensor:
-    """Return random images with the channels that the first convolution of a network reads."""
+    """Return random images with the channels that the first convolution of a network reads.
+
+    Raises:
+        ValueError: there is no convolution, or the network does not map them to logits.
+    """
     channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     if channels is None:
         raise ValueError("the network has no nn.Conv2d to read the number of image channels from")
     shape = (recipe.batch_size, channels, size, size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     form = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    return images.contiguous(memory_format=form)
+    images = images.contiguous(memory_format=form)
+    with torch.no_grad():
+        logits = network.eval()(images[:1])
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise ValueError(
+            f"the network returns {type(logits).__name__}, must return logits (N, classes)"
+        )
+    return images
 
 
 def _make_gate_work(

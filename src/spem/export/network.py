@@ -54,7 +54,8 @@ def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     config = _read_config(Path(folder) / "config.json")
     if config["model"] is None:
         raise ValueError(
-            f"{folder} holds a network of your own: build it and call load_weights(model, folder)"
+            f"{folder} holds a network of your own: build it and call"
+            " spem.export.load_weights(model, folder)"
         )
     with torch.random.fork_rng([]):  # its first weights are replaced: leave no trace of them
         model = create_model(**NetworkConfig.from_json(config).arguments())

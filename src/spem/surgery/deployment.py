@@ -136,6 +136,8 @@ def _fold_into_conv(name: str, module: nn.Module, attribute: str, multiplier: Te
 def _make_example(model: nn.Module) -> Tensor:
     config = config_of(model)
     if config is None:
-        raise ValueError("fold_batchnorm needs an example input for a network of your own")
+        raise ValueError(
+            "fold_batchnorm needs an input of a network of your own: give it as example="
+        )
     first = next(model.parameters())
     return torch.zeros(1, config.in_channels, 32, 32, dtype=first.dtype, device=first.device)
