@@ -10,21 +10,17 @@ from spem.compare.study import load_study, study_names
 OWN_MODELS = ("paper", "backbones")
 
 
-@pytest.mark.parametrize("name", study_names())
+# The others take minutes: `make test-hard` runs them.
+NAMES = [n if n == "quick" else pytest.param(n, marks=pytest.mark.hard) for n in study_names()]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_study_runs_and_reports(tmp_path, name):
     model = [] if name in OWN_MODELS else ["--model", "resnet8"]
     words = ["--study", name, "--small", *model, "--seeds", "1", "--epochs", "1", "--threads", "1"]
     # Few images to train on: what takes time here is the number of runs.
-    words += [
-        "--validation",
-        "0.9",
-        "--device",
-        "cpu",
-        "--no-progress",
-        "--no-costs",
-        "--out",
-        str(tmp_path),
-    ]
+    words += ["--validation", "0.9", "--device", "cpu"]
+    words += ["--no-progress", "--no-costs", "--out", str(tmp_path)]
     assert main(["compare", *words]) == 0
     records = Ledger(tmp_path).records.values()
     assert len(records) == len({run.row + run.model for run in load_study(name, True).plan()})
