@@ -39,6 +39,8 @@ def layer(path: Path) -> str:
 
 
 def _named(first: str) -> str:
+    if first == "__main__":
+        return "cli"
     if first == "__init__" or (first not in LAYERS and not first.startswith("_")):
         return "spem"
     return "_" if first.startswith("_") else first
