@@ -137,7 +137,7 @@ def _make_example(model: nn.Module) -> Tensor:
     config = config_of(model)
     if config is None:
         raise ValueError(
-            "fold_batchnorm needs an input of a network of your own: give it as example="
+            "fold_batchnorm needs an example input for a network of your own: give example="
         )
     first = next(model.parameters())
     return torch.zeros(1, config.in_channels, 32, 32, dtype=first.dtype, device=first.device)
