@@ -126,7 +126,7 @@ def fastest_kernels(device: torch.device) -> str:
 
 
 def step_memory(work: Work, device: torch.device) -> int | None:
-    """Return the bytes that one more run needs at its peak, beside what stays allocated after it.
+    """Return the peak of the bytes that one run allocates, above those allocated before it.
 
     On the CPU it is the resident memory as Linux counts it, which needs a process whose allocator
     returns freed memory at once: call this through `measure_apart`.

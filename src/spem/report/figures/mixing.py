@@ -38,7 +38,7 @@ def stages(names: Sequence[str]) -> dict[str, list[int]]:
         names: of the gates, in order of depth.
 
     Returns:
-        By the first parts of the names if they tell a few stages apart, else equal parts.
+        By the first parts of the names if these name a few stages, else equal parts.
     """
     for length in (1, 2):
         found: dict[str, list[int]] = {}
