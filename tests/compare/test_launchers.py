@@ -117,6 +117,7 @@ def test_kill_minus_9_and_the_same_command_give_what_an_uninterrupted_one_gives(
 
 
 @linux
+@pytest.mark.hard
 def test_ctrl_c_saves_the_runs_and_the_same_command_goes_on(tmp_path, uninterrupted):
     words = ["--seeds", "2", "--epochs", "6", "--jobs", "2"]
     process = start(tmp_path, *words)
@@ -183,7 +184,7 @@ def die(*_):
 
 
 @linux
-@pytest.mark.parametrize("machines", [1, 2])
+@pytest.mark.parametrize("machines", [1, pytest.param(2, marks=pytest.mark.hard)])
 def test_under_torchrun_two_processes_share_each_run(tmp_path, machines):
     words = ["--seeds", "1", "--epochs", "1", "--devices", "2"]
     port = str(20000 + os.getpid() % 20000)
@@ -202,6 +203,7 @@ def test_under_torchrun_two_processes_share_each_run(tmp_path, machines):
 
 
 @linux
+@pytest.mark.hard
 def test_ray_starts_a_run_again_whose_worker_was_killed(tmp_path, uninterrupted):
     pytest.importorskip("ray", reason="Ray comes with the extra cluster")
     process = start(tmp_path, "--seeds", "2", "--epochs", "6", "--launcher", "ray")

@@ -12,16 +12,25 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is made for Linux"
 )
 PASSES = Path(__file__).with_name("triton_parity.py")
-SEGMENTS = PASSES.with_name("triton_fused.py")
+FUSED = PASSES.with_name("triton_fused.py")
 _POOLING = "pool or nan or variance or repeat"
 
 
-# Parts, for several test processes.
+# Parts, for several test processes. What takes long is left to `make test-hard` (float16) and to
+# `make test-gates` (all gates but one of each family).
 @pytest.mark.parametrize(
-    ("bodies", "which"), [(PASSES, _POOLING), (PASSES, f"not ({_POOLING})"), (SEGMENTS, "test")]
+    ("bodies", "which", "marker"),
+    [
+        (PASSES, _POOLING, ""),
+        (PASSES, f"not ({_POOLING})", ""),
+        (FUSED, "test", ""),
+        pytest.param(PASSES, "test", "hard", marks=pytest.mark.hard),
+        pytest.param(FUSED, "test", "gates", marks=pytest.mark.gates),
+    ],
 )
-def test_in_the_interpreter(bodies, which, request):
+def test_in_the_interpreter(bodies, which, marker, request):
     command = [sys.executable, "-m", "pytest", str(bodies), "-q", "-k", which]
+    command += ["-m", marker] if marker else []
     # numpy warns of arithmetic with NaN, which a device does in silence.
     command += ["-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
     # Triton reads the variable at its first import, which another test of this process may have

@@ -17,7 +17,14 @@ from spem.kernels import fused, inductor
 from spem.kernels.triton.passes import TRITON
 from spem.norm import GatedBatchNorm2d
 
-POOLED = ["spem", "se", "eca", "gct", "ie", "iebn", "sem", "lsas", "srm", "dianet", "cbam", None]
+OTHERS = ("eca", "gct", "ie", "iebn", "sem", "lsas", "dianet", "cbam")
+POOLED = [
+    "spem",
+    "se",
+    "srm",
+    None,
+    *(pytest.param(name, marks=pytest.mark.gates) for name in OTHERS),
+]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
