@@ -4,7 +4,7 @@ from spem import kernels
 from spem.explain import gate_report
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates import GATES, SPEM, Attention, Gate, auxiliary_loss, create_gate, register
-from spem.models import create_model
+from spem.models import create_model, register_model
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.attachment import attach, detach
 from spem.surgery.backbone import load_backbone
@@ -31,6 +31,7 @@ __all__ = [
     "pool",
     "recalibrate",
     "register",
+    "register_model",
 ]
 
 __version__ = "0.1.0"

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from spem.compare.planned import record_key
+from spem.compare.planned import deciding_keys, record_key
+from spem.compare.records import Ledger
 from spem.compare.study import Study, load_study, study_names
 from spem.train.checkpoint import FREE_KEYS
 from spem.train.recipe import load_recipe
 
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SMALL = {"models": "resnet8", "recipe": {"epochs": 1}}
 
 
@@ -32,7 +34,7 @@ def test_a_gate_may_be_a_mapping_with_options_a_label_and_places():
     gate = {"gate": "se", "pool": "fixed", "mix": 0.3, "label": "mixed", "placement": "norm"}
     (run,) = Study(**SMALL, gates=gate, seeds=1).plan()
     assert (run.gate, run.row, run.recipe.gate) == ("mixed", "mixed", "se")
-    assert run.recipe.gate_options == {"pool": "fixed", "mix": 0.3}
+    assert run.recipe.gate_options == {"init": "identity", "pool": "fixed", "mix": 0.3}
     assert run.recipe.placement == "norm"
 
 
@@ -197,7 +199,7 @@ def test_the_four_studies_of_the_paper_have_what_they_ask():
 def test_the_key_is_that_of_what_decides_a_run_and_of_nothing_else():
     recipe = load_recipe("digits")
     elsewhere = {"data_dir": "x", "download": True, "device": "cpu", "threads": 7}
-    elsewhere["progress"] = False
+    elsewhere |= {"progress": False, "init": "identity", "import_": ["mine.py"]}
     assert set(elsewhere) == set(FREE_KEYS)
     assert record_key(replace(recipe, **elsewhere)) == record_key(recipe)
     assert record_key(replace(recipe, seed=1)) != record_key(recipe)
@@ -205,6 +207,44 @@ def test_the_key_is_that_of_what_decides_a_run_and_of_nothing_else():
 
 
 def test_keys_stay_those_of_comparisons_that_were_begun_earlier():
-    plan = Study(models="resnet8", gates=["none", "spem"], seeds=1).plan()
+    plan = Study(models="resnet8", gates=["none", "spem"], seeds=1).plan(init="paper")
     assert [run.key for run in plan] == ["1805bf4c87b03d36", "1cec3d96295b378a"]
     assert load_study("ablation").plan()[0].key == "cf4e5e51d3d34f47"
+
+
+# Each folder of records, the study that made it, whether in its small form.
+RECORDED = {
+    "cifar10-quick": ("quick", False),
+    "digits-ablation": ("ablation", True),
+    "digits-backbones": ("backbones", True),
+    "digits-paper": ("paper", True),
+    "digits-pooling": ("pooling", True),
+}
+
+
+@pytest.mark.parametrize("folder", RECORDED)
+def test_the_shipped_studies_take_up_the_records_made_by_earlier_versions(folder):
+    records = Ledger(RESULTS / folder).records
+    plan = load_study(*RECORDED[folder]).plan()
+    assert records
+    assert records.keys() <= {run.key for run in plan}
+    left = {run.row for run in plan if run.key not in records}
+    assert left == ({"spem init=identity"} if folder == "cifar10-quick" else set())
+
+
+def test_records_of_other_studies_are_taken_up_where_the_study_names_its_starts():
+    gates = ["none", {"gate": "se", "init": "paper", "label": "se"}]
+    recipe = {"epochs": 20, "precision": "bf16-mixed"}
+    study = Study(config="cifar_quick", recipe=recipe, data="cifar10", gates=gates, seeds=1)
+    recorded = Ledger(RESULTS / "cifar10-twenty").records
+    assert {run.key for run in study.plan()} <= recorded.keys()
+
+
+def test_a_start_is_an_option_of_gates_that_have_one_and_name_none():
+    gates = ["none", "spem", {"gate": "spem", "init": "paper", "label": "authors"}, "gct"]
+    runs = Study(models="resnet8", gates=gates, seeds=1).plan(init="identity")
+    options = {run.gate: run.recipe.gate_options for run in runs}
+    assert options["none"] == {}
+    assert options["spem"] == {"init": "identity"}
+    assert options["authors"] == {"init": "paper"}
+    assert all("init" not in deciding_keys(run.recipe) for run in runs)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import spem
 from spem import create_model
 from spem._files import atomically, write_table, write_text
-from spem.export.network import load_network, load_weights, save_network
+from spem.export.network import load_network, load_weights, save_network, start_from
 from spem.train import checkpoint, results
 from spem.train.recipe import Recipe
 
@@ -99,6 +100,62 @@ def test_weights_of_another_model_are_refused(tmp_path, other, named):
     with pytest.raises(ValueError, match=named):
         load_weights(other, tmp_path / "model.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("source", ["run", "file", "bundled"])
+def test_a_classifier_of_other_classes_starts_anew_and_all_else_is_loaded(source, tmp_path):
+    stored = create_model("resnet20", "spem", pretrained="cifar10")
+    if source != "bundled":
+        save_network(tmp_path, stored, CONFIG)
+    places = {"run": tmp_path, "file": tmp_path / "model.safetensors"}
+    place = places.get(source, "resnet20-spem-cifar10")
+    model = create_model("resnet20", "spem", num_classes=3)
+    classifier = model.fc.weight.detach().clone()
+    said = f"the classifier 'fc' starts anew: it has 3 classes, that of {place} has 10"
+    assert start_from(model, place) == said
+    assert torch.equal(model.fc.weight, classifier)
+    state = model.state_dict()
+    others = {name: value for name, value in stored.state_dict().items() if "fc." not in name}
+    assert all(torch.equal(value, state[name]) for name, value in others.items())
+    same = create_model("resnet20", "spem")
+    assert start_from(same, place) is None
+    assert torch.equal(same.fc.weight, stored.fc.weight)
+
+
+@pytest.mark.parametrize(
+    "other", [("resnet20", "se", 3), ("resnet14", "spem", 3), ("vgg11", None, 10)]
+)
+def test_only_a_classifier_may_differ(other):
+    name, gate, classes = other
+    model = create_model(name, gate, num_classes=classes)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="are not those of the model"):
+        start_from(model, "resnet20-spem-cifar10")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_weights_that_are_nowhere_name_what_there_is():
+    with pytest.raises(
+        FileNotFoundError, match="no weight file nowhere; bundled networks: resnet20-"
+    ):
+        start_from(nn.Linear(3, 3), "nowhere")
+
+
+def test_a_run_of_a_network_of_ones_own_is_read_into_one_like_it(tmp_path):
+    trained = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    spem.attach(trained, "se", at="1")
+    nn.init.normal_(trained[1].gate.fc2.weight)
+    save_network(tmp_path, trained, CONFIG | {"model": None, "gate": None, "gate_options": {}})
+    fresh = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    with pytest.raises(ValueError, match="gate"):
+        load_network(tmp_path, fresh)
+    spem.attach(fresh, "se", at="1")
+    model, config = load_network(tmp_path, fresh)
+    assert model is fresh
+    assert not model.training
+    assert config["classes"] == CONFIG["classes"]
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(model(x), trained.eval()(x))
 
 
 def test_a_run_that_cannot_be_loaded_says_why(tmp_path):

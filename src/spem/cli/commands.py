@@ -50,6 +50,8 @@ def train(
 
     if resume:
         config, out = _resumed(config, out, resume)
+        # A folder may be somebody else's: its files are run only where the command names them.
+        recipe_keys = {"import": []} | recipe_keys
     recipe = _recipe(config, recipe_keys)
     result = fit(recipe, out=out, resume=bool(resume), overwrite=overwrite)
     show(["result", ""], ((_RESULTS[key], result.summary[key]) for key in _RESULTS))
@@ -139,13 +141,16 @@ def search_placement(
         overwrite: replace the run in --out.
         steps: steps of the controller; 300 if not given.
     """
+    from spem.train.fitting import resolve
     from spem.train.placement_search import Search
     from spem.train.placement_search import search_placement as search
 
     recipe = _recipe(config, recipe_keys)
     if "gate" in recipe_keys and recipe.gate is None:
         raise ValueError("gate is none, but a search for the places of gates needs one")
-    gate, plain = recipe.gate or "spem", replace(recipe, gate=None, gate_options={})
+    gate = recipe.gate or "spem"
+    recipe = resolve(replace(recipe, gate=gate))
+    plain = replace(recipe, gate=None, gate_options={})
     run: dict[str, Any] = {"settings": Search(steps=steps), "out": out, "overwrite": overwrite}
     found = search(plain, gate, **run, **recipe.gate_options)
     rows = [

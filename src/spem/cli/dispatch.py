@@ -27,6 +27,7 @@ def run_command(argv: Sequence[str] | None) -> int:
     given = _parser().parse_args(argv, defaults=False)
     name, values = given.subcommand, given[given.subcommand].as_dict()
     try:
+        _import_files(name, values)
         return _COMMANDS[name](*_take_shared(name, values), **values) or 0
     except (ValueError, OSError, ImportError) as error:
         return fail(str(error))
@@ -41,6 +42,16 @@ def run_command(argv: Sequence[str] | None) -> int:
         return 130
 
 
+def _import_files(name: str, values: dict[str, Any]) -> None:
+    """Run the files of --import; they stay a recipe key of the commands that have those."""
+    if files := values.get("import"):
+        from spem.models.user_files import import_files
+
+        import_files(files)
+        if _find_shared(name) is not Recipe:
+            del values["import"]
+
+
 def _take_shared(name: str, values: dict[str, Any]) -> list[Any]:
     """Remove the shared flags from the values of a command, and return its first argument."""
     shared = _find_shared(name)
@@ -49,7 +60,8 @@ def _take_shared(name: str, values: dict[str, Any]) -> list[Any]:
     from spem.train.devices import keep_freed_memory
 
     keep_freed_memory()  # all of them compute
-    flags = [flag for flag in signature(shared).parameters if flag not in _LEFT_OUT.get(name, ())]
+    parameters = [flag.rstrip("_") for flag in signature(shared).parameters]
+    flags = [flag for flag in parameters if flag not in _LEFT_OUT.get(name, ())]
     given = {flag: values.pop(flag) for flag in flags if flag in values}
     return [given if shared is Recipe else Trained(**given)]
 
@@ -78,7 +90,10 @@ def _parser() -> Parser:
         if shared:
             title = "recipe keys: each replaces that of the recipe"
             group = parser.add_argument_group(title) if shared is Recipe else parser
-            group.add_class_arguments(shared, **flags, skip=set(_LEFT_OUT.get(name, ())))
+            skip = {"import_", *_LEFT_OUT.get(name, ())}
+            group.add_class_arguments(shared, **flags, skip=skip)
         parser.add_function_arguments(function, **flags, skip={1} if shared else set())
+        about = "Python file that registers gates or networks; it is run. May be repeated."
+        parser.add_argument("--import", action="append", metavar="FILE", help=about)
         subcommands.add_subcommand(name, parser, help=summary)
     return top

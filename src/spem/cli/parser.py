@@ -38,7 +38,8 @@ class _HelpFormatter(DefaultHelpFormatter):
         return action.help or ""
 
     def _get_default_metavar_for_optional(self, action: Any) -> str:
-        return _placeholder(_hint(action))
+        hint = _hint(action)
+        return _placeholder(hint) if hint else super()._get_default_metavar_for_optional(action)
 
 
 class Parser(ArgumentParser):

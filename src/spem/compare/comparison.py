@@ -104,6 +104,8 @@ def _write_command(flags: dict[str, Any], out: str) -> str:
         flag = f"--{key.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
+        elif key == "import":
+            words += [word for file in value for word in (flag, file)]
         else:
             words += [flag, *map(str, value if key in _LISTS else [value])]
     return join([*words, "--out", out])

@@ -14,10 +14,11 @@ from spem._extras import needs_extra
 from spem._files import write_text
 from spem.compare import launchers
 from spem.compare.costs import measure_costs
-from spem.compare.planned import PlannedRun
+from spem.compare.planned import PlannedRun, deciding_keys
 from spem.compare.progress import ProgressTable
 from spem.compare.records import (
     Ledger,
+    Record,
     group_records,
     make_failure,
     make_record,
@@ -65,7 +66,9 @@ def run_comparison(
         FileNotFoundError: the data is not there.
         KeyboardInterrupt: Ctrl-C.
     """
-    pending = _list_pending(plan, Ledger(folder))
+    ledger = Ledger(folder)
+    _refuse_other_recipes(plan, ledger)
+    pending = _list_pending(plan, ledger)
     _check(pending)
     elastic = torch.distributed.is_torchelastic_launched()
     if elastic and os.environ["RANK"] != "0":
@@ -140,6 +143,29 @@ def _check(runs: Sequence[PlannedRun]) -> None:
             prepare(create_fabric(run.recipe), run.recipe, dataset=dataset)
         except ValueError as error:
             raise ValueError(f"{run.row!r} of {run.model} on {run.data}: {error}") from error
+
+
+def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
+    """Raise ValueError where the folder has a record of the same name and of another recipe.
+
+    A table would mix the two. What is planned is recorded under its own name.
+    """
+    planned = {run.key for run in plan}
+    others = {_name(r): r["recipe"] for key, r in ledger.records.items() if key not in planned}
+    for run in plan:
+        name = (run.row, run.model, run.data, run.recipe.seed)
+        if name in others:
+            own, other = deciding_keys(run.recipe), others[name]
+            differ = [key for key in own if own[key] != other.get(key)]
+            changes = ", ".join(f"{k} {other.get(k)!r} there, {own[k]!r} now" for k in differ)
+            raise ValueError(
+                f"{ledger.folder} holds {run.row!r} of {run.model} on {run.data} with seed"
+                f" {run.recipe.seed} by another recipe ({changes}): name another folder"
+            )
+
+
+def _name(record: Record) -> tuple[str, str, str, int]:
+    return row_of(record), record["model"], record["data"], record["seed"]
 
 
 @contextmanager

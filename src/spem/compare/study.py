@@ -46,6 +46,7 @@ class Study:
         question: what the comparison is to answer.
         config: a bundled recipe or a YAML file; None: digits for the digits, else cifar_quick.
         recipe: recipe keys of all runs.
+        import_: Python files that register gates or networks, see `Recipe`. The key is `import`.
         gates: names or mappings with options of the gate, `placement` and `mask`; "none": no gate.
         models: names or mappings with recipe keys.
         data: names or mappings with recipe keys.
@@ -62,6 +63,7 @@ class Study:
     question: str | None = None
     config: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    import_: list[str] = field(default_factory=list)
     gates: Any = field(default_factory=lambda: ["none", "spem"])
     models: Any = "resnet20"
     data: Any = "digits"
@@ -81,6 +83,8 @@ class Study:
         """
         _refuse_axis_keys(self.recipe)
         _refuse_axis_keys(recipe_keys)
+        if files := [*self.import_, *recipe_keys.get("import", [])]:
+            recipe_keys["import"] = files
         axes = [
             _read_axis("data", self.data),
             _read_axis("model", self.models),
@@ -160,7 +164,7 @@ def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -
     settings: dict[str, Any] = {}
     if name_or_path is not None:
         settings = read_yaml(name_or_path, "study", _STUDIES)
-    known = [f.name for f in fields(Study)]
+    known = {f.name.rstrip("_"): f.name for f in fields(Study)}
     for key in [*settings, *(settings.get("small") or {})]:
         if key not in known:
             raise unknown("study key", key, known)
@@ -168,7 +172,7 @@ def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -
         if not settings.get("small"):
             raise ValueError(f"{name_or_path or 'this comparison'} has no small form")
         settings = settings | settings["small"]
-    return Study(**settings | replaced)
+    return Study(**{known[key]: value for key, value in (settings | replaced).items()})
 
 
 def _read_axis(axis: str, values: Any) -> list[AxisValue]:

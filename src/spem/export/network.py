@@ -1,21 +1,26 @@
 """A trained network as two files: its weights in safetensors and its configuration in JSON."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spem._extras import needs_extra
 from spem._files import atomically, write_text
 from spem.models import create_model
+from spem.models.pretrained import bundled_names, find_run
+from spem.models.user_files import changed_files
 from spem.surgery.backbone import key_differences
 from spem.surgery.config import NetworkConfig
 
 with needs_extra("train"):
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
+
+_log = logging.getLogger("spem")
 
 
 def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
@@ -36,31 +41,56 @@ def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def load_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_network(
+    folder: str | Path, model: nn.Module | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild the network of a finished run.
 
     Args:
         folder: the run's folder.
+        model: a network like the one that was trained, into which the weights are loaded, for runs
+            of networks that `create_model` does not build; None: the network is built.
 
     Returns:
         The network in eval mode on the CPU, and the content of `config.json`: the arguments of
         `create_model`, `classes` (names), `data`, `image_size` (height, width), `mean` and `std`
-        (one number for each channel, for pixels in [0, 1]).
+        (one number for each channel, for pixels in [0, 1]). Where the run imported files, `import`
+        has their SHA-256 sums by name.
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
-        ValueError: a file is damaged, or the run trained a network of the user's own.
+        ValueError: a file is damaged, the weights are not those of `model`, or the network is the
+            user's own: it must be given as `model`, or its file be imported before.
     """
     config = _read_config(Path(folder) / "config.json")
+    if model is not None:
+        load_weights(model, folder)
+        return model.eval(), config
     if config["model"] is None:
         raise ValueError(
             f"{folder} holds a network of your own: build it and call"
-            " spem.export.load_weights(model, folder)"
+            " spem.export.load_network(folder, model)"
         )
-    with torch.random.fork_rng([]):  # its first weights are replaced: leave no trace of them
-        model = create_model(**NetworkConfig.from_json(config).arguments())
+    model = _build_network(folder, config)
     load_weights(model, folder)
     return model.eval(), config
+
+
+def _build_network(folder: str | Path, config: dict[str, Any]) -> nn.Module:
+    """Return the network of a `config.json`; an error names the files that it may need."""
+    needed = config.get("import") or {}
+    for name in changed_files(needed):
+        _log.warning("%s is not what it was when %s was trained", name, folder)
+    try:
+        with torch.random.fork_rng([]):  # its first weights are replaced: leave no trace of them
+            return create_model(**NetworkConfig.from_json(config).arguments())
+    except ValueError as error:
+        if not needed:
+            raise
+        files = " ".join(f"--import {name}" for name in needed)
+        raise ValueError(
+            f"{folder} was trained with {files} (in Python: import it before): {error}"
+        ) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -88,20 +118,73 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
 
     Args:
         model: the network, changed in place.
-        source: a `.safetensors` file, or the folder of a finished run.
+        source: a `.safetensors` file, the folder of a finished run, or the name of a bundled
+            network.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its names or shapes are not the network's.
     """
+    path, stored = _read_weights(source)
+    _load(model, path, stored, stored)
+
+
+def start_from(model: nn.Module, source: str | Path) -> str | None:
+    """Load stored weights and buffers, but for a classifier of another number of classes.
+
+    Args:
+        model: the network, changed in place; its own classifier stays if the stored one does not
+            fit.
+        source: see `load_weights`.
+
+    Returns:
+        A sentence that says so if the classifier stays; None where all was loaded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or anything but the classifier does not fit.
+    """
+    path, stored = _read_weights(source)
+    own = model.state_dict()
+    other = [name for name, value in stored.items() if _differs_in_classes(value, own.get(name))]
+    layers = {name.rpartition(".")[0] for name in other}
+    if len(layers) != 1:
+        _load(model, path, stored, stored)
+        return None
+    _load(model, path, stored, stored | {name: own[name] for name in other})
+    return (
+        f"the classifier {layers.pop()!r} starts anew: it has {len(own[other[0]])} classes, that of"
+        f" {source} has {len(stored[other[0]])}"
+    )
+
+
+def _differs_in_classes(stored: Tensor, own: Tensor | None) -> bool:
+    """Whether two parameters of a linear layer or a convolution differ in their outputs alone."""
+    if own is None or stored.dim() != own.dim() or not own.dim():
+        return False
+    return stored.shape[0] != own.shape[0] and stored.shape[1:] == own.shape[1:]
+
+
+def _read_weights(source: str | Path) -> tuple[Path, dict[str, Tensor]]:
     path = Path(source)
+    if not path.exists() and str(source) in bundled_names():
+        path = find_run(str(source))
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {path}")
+        raise FileNotFoundError(
+            f"there is no weight file {path}; bundled networks: {', '.join(bundled_names())}"
+        )
     try:
-        stored, own = load_file(path), model.state_dict()
+        return path, load_file(path)
     except SafetensorError as error:
         raise ValueError(f"the weight file {path} is damaged: {error}") from error
-    if differences := key_differences(stored, own):
+
+
+def _load(
+    model: nn.Module, path: Path, stored: dict[str, Tensor], wanted: dict[str, Tensor]
+) -> None:
+    """Load the wanted tensors; where they do not fit, say what differs from the stored ones."""
+    if key_differences(wanted, model.state_dict()):
+        differences = key_differences(stored, model.state_dict())
         raise ValueError(f"the weights of {path} are not those of the model: {differences}")
-    model.load_state_dict(stored)
+    model.load_state_dict(wanted)

@@ -13,18 +13,30 @@ from typing import Any
 from torch import nn
 
 from spem._messages import unknown
+from spem.gates import GATES
+from spem.gates import gate_options as known_options
 from spem.gates.checks import check_whole
 from spem.models import residual_attention, vgg
 from spem.models.densenet import DenseNet
 from spem.models.placement import Placement
 from spem.models.preresnet import PreBasicBlock, PreBottleneck, PreResNet
 from spem.models.pretrained import bundled_config, bundled_name, load_pretrained
+from spem.models.registry import MODELS, register_model
 from spem.models.residual_attention import ResidualAttentionNet
 from spem.models.resnet import BasicBlock, Bottleneck, ResNet
 from spem.models.vgg import VGG
+from spem.surgery.attachment import attach
 from spem.surgery.config import NetworkConfig, set_config
 
-__all__ = ["VGG", "DenseNet", "PreResNet", "ResNet", "ResidualAttentionNet", "create_model"]
+__all__ = [
+    "VGG",
+    "DenseNet",
+    "PreResNet",
+    "ResNet",
+    "ResidualAttentionNet",
+    "create_model",
+    "register_model",
+]
 
 _RESIDUAL = {
     "resnet": (ResNet, {"basic": BasicBlock, "bottleneck": Bottleneck}),
@@ -53,7 +65,8 @@ def create_model(
 
     Args:
         name: "resnet20", "resnet164" …, "preresnet110" …, "vgg11", "vgg13", "vgg16", "vgg19",
-            "densenet100" (BC, growth 12), "attention56", "attention92".
+            "densenet100" (BC, growth 12), "attention56", "attention92"; or one that
+            `register_model` has entered.
         gate: a key of `GATES`, or None.
         num_classes: width of the classifier; None for that of the pretrained network, else 10.
         in_channels: channels of the images.
@@ -62,7 +75,8 @@ def create_model(
             else basic.
         placement: where the gates sit: "residual" (at the end of every residual branch; VGG: behind
             every norm; DenseNet: on the new channels), "conv" (before every convolution), "norm"
-            (on every norm but those of shortcuts) or "last-stage"; None for what its authors do.
+            (on every norm but those of shortcuts) or "last-stage"; None for what its authors do. In
+            a registered network: where `attach` puts them, None for "residual".
         mask: 0 or 1 for every place, in order, to gate only some.
         pretrained: "cifar10" or "cifar100", for the bundled weights of this very network (extra
             `train`); None for fresh ones.
@@ -82,20 +96,47 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         1759648
     """
-    build, block = _find_network(name, block)
-    gates = Placement(gate, gate_options, placement, mask)
     if num_classes is None and pretrained is not None:
         num_classes = bundled_config(bundled_name(name, gate, pretrained))["num_classes"]
     classes = 10 if num_classes is None else num_classes
     check_whole("num_classes", classes)
     check_whole("in_channels", in_channels)
-    model = build(gates=gates, num_classes=classes, in_channels=in_channels)
-    gates.finish()
+    sizes = {"num_classes": classes, "in_channels": in_channels}
+    if name in MODELS:
+        model = _build_registered(name, sizes, block, gate, gate_options, placement, mask)
+    else:
+        build, block = _find_network(name, block)
+        gates = Placement(gate, gate_options, placement, mask)
+        model = build(gates=gates, **sizes)
+        gates.finish()
     bits = None if mask is None else [int(bool(bit)) for bit in mask]
     config = NetworkConfig(name, gate, classes, in_channels, block, placement, bits, gate_options)
     if pretrained is not None:
         load_pretrained(model, config, pretrained)
     set_config(model, config)
+    return model
+
+
+def _build_registered(
+    name: str,
+    sizes: dict[str, int],
+    block: str | None,
+    gate: str | None,
+    options: dict[str, Any],
+    placement: str | None,
+    mask: Sequence[int] | None,
+) -> nn.Module:
+    """Return a network of the user's, with gates that start as their authors start them."""
+    if block is not None:
+        raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
+    model = MODELS[name](**sizes)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model {name!r} is {model!r}, must be a torch.nn.Module")
+    if gate is None:
+        Placement(None, options, placement, mask)  # which refuses options without a gate
+    else:
+        start = {"init": "paper" if gate in GATES and "init" in known_options(gate) else None}
+        attach(model, gate, at=placement or "residual", mask=mask, **start | options)
     return model
 
 
@@ -122,7 +163,7 @@ def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth {depth} of {name!r} is not 6n+4, as DenseNet-BC needs")
         return partial(DenseNet, (depth - 4) // 6), None
-    raise unknown("model", name, _KNOWN)
+    raise unknown("model", name, [*_KNOWN, *MODELS])
 
 
 def _choose_block(depth: int) -> str:

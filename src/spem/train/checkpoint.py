@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from spem._files import atomically, write_text
+from spem.models.user_files import sums_by_name
 from spem.train.recipe import Recipe, load_recipe
 
 FILES = (
@@ -23,8 +24,9 @@ FILES = (
     "summary.json",
     "placement.json",
 )
-# The keys that a resumed run may change: where and how it computes, not what.
-FREE_KEYS = ("data_dir", "download", "device", "threads", "progress")
+# The keys that a resumed run may change: where and how it computes, not what. `init` acts through
+# `gate_options`, and files to import are told apart by their sums.
+FREE_KEYS = ("data_dir", "download", "device", "threads", "progress", "init", "import_")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -79,8 +81,19 @@ def refuse_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         if differ:
             changes = ", ".join(f"{k} ({stored[k]!r} there, {given[k]!r} now)" for k in differ)
             raise ValueError(f"the run in {folder} has another recipe: {changes}")
+        _refuse_other_files(folder, stored["import_"], given["import_"])
     elif folder.exists() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{folder} exists: resume it, overwrite it, or name another folder")
+
+
+def _refuse_other_files(folder: Path, stored: list[str], given: list[str]) -> None:
+    """Raise ValueError unless a resumed run has the Python files that it began with."""
+    sums, now = sums_by_name(stored), sums_by_name(given)
+    if missing := sums.keys() - now.keys():
+        raise ValueError(f"the run in {folder} needs --import {' '.join(sorted(missing))}")
+    for name, wanted in sums.items():
+        if now[name] != wanted:
+            raise ValueError(f"{name} has changed since the run in {folder} began: restore it")
 
 
 def new_folder(folder: Path | None, recipe: Recipe) -> Path:

@@ -13,7 +13,7 @@ from torch import nn
 
 from spem._extras import needs_extra
 from spem.norm import GatedBatchNorm2d
-from spem.train.recipe import Recipe
+from spem.train.recipe import Precision, Recipe
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -53,16 +53,9 @@ def create_fabric(recipe: Recipe) -> Fabric:
 
 def _choose_device(recipe: Recipe, machines: int) -> str:
     """Return "cuda", "mps" or "cpu", if there are enough of it and it can do what is asked."""
-    present = {
-        "cuda": torch.cuda.device_count() * machines,
-        "mps": int(torch.backends.mps.is_available()),
-        "cpu": recipe.devices,
-    }
-    device = recipe.device
-    if device == "auto":
-        device = next(name for name, number in present.items() if number)
-    if present[device] < recipe.devices:
-        raise ValueError(f"{recipe.devices} x {device!r} was asked for, here is {present[device]}")
+    device, number = _find_device(recipe, machines)
+    if number < recipe.devices:
+        raise ValueError(f"{recipe.devices} of {device!r} are needed, this machine has {number}")
     if recipe.cuda_graph and device != "cuda":
         raise ValueError(f"cuda_graph needs a CUDA device, and this run would use {device!r}")
     precisions = list(_PRECISIONS[device])
@@ -74,6 +67,37 @@ def _choose_device(recipe: Recipe, machines: int) -> str:
             f" {', '.join(precisions)}"
         )
     return device
+
+
+def _find_device(recipe: Recipe, machines: int = 1) -> tuple[str, int]:
+    """Return the name of a recipe's device, and how many of it there are."""
+    present = {
+        "cuda": torch.cuda.device_count() * machines,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": recipe.devices,
+    }
+    device = recipe.device
+    if device == "auto":
+        device = next(name for name, number in present.items() if number)
+    return device, present[device]
+
+
+def choose_precision(recipe: Recipe) -> Precision:
+    """Return the precision of a recipe; for auto bf16-mixed where the device has bfloat16, else 32.
+
+    A processor has it where it multiplies matrices in bfloat16 (AVX512-BF16 or AMX): elsewhere
+    bfloat16 is emulated, which is slower than float32.
+    """
+    if recipe.precision != "auto":
+        return recipe.precision
+    device, number = _find_device(recipe)
+    if device == "cuda":
+        fast = number > 0 and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older releases of PyTorch do not say what the processor has.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = device == "cpu" and (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return "bf16-mixed" if fast else "32"
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:

@@ -13,8 +13,17 @@ from torch import nn
 from spem._extras import needs_extra
 from spem.data.dataset import image_format
 from spem.export.network import load_network, load_weights
+from spem.gates import GATES, gate_options
+from spem.models.user_files import import_files, pin_files
 from spem.train import checkpoint
-from spem.train.devices import create_fabric, create_stream, disconnect, join_stream, settings
+from spem.train.devices import (
+    choose_precision,
+    create_fabric,
+    create_stream,
+    disconnect,
+    join_stream,
+    settings,
+)
 from spem.train.recipe import Recipe
 from spem.train.replicas import Replicas, replica_folder
 from spem.train.results import MODEL_KEYS, network_config, write_results
@@ -139,12 +148,21 @@ def _train(fabric: Fabric, job: Job, folder: Path | None) -> str:
 
 
 def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
-    """Return the recipe with the keys filled in that its data and a given model decide."""
+    """Return the recipe with the keys filled in that its data, machine and a given model decide.
+
+    The files of its key `import` are run, for they may register its gate.
+    """
+    import_files(recipe.import_)
     channels, side = image_format(recipe.data)
     decided = {"image_size": side, "mean": [0.5] * channels, "std": [0.5] * channels}
-    recipe = replace(recipe, **{k: v for k, v in decided.items() if getattr(recipe, k) is None})
+    recipe = replace(
+        recipe,
+        **{k: v for k, v in decided.items() if getattr(recipe, k) is None},
+        import_=pin_files(recipe.import_),
+        precision=choose_precision(recipe),
+    )
     if model is None:
-        return recipe
+        return replace(recipe, gate_options=start_options(recipe))
     if recipe.replicas > 1:
         raise ValueError(
             f"replicas is {recipe.replicas}, must be 1 for a given model, which is one network"
@@ -152,6 +170,18 @@ def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
     config = network_config(model)
     name = config["model"] or type(model).__name__
     return replace(recipe, **{key: config[key] for key in MODEL_KEYS} | {"model": name})
+
+
+def start_options(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's `gate_options`, with its `init` where that is not the gate's own already.
+
+    The authors' start is left out, as it was before recipes could name a start: so a run has the
+    same options, and a comparison the same keys, as ever.
+    """
+    options, gate = recipe.gate_options, recipe.gate
+    if recipe.init == "paper" or gate not in GATES or "init" not in gate_options(gate):
+        return options
+    return {"init": recipe.init} | options
 
 
 def _read_result(folder: Path, recipe: Recipe, model: nn.Module | None) -> Result:

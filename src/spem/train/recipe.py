@@ -46,7 +46,8 @@ def _are_milestones(values: Any) -> bool:
 
 
 Schedule = Literal["step", "cosine", "constant"]
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
+Init = Literal["paper", "identity"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Text = Annotated[str, Allowed("a text", lambda v: isinstance(v, str))]
 Flag = Annotated[bool, Allowed("true or false", lambda v: isinstance(v, bool))]
@@ -68,6 +69,9 @@ Positives = Annotated[
 Milestones = Annotated[
     list[int], Allowed("a list of ascending whole numbers above 0", _are_milestones)
 ]
+Files = Annotated[
+    list[str], Allowed("a list of Python files", _list_of(lambda v: isinstance(v, str)))
+]
 Options = Annotated[
     dict[str, Any],
     Allowed(
@@ -85,10 +89,15 @@ class Recipe:
         model: name of the network: resnet20, preresnet110, vgg16, densenet100, attention56 …
         block: of (pre-activation) ResNets: basic or bottleneck; none: what the depth suggests.
         gate: name of the channel attention; none: no attention.
+        init: start of a gate whose options name none: paper, as its authors start it, or identity,
+            with multipliers of exactly 1.
         gate_options: keyword arguments of the gate, for example `{alpha: 0.1}`.
         placement: residual, conv, norm or last-stage; none: what the gate's authors do.
         mask: 0 or 1 for every place of a gate, in order; none: gates at all of them.
-        weights: a `.safetensors` file or the folder of a run to start from.
+        import_: Python files that register gates or networks (`spem.register`,
+            `spem.register_model`); they are run. The key is `import`.
+        weights: a `.safetensors` file, the folder of a run or a bundled network to start from; a
+            classifier for another number of classes starts anew.
         data: digits, cifar10, cifar100, or the path of an image folder.
         data_dir: folder below which the data sets lie.
         download: fetch the data set when it is absent.
@@ -114,7 +123,8 @@ class Recipe:
         ema: decay of the moving average of the weights, in (0, 1); with it the averaged weights are
             evaluated and stored.
         accumulate: micro-batches whose gradients make one step; at most `batch_size`.
-        precision: 32, bf16-mixed or 16-mixed.
+        precision: 32, bf16-mixed, 16-mixed, or auto: bf16-mixed on GPUs and CPUs that compute in
+            bfloat16, else 32.
         channels_last: keep feature maps in the NHWC memory format.
         compile: pass the network through torch.compile.
         cuda_graph: replay the training step as one CUDA graph, which saves the launches of its many
@@ -136,9 +146,11 @@ class Recipe:
     model: Text = "resnet20"
     block: Text | None = None
     gate: Text | None = None
+    init: Init = "paper"
     gate_options: Options = field(default_factory=dict)
     placement: Text | None = None
     mask: Bits | None = None
+    import_: Files = field(default_factory=list)
     weights: Text | None = None
     data: Text = "digits"
     data_dir: Text = "data"
@@ -177,7 +189,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for key in fields(self):
-            _check(key.name, getattr(self, key.name), key.type)
+            _check(key.name.rstrip("_"), getattr(self, key.name), key.type)
         batch, graph, several = self.batch_size, self.cuda_graph, self.devices > 1
         scaled = self.precision == "16-mixed"
         for wrong, key, allowed in (
@@ -194,7 +206,8 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the complete recipe as YAML that `load_recipe` reads back to an equal one."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, default_flow_style=None)
+        settings = {key.rstrip("_"): value for key, value in asdict(self).items()}
+        return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
 
 
 def _check(key: str, value: object, hint: Any) -> None:
@@ -233,9 +246,10 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     if overrides.get("gate", settings.get("gate")) != settings.get("gate"):
         settings |= {"gate_options": {}, "placement": None, "mask": None}
     settings |= overrides
-    known = [f.name for f in fields(Recipe)]
+    # Python has the word `import` for itself.
+    known = {f.name.rstrip("_"): f.name for f in fields(Recipe)}
     for key in settings:
         if key not in known:
             raise unknown("recipe key", key, known)
-    values: dict[str, Any] = {k: None if v == "none" else v for k, v in settings.items()}
+    values: dict[str, Any] = {known[k]: None if v == "none" else v for k, v in settings.items()}
     return Recipe(**values)

@@ -13,6 +13,7 @@ from torch import nn
 from spem import kernels
 from spem._files import atomically, write_text
 from spem.export.network import save_network
+from spem.models.user_files import sums_by_name
 from spem.surgery.config import config_of
 from spem.train.run import Run
 from spem.train.setup import Job
@@ -50,6 +51,8 @@ def _run_config(job: Job) -> dict[str, Any]:
         "image_size": list(dataset.train.images.shape[2:]),
         "mean": recipe.mean,
         "std": recipe.std,
+        # Names and sums, not paths: nothing is imported because a folder names it.
+        **({"import": sums_by_name(recipe.import_)} if recipe.import_ else {}),
     }
 
 
@@ -70,6 +73,8 @@ def _summarise(run: Run) -> dict[str, Any]:
         "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),
         "seed": run.recipe.seed,
         "threads": run.recipe.threads,
+        "precision": run.recipe.precision,
+        "import": sums_by_name(run.recipe.import_),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         # The backend that served the feature maps: results of one backend repeat bit for bit.
         "kernels": kernels.chosen(torch.empty(1, 1, 1, 1, device=device)).name,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from spem import kernels
 from spem._extras import needs_extra
 from spem.data.batches import Batches
 from spem.data.dataset import Dataset, load_dataset
-from spem.export.network import load_weights
+from spem.export.network import start_from
 from spem.models import create_model
+from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
 from spem.train.devices import count_threads, synchronise
 from spem.train.recipe import Recipe
@@ -29,6 +30,13 @@ with needs_extra("train"):
 # Multiply-adds, forward and backward, that make compiling the CPU kernels (up to half a minute)
 # worth it: about two minutes of training on two cores.
 _WORTH_KERNELS = 1e13
+
+
+class _UserFiles(tuple[str, ...]):
+    """Python files of the user's, which are run in a process that receives them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return import_files, (tuple(self),)
 
 
 class Job(NamedTuple):
@@ -45,6 +53,14 @@ class Job(NamedTuple):
     model: nn.Module
     dataset: Dataset
     macs: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the files first: the classes of the model may be defined in them."""
+        return _receive_job, (_UserFiles(self.recipe.import_), *self)
+
+
+def _receive_job(files: None, *fields: Any) -> Job:
+    return Job(*fields)
 
 
 def prepare(
@@ -84,7 +100,9 @@ def prepare(
     if resumed is not None and not continued and fabric.is_global_zero:
         get_console().print(f"{resumed} holds no checkpoint yet: the run starts at its beginning.")
     if recipe.weights is not None and not continued:
-        load_weights(network, recipe.weights)
+        said = start_from(network, recipe.weights)
+        if said and fabric.is_global_zero:
+            get_console().print(said, markup=False, soft_wrap=True)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         network = synchronise(network, fabric.device)
     return Job(replace(recipe, threads=count_threads(recipe)), network, dataset, macs)
@@ -115,6 +133,7 @@ def load_data(recipe: Recipe) -> Dataset:
 
 def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """Return the network of a recipe for a data set, with the initial weights of its seed."""
+    import_files(recipe.import_)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(recipe.seed)
         return create_model(

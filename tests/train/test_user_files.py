@@ -1,0 +1,198 @@
+"""Gates and networks of the user's own files: trained, read again and compared."""
+
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+import spem
+from spem.cli import main
+from spem.compare.records import Ledger
+from spem.export import load_network
+from spem.models.registry import MODELS
+from spem.models.user_files import import_files, pin_files
+from spem.train import fit
+from spem.train.devices import create_fabric
+from spem.train.fitting import resolve
+from spem.train.recipe import load_recipe
+from spem.train.setup import prepare
+
+OWN = '''
+import torch
+from torch import nn
+import spem
+
+
+@spem.register("{gate}")
+class Scale(spem.Gate):
+    """Multiplies by a number that is learned."""
+
+    statistics = ("mean",)
+
+    def __init__(self, channels, *, init="paper"):
+        super().__init__(channels, init)
+        self.weight = nn.Parameter(torch.full((channels,), 1.0 if init == "identity" else 0.5))
+
+    def excite(self, pooled):
+        return self.weight.expand_as(pooled.mean)
+
+
+@spem.register_model("{model}")
+def build(num_classes, in_channels):
+    """A convolution, a norm and a classifier."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, num_classes),
+    )
+'''
+SHORT = ["--data", "digits", "--epochs", "1", "--threads", "1", "--device", "cpu", "--no-progress"]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file that registers the gate `scale` and the network `tiny`; forgotten after the test."""
+    monkeypatch.chdir(tmp_path)
+    before = [(registry, dict(registry)) for registry in (spem.GATES, MODELS)]
+    file = tmp_path / "my_gates.py"
+    file.write_text(OWN.format(gate="scale", model="tiny"))
+    yield file
+    for registry, content in before:
+        registry.clear()
+        registry.update(content)
+
+
+def forget(monkeypatch):
+    """Let this process be one that has imported nothing."""
+    spem.GATES.pop("scale", None)
+    MODELS.pop("tiny", None)
+    for name in [name for name in sys.modules if name.startswith("spem_import_")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def run(*words):
+    try:
+        return main([*map(str, words)])
+    except SystemExit as exit_:
+        return exit_.code
+
+
+def test_every_command_knows_an_imported_gate_and_network(own, capsys, monkeypatch):
+    gated = ["--model", "tiny", "--gate", "scale", "--placement", "1", "--init", "identity"]
+    assert run("train", "--import", own, *gated, *SHORT, "--out", "run") == 0
+    config = json.loads(Path("run/config.json").read_text())
+    assert (config["model"], config["gate"], config["placement"]) == ("tiny", "scale", "1")
+    assert config["gate_options"] == {"init": "identity"}
+    assert [*config["import"]] == ["my_gates.py"]
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["import"] == config["import"]
+    forget(monkeypatch)
+    assert run("evaluate", "run") == 2
+    assert "was trained with --import my_gates.py" in capsys.readouterr().err
+    assert "scale" not in spem.GATES
+    assert run("evaluate", "run", "--import", own) == 0
+    assert run("gate-report", "run", "--import", own) == 0
+    assert run("gates", "--import", own) == 0
+    printed = capsys.readouterr().out
+    assert "Multiplies by a number that is learned." in printed
+    model, _ = load_network("run")
+    assert type(model[1].gate).__name__ == "Scale"
+
+
+def test_a_comparison_trains_and_reports_an_imported_gate(own, monkeypatch):
+    words = ["--gates", "none", "scale", "--model", "resnet8", "--seeds", "1", *SHORT]
+    assert run("compare", *words, "--import", own, "--no-costs", "--out", "compared") == 0
+    records = Ledger(Path("compared")).records
+    assert [record["gate"] for record in records.values()] == ["none", "scale"]
+    assert all(record["summary"]["import"] for record in records.values())
+    forget(monkeypatch)
+    assert run("report", "compared") == 0  # which reads records alone
+    page = Path("compared/report.md").read_text()
+    assert f"--import {own}" in page
+
+
+def test_a_study_names_its_files(own):
+    study = f"import: [{own}]\ngates: [none, scale]\nmodels: resnet8\nseeds: 1\n"
+    Path("study.yaml").write_text(study)
+    words = ["--study", "study.yaml", *SHORT[2:], "--no-costs", "--out", "compared"]
+    assert run("compare", *words) == 0
+    assert len(Ledger(Path("compared")).records) == 2
+
+
+def test_a_run_goes_on_with_the_file_that_it_began_with_and_with_no_other(own, capsys, monkeypatch):
+    files = {"import": [str(own)], "progress": False}
+    recipe = load_recipe("digits", model="resnet8", gate="scale", epochs=1, device="cpu", **files)
+    folder = fit(recipe, out="run").folder
+    (folder / "summary.json").unlink()
+    forget(monkeypatch)
+    assert run("train", "--resume", "run") == 2
+    assert "the run in run needs --import my_gates.py" in capsys.readouterr().err
+    assert "scale" not in spem.GATES
+    text = own.read_text()
+    own.write_text(text + "# other\n")
+    assert run("train", "--resume", "run", "--import", own) == 2
+    assert "my_gates.py has changed since the run in run began" in capsys.readouterr().err
+    own.write_text(text)
+    assert run("train", "--resume", "run", "--import", own) == 0
+
+
+def test_a_process_that_receives_a_job_runs_its_files_first(own, monkeypatch):
+    settings = {"import": [str(own)], "threads": 1, "device": "cpu"}
+    recipe = resolve(load_recipe("digits", model="tiny", gate="scale", placement="1", **settings))
+    sent = pickle.dumps(prepare(create_fabric(recipe), recipe))
+    forget(monkeypatch)
+    job = pickle.loads(sent)
+    assert job.recipe == recipe
+    assert type(job.model[1].gate).__name__ == "Scale"
+    assert "scale" in spem.GATES
+
+
+def test_files_that_cannot_be_imported(own, capsys):
+    cases = {
+        "nothing.py": (None, "there is no file nothing.py to import"),
+        "text.txt": ("x = 1", "text.txt cannot be imported: its name must end in .py"),
+        "wrong.py": ("1 +", "wrong.py cannot be imported: SyntaxError"),
+        "raises.py": (
+            "import spem\nraise KeyError('x')",
+            "raises.py cannot be imported: KeyError: 'x'",
+        ),
+        "leaves.py": ("raise SystemExit(3)", "leaves.py cannot be imported: SystemExit: 3"),
+    }
+    for name, (text, message) in cases.items():
+        if text is not None:
+            Path(name).write_text(text)
+        assert run("gates", "--import", name) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_what_a_failing_file_registered_is_forgotten(own):
+    own.write_text(own.read_text() + "\nraise ValueError('late')\n")
+    with pytest.raises(ValueError, match=r"my_gates\.py cannot be imported: ValueError: late"):
+        import_files([str(own)])
+    assert "scale" not in spem.GATES
+    assert "tiny" not in MODELS
+
+
+def test_a_file_with_another_sum_is_not_run(own):
+    (pinned,) = pin_files([str(own)])
+    own.write_text(own.read_text() + "# other\n")
+    with pytest.raises(ValueError, match=r"my_gates\.py has changed: its SHA-256 sum was"):
+        import_files([pinned])
+    assert "scale" not in spem.GATES
+
+
+def test_the_names_of_networks(own):
+    with pytest.raises(ValueError, match="the model name 'resnet20' is taken"):
+        spem.register_model("resnet20")
+    import_files([str(own)])
+    import_files([str(own)])  # once is enough
+    with pytest.raises(ValueError, match="the model name 'tiny' is taken"):
+        spem.register_model("tiny")
+    with pytest.raises(ValueError, match="block is 'basic', but 'tiny' has no choice of blocks"):
+        spem.create_model("tiny", block="basic")
+    with pytest.raises(ValueError, match="mask given without a gate"):
+        spem.create_model("tiny", mask=[1])
+    spem.register_model("wrong")(lambda num_classes, in_channels: 3)
+    with pytest.raises(ValueError, match="the model 'wrong' is 3, must be a torch"):
+        spem.create_model("wrong")
