@@ -25,7 +25,14 @@ from spem.train.run import Run, hash_seed
 from spem.train.setup import Job
 
 BATCH, WARM_UP = 128, 5
-RECIPE = load_recipe("cifar_quick", gate="spem", schedule="constant", warmup_epochs=0, device="cpu")
+RECIPE = load_recipe(
+    "cifar_quick",
+    gate="spem",
+    schedule="constant",
+    warmup_epochs=0,
+    device="cpu",
+    precision="32",
+)
 
 
 def random_images(count: int) -> Split:

@@ -19,7 +19,7 @@ from spem.export.network import load_network
 from spem.train import devices, setup
 from spem.train.checkpoint import FILES
 from spem.train.devices import keep_freed_memory
-from spem.train.fitting import fit
+from spem.train.fitting import fit, resolve
 from spem.train.recipe import load_recipe
 
 
@@ -205,10 +205,40 @@ def test_a_folder_in_use_is_refused_and_can_be_overwritten():
 
 
 @pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16-mixed"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"),
+        ({"avx512_bf16": False, "avx512_f": True}, "32"),
+        ({}, "32"),
+        (None, "32"),  # of a PyTorch that does not say
+    ],
+)
+def test_automatic_precision_is_bfloat16_where_the_processor_has_it(
+    capabilities, precision, monkeypatch
+):
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    recipe = replace(SMALL, precision="auto")
+    assert resolve(recipe).precision == precision
+    assert resolve(replace(recipe, precision="32")).precision == "32"
+    assert resolve(replace(recipe, device="cpu")).precision == precision
+
+
+def test_a_run_says_which_precision_was_chosen():
+    result = fit(replace(SMALL, epochs=1, precision="auto"), net())
+    chosen = load_recipe(str(result.folder / "recipe.yaml")).precision
+    assert chosen in ("32", "bf16-mixed")
+    assert result.summary["precision"] == chosen
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"precision": "16-mixed"}, "precision '16-mixed' is not possible on 'cpu'"),
-        ({"device": "mps"}, "'mps' was asked for"),
+        ({"device": "mps"}, "1 of 'mps' are needed, this machine has 0"),
         ({"data": "digit"}, "unknown data set"),
         ({"model": "resnett20"}, "unknown model"),
         ({"gate": "spme"}, "unknown gate"),
