@@ -1,17 +1,19 @@
 """The official files of CIFAR-10 and CIFAR-100, unpickled without running foreign code."""
 
 import hashlib
-import io
-import pickle
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from spem.data.batches import Split
+from spem.data.pickles import read_pickle
 
 SHAPE = (3, 32, 32)
+# More than a row of pixels, its label and its file name take, and than all the rest of a file.
+_ROW_BYTES, _REST_BYTES = 4096, 1 << 20
 
 
 class Layout(NamedTuple):
@@ -89,8 +91,8 @@ def read(layout: Layout, source: Path) -> Contents:
         FileNotFoundError: the folder lacks a file.
         ValueError: a file or the archive is damaged or altered, or holds anything but plain data.
     """
-    files = (layout.meta, *layout.train, *layout.test)
-    data = _unpack(layout, source, files) if source.is_file() else _files(source, files)
+    files = {layout.meta: 0} | layout.train | layout.test
+    data = _unpack(layout, source, [*files]) if source.is_file() else _files(source, files)
     meta = load(data[layout.meta], source / layout.meta)
     names = meta.get(layout.names)
     if not (isinstance(names, list) and len(names) == layout.classes):
@@ -105,82 +107,37 @@ def read(layout: Layout, source: Path) -> Contents:
 def load(data: bytes, path: Path) -> dict[str, Any]:
     """Return the dictionary in one of the official files, which are pickles.
 
-    Only dictionaries, lists, strings, numbers and arrays of bytes (as tensors) are built: any other
-    name in the pickle is refused before it is imported.
-
     Args:
         data: content of the file, written by Python 2 or 3 with numpy 1 or 2.
         path: the file, for errors.
 
     Raises:
-        ValueError: the pickle is damaged or names anything else.
+        ValueError: the pickle is damaged or holds anything but plain data, see `read_pickle`.
     """
     try:
-        content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-        return {_text(key): value for key, value in content.items()}
+        return {_text(key): value for key, value in read_pickle(data).items()}
     # A damaged pickle can raise nearly every built-in exception.
     except Exception as error:
-        raise ValueError(f"{path} is no readable CIFAR file: {error or 'it is cut off'}") from error
-
-
-class _Bytes:
-    """Replaces numpy.ndarray while unpickling, so that numpy's C code never sees the file."""
-
-    def __init__(self, *_):
-        self.values = None
-
-    def __setstate__(self, state: tuple):
-        _, shape, _, column_major, data = state
-        if not (data and isinstance(data, bytes)):
-            raise pickle.UnpicklingError("it holds an empty array")
-        flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        self.values = flat.view(shape[::-1]).mT if column_major else flat.view(shape)
-
-
-class _Dtype:
-    """Replaces numpy.dtype while unpickling, and accepts bytes only."""
-
-    def __init__(self, code: str | bytes, *_):
-        if _text(code) != "u1":
-            raise pickle.UnpicklingError(f"it holds an array of {_text(code)}, not of bytes (u1)")
-
-    def __setstate__(self, _): ...
-
-
-def _latin1(text: str, _: str) -> bytes:
-    """Replaces `_codecs.encode`, with which Python 3 restores bytes pickled in protocol 2."""
-    return text.encode("latin1")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows only the names that the official files need."""
-
-    KNOWN = {  # noqa: RUF012 - a constant
-        ("numpy.core.multiarray", "_reconstruct"): _Bytes,  # numpy 1
-        ("numpy._core.multiarray", "_reconstruct"): _Bytes,  # numpy 2
-        ("numpy", "ndarray"): _Bytes,
-        ("numpy", "dtype"): _Dtype,
-        ("_codecs", "encode"): _latin1,
-    }
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
-        return self.KNOWN[module_name, global_name]
+        reason = str(error)[:200] or "it is cut off"
+        raise ValueError(f"{path} is no readable CIFAR file: {reason}") from error
 
 
 def _text(value: str | bytes) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _files(folder: Path, files: tuple[str, ...]) -> dict[str, bytes]:
-    for file in files:
+def _files(folder: Path, rows: dict[str, int]) -> dict[str, bytes]:
+    """Return the contents of files with so many rows each, none larger than it can be."""
+    for file, count in rows.items():
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} has no file {file}")
-    return {file: (folder / file).read_bytes() for file in files}
+        size, largest = (folder / file).stat().st_size, count * _ROW_BYTES + _REST_BYTES
+        if size > largest:
+            raise ValueError(f"{folder / file} has {size:,} bytes, must have at most {largest:,}")
+    return {file: (folder / file).read_bytes() for file in rows}
 
 
-def _unpack(layout: Layout, archive: Path, files: tuple[str, ...]) -> dict[str, bytes]:
+def _unpack(layout: Layout, archive: Path, files: list[str]) -> dict[str, bytes]:
     with archive.open("rb") as stream:
         md5 = hashlib.file_digest(stream, "md5").hexdigest()
     if md5 != layout.md5:
@@ -198,15 +155,15 @@ def _unpack(layout: Layout, archive: Path, files: tuple[str, ...]) -> dict[str, 
 def _batch(layout: Layout, path: Path, data: bytes, rows: int) -> Split:
     """Return the images and labels of one file, whose structure must be as the layout says."""
     content = load(data, path)
-    images = getattr(content.get("data"), "values", None)
+    images = content.get("data")
     size = torch.Size(SHAPE).numel()
-    if images is None or images.shape != (rows, size):
-        found = "no array" if images is None else f"an array of {tuple(images.shape)}"
+    if not isinstance(images, Tensor) or images.shape != (rows, size):
+        found = f"an array of {tuple(images.shape)}" if isinstance(images, Tensor) else "no array"
         raise ValueError(f"{path}: 'data' is {found}, not {rows} rows of {size} bytes")
     labels = content.get(layout.labels)
     if not (isinstance(labels, list) and len(labels) == rows):
         raise ValueError(f"{path}: '{layout.labels}' is no list of {rows}")
     wrong = [label for label in labels if label not in range(layout.classes)]
     if wrong:
-        raise ValueError(f"{path}: label {wrong[0]!r} is not in 0 to {layout.classes - 1}")
+        raise ValueError(f"{path}: label {repr(wrong[0])[:40]} is not in 0 to {layout.classes - 1}")
     return Split(images.reshape(rows, *SHAPE), torch.tensor(labels, dtype=torch.int64))
