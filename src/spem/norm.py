@@ -123,7 +123,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
             excitation = norm_excitation(self, gate)
             if excitation is not None:
                 self._check_and_count_batch(x)
-                return fused.apply(backend, excitation, x, residual, relu)
+                return fused.apply(backend, excitation, x, residual, relu, owner=gate)
         wide = x if backend.rounds_once else upcast(x)
         running = None if self.training else self._running()
         wanted = set(() if gate is None else gate.statistics) | set(() if running else _MOMENTS)

@@ -183,6 +183,30 @@ def test_configurations_with_the_retired_option_parity_load(name):
         create_gate("se", CHANNELS, parity=False)
 
 
+# Near the ends of the ranges of the dtypes, and where nothing varies.
+EXTREMES = {
+    "large": lambda: torch.randn(2, CHANNELS, 8, 8).clamp(-3, 3) * 1e4,
+    "far": lambda: torch.randn(2, CHANNELS, 8, 8) + 1e3,
+    "tiny": lambda: torch.randn(2, CHANNELS, 8, 8) * 1e-7,
+    "denormal": lambda: torch.randn(2, CHANNELS, 8, 8) * 1e-40,
+    "constant": lambda: torch.full((2, CHANNELS, 8, 8), 3.0),
+}
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", EXTREMES)
+def test_extreme_maps_have_finite_gradients(name, options, dtype, kind):
+    model = network(name, options)
+    x = EXTREMES[kind]().to(dtype).requires_grad_()
+    out = model(x)
+    assert out.isfinite().all()
+    out.float().sum().backward()
+    assert x.grad.isfinite().all()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), key
+
+
 @EACH
 def test_maps_of_zeros(name, options):
     """A residual branch whose last norm starts at 0 is flat."""

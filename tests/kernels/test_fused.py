@@ -348,6 +348,14 @@ def test_a_graph_that_was_used_is_freed():
     assert last() is None
 
 
+def test_the_backward_pass_of_a_gate_that_is_gone_is_compiled():
+    x = torch.randn(2, 12, 3, 5, requires_grad=True)
+    with kernels.use("compiled"):
+        # Of a kind that nothing else in the tests compiles.
+        spem.create_gate("se", 12, reduction=3, pool="max")(x).sum().backward()
+    assert x.grad is not None
+
+
 def test_a_norm_used_twice_equals_eager():
     class Twice(nn.Module):
         def __init__(self):

@@ -143,6 +143,22 @@ class Attention(nn.Module):
         return super()._apply(lambda t: upcast(fn(t)) if t.is_floating_point() else fn(t), recurse)
 
 
+def multiply(x: Tensor, multiplier: Tensor) -> Tensor:
+    """Return x · multiplier, for multipliers that differ between positions.
+
+    Args:
+        x: (N, C, H, W).
+        multiplier: in a shape that expands to that of x, float32 or wider.
+
+    Returns:
+        (N, C, H, W) in the dtype of x.
+    """
+    if x.dtype is torch.float16:
+        # The gradient of the multiplier is a sum over channels, beyond the range of float16.
+        return (upcast(x) * multiplier).to(x.dtype)
+    return x * multiplier.to(x.dtype)
+
+
 def auxiliary_loss(model: nn.Module) -> Tensor:
     """Sum the auxiliary losses of all gates of a model, weights included.
 

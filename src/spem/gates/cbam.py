@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spem.functional import Pooled, pool, recalibrate
-from spem.gates.attention import Attention
+from spem.gates.attention import Attention, multiply
 from spem.gates.checks import check_choice, check_normalises, check_odd
 from spem.gates.gate import hidden_width, present
 from spem.kernels.reference import upcast
@@ -89,7 +89,7 @@ class CBAM(Attention):
         x = recalibrate(x, self.report_multiplier(multiplier))
         with torch.autocast(x.device.type, enabled=False):
             places = self.gain * self.spatial(upcast(x))
-        return x * places.to(x.dtype)
+        return multiply(x, places)
 
 
 class _Spatial(nn.Module):

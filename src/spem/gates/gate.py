@@ -121,7 +121,7 @@ class Gate(Attention):
             return recalibrate(x, multiplier, None, residual, relu)
         backend = kernels.chosen_for_pipeline(x)
         if fused.serves(backend) and (excitation := gate_excitation(self)):
-            return fused.apply(backend, excitation, x, residual, relu, overwrite)
+            return fused.apply(backend, excitation, x, residual, relu, overwrite, self)
         pooled_map = backend.pool(x, self.statistics)
         pooled = Pooled.of(pooled_map.values, x.shape[2] * x.shape[3])
         multiplier = self.multiplier(pooled).expand(x.shape[:2])

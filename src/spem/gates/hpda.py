@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spem.gates.attention import Attention
+from spem.gates.attention import Attention, multiply
 from spem.gates.checks import check_finite, check_normalises, check_whole
 from spem.gates.gate import hidden_width
 from spem.kernels.reference import upcast
@@ -82,7 +82,7 @@ class HPDA(Attention):
         check_normalises("HPDA", self, x)
         maps = self.attentions(x)
         self._diversity = self.diversity_loss(maps) if self.training else None
-        return x * (self.gain * maps.amax(1, keepdim=True)).to(x.dtype)
+        return multiply(x, self.gain * maps.amax(1, keepdim=True))
 
     def diversity_loss(self, maps: Tensor) -> Tensor:
         """Return the unweighted loss of attentions (N, K, H, W)."""

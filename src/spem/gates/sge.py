@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spem.gates.attention import Attention
+from spem.gates.attention import Attention, multiply
 from spem.gates.checks import check_finite, is_whole
 from spem.kernels.reference import pool_mean, upcast
 
@@ -64,4 +64,4 @@ class SGE(Attention):
                 s = s / (length / math.sqrt(h * w - 1) + self.eps)
             weight, bias = self.weight[:, None, None], self.bias[:, None, None]
             multiplier = self.gain * (weight * s + bias).sigmoid()
-        return x * multiplier.to(x.dtype).repeat_interleave(c // self.groups, 1)
+        return multiply(x, multiplier.repeat_interleave(c // self.groups, 1))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from spem.functional import recalibrate
-from spem.gates.attention import Attention, Place
+from spem.gates.attention import Attention, Place, multiply
 from spem.gates.checks import check_choice, check_normalises, check_whole
 from spem.gates.gate import hidden_width
 from spem.gates.regions import bin_means
@@ -105,7 +105,7 @@ class SPA(Attention):
             multiplier = self.gain * self.pyramid(wide).sigmoid()
         if multiplier.shape[2:] == (1, 1):
             return recalibrate(x, self.report_multiplier(multiplier.flatten(1)))
-        return x * interpolate(multiplier, x.shape[2:], mode="nearest").to(x.dtype)
+        return multiply(x, interpolate(multiplier, x.shape[2:], mode="nearest"))
 
     def extra_repr(self) -> str:
         """Show the options."""

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spem.kernels import reference
 from spem.kernels.backend import Backend, PooledMap
 from spem.kernels.reference import pool_mean, pool_var, upcast
 
@@ -114,6 +115,9 @@ class Eager(Backend):
     ) -> Tensor:
         """See `Backend.recalibrate`."""
         overwrite = overwrite and not torch.is_grad_enabled()
+        if x.dtype is torch.float16 and torch.is_grad_enabled():
+            # The gradient of the scale is a sum over positions, beyond the range of float16.
+            return reference.recalibrate(x, scale, shift, residual, relu)
         scale = scale.to(x.dtype)[:, :, None, None]
         added = residual if shift is None else shift.to(x.dtype)[:, :, None, None]
         if added is None:

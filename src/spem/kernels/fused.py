@@ -75,6 +75,7 @@ def apply(
     residual: Tensor | None,
     relu: bool,
     overwrite: bool = False,
+    owner: object = None,
 ) -> Tensor:
     """Return relu(scale·x + shift + residual) with the coefficients of an excitation.
 
@@ -85,11 +86,13 @@ def apply(
         residual: in the shape and dtype of x, or None.
         relu: whether negative results become 0.
         overwrite: whether the result may take the memory of x where no gradient is asked for.
+        owner: the gate, which lives as long as the graph: the first backward pass of its kind
+            compiles a function that asks it.
     """
     x = make_dense(x)
     residual = None if residual is None else match_format(residual, x)
     if torch.is_grad_enabled():
-        return _Fused.apply(backend, excitation, relu, x, residual, *excitation.tensors)
+        return _Fused.apply(backend, excitation, owner, relu, x, residual, *excitation.tensors)
     return _run(backend, excitation, relu, x, residual, excitation.tensors, overwrite)[0]
 
 
@@ -99,13 +102,14 @@ class _Fused(torch.autograd.Function):
         ctx,
         backend: PassesBackend,
         excitation: Excitation,
+        owner: object,
         relu: bool,
         x: Tensor,
         residual: Tensor | None,
         *tensors: Tensor,
     ):
         out, scale, stack = _run(backend, excitation, relu, x, residual, tensors)
-        ctx.backend, ctx.excitation = backend, excitation
+        ctx.backend, ctx.excitation, ctx.owner = backend, excitation, owner
         ctx.save_for_backward(x, out if relu else None, scale, stack, *tensors)
         return out
 
@@ -114,7 +118,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, out, scale, stack, *tensors = ctx.saved_tensors
         backend, excitation = ctx.backend, ctx.excitation
-        _, _, _, needs_x, needs_residual, *needs = ctx.needs_input_grad
+        _, _, _, _, needs_x, needs_residual, *needs = ctx.needs_input_grad
         trained = tuple([i for i, needed in enumerate(needs) if needed])
         grad = match_format(grad, x)
         d, sums = backend.run_sums(grad, out, x, needs_residual)
@@ -125,7 +129,7 @@ class _Fused(torch.autograd.Function):
             values = {n: found[n] for n in excitation.wanted if found.get(n) is not None}
             dx = backend.run_input_gradient(x, excitation.wanted, stack, values, *rest)
         dresidual = d if needs_residual else None
-        return None, None, None, dx, dresidual, *map(found.get, range(len(tensors)))
+        return None, None, None, None, dx, dresidual, *map(found.get, range(len(tensors)))
 
 
 def _run(
