@@ -185,7 +185,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         means, variances = present(pooled.mean), present(pooled.var)
         images = self._count_images(means)
         _check_values(images * pooled.count)
-        add = _AllReduce.apply if self._synchronises() else None
+        add = AllReduce.apply if self._synchronises() else None
         mean, var = merge_moments(means, variances, images, add)
         if self.training:
             self._track(mean.detach(), var.detach(), images * pooled.count)
@@ -222,15 +222,17 @@ def _check_values(count: int) -> None:
         raise ValueError("training needs more than one value a channel, got a single one")
 
 
-class _AllReduce(torch.autograd.Function):
+class AllReduce(torch.autograd.Function):
     """The sum over all processes, whose gradient is the sum over all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return the sum; the tensors of all processes have one shape."""
         total = x.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _AllReduce.apply(grad)
+        """Return the sum of the gradients."""
+        return AllReduce.apply(grad)

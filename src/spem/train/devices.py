@@ -9,10 +9,8 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed
-from torch import nn
 
 from spem._extras import needs_extra
-from spem.norm import GatedBatchNorm2d
 from spem.train.recipe import Precision, Recipe
 
 with needs_extra("train"):
@@ -98,27 +96,6 @@ def choose_precision(recipe: Recipe) -> Precision:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         fast = device == "cpu" and (capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return "bf16-mixed" if fast else "32"
-
-
-def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let all norms use the batch statistics of all processes.
-
-    Raises:
-        ValueError: gated norms and PyTorch's are mixed, or PyTorch's are on the CPU, where they
-            cannot be synchronised.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    gated = [norm for norm in norms if isinstance(norm, GatedBatchNorm2d)]
-    if not gated and device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if len(gated) < len(norms):
-        raise ValueError(
-            "sync_batchnorm needs GatedBatchNorm2d alone, or PyTorch's norms alone and on GPUs;"
-            f" this model has {len(gated)} and {len(norms) - len(gated)}, on {device.type!r}"
-        )
-    for norm in gated:
-        norm.sync = True
-    return model
 
 
 def disconnect(fabric: Fabric) -> None:

@@ -19,9 +19,10 @@ from spem.export.network import start_from
 from spem.models import create_model
 from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
-from spem.train.devices import count_threads, synchronise
+from spem.train.devices import count_threads
 from spem.train.recipe import Recipe
 from spem.train.step import check_draws
+from spem.train.synchronised import synchronise
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
