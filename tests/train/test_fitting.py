@@ -13,14 +13,16 @@ from runs import SMALL, Net, check_same, net, rows
 
 import spem.train
 from spem import create_model, kernels
-from spem.data.batches import Split
-from spem.data.dataset import Dataset
+from spem.data.batches import Split, measure_statistics
+from spem.data.dataset import Dataset, load_dataset
 from spem.export.network import load_network
-from spem.train import devices, setup
+from spem.train import checkpoint, devices, setup
 from spem.train.checkpoint import FILES
 from spem.train.devices import keep_freed_memory
 from spem.train.fitting import fit, resolve
 from spem.train.recipe import load_recipe
+
+NOT_FITS = {"placement.json", "per_class.csv", "confusion.png", "mistakes.html"}
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +33,7 @@ def _own_folder(monkeypatch, tmp_path):
 def test_the_folder_holds_what_was_promised():
     recipe = replace(SMALL, model="resnet8", gate="spem", gate_options={"alpha": 0.2})
     run = fit(recipe)
-    assert {path.name for path in run.folder.iterdir()} == set(FILES) - {"placement.json"}
+    assert {path.name for path in run.folder.iterdir()} == set(FILES) - NOT_FITS
     resolved = replace(recipe, image_size=8, mean=[0.5], std=[0.5])
     assert load_recipe(str(run.folder / "recipe.yaml")) == resolved
     assert run.summary == json.loads((run.folder / "summary.json").read_text())
@@ -143,17 +145,52 @@ def test_the_recipe_of_a_given_model_builds_the_same_network_again(name, options
     assert again.model.config == run.model.config
 
 
-def test_the_data_decide_what_a_recipe_leaves_open(tmp_path):
+@pytest.fixture
+def images(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(10):
             Image.new("L", (8, 8), 10 * i).save(tmp_path / "images" / name / f"{i}.png")
+
+
+@pytest.mark.usefixtures("images")
+def test_the_data_decide_what_a_recipe_leaves_open(capsys):
     recipe = replace(SMALL, model="resnet8", data="images", std=[0.1, 0.2, 0.3], validation=0.2)
     run = fit(recipe)
-    resolved = replace(recipe, image_size=32, mean=[0.5, 0.5, 0.5])
+    pixels = load_dataset("images", validation=0.2).train.images / 255
+    mean = [round(value.item(), 4) for value in pixels.mean((0, 2, 3))]
+    resolved = replace(recipe, image_size=32, mean=mean)
     assert load_recipe(str(run.folder / "recipe.yaml")) == resolved
     config = load_network(run.folder)[1]
     assert (config["image_size"], config["std"]) == ([32, 32], [0.1, 0.2, 0.3])
+    assert config["mean"] == mean
+    printed = capsys.readouterr().out
+    assert "12 training, 4 validation and 4 test images of 32×32 pixels" in printed
+    assert f"mean {mean}, std [0.1, 0.2, 0.3]" in printed
+
+
+@pytest.mark.usefixtures("images")
+def test_a_run_goes_on_with_the_mean_and_std_that_it_began_with(tmp_path):
+    recipe = resolve(replace(SMALL, model="resnet8", data="images", validation=0.2))
+    assert recipe.mean is recipe.std is None
+    checkpoint.new_folder(tmp_path / "run", replace(recipe, mean=[0.25] * 3, std=[0.75] * 3))
+    checkpoint.refuse_folder(tmp_path / "run", recipe, resume=True, overwrite=False)
+    job = setup.prepare(devices.create_fabric(recipe), recipe, resumed=tmp_path / "run")
+    assert (job.recipe.mean, job.recipe.std) == ([0.25] * 3, [0.75] * 3)
+    named = replace(recipe, mean=[0.5] * 3)
+    with pytest.raises(ValueError, match=r"another recipe: mean \(\[0\.25"):
+        checkpoint.refuse_folder(tmp_path / "run", named, resume=True, overwrite=False)
+
+
+@pytest.mark.usefixtures("images")
+def test_each_replica_has_the_mean_of_its_own_training_images():
+    recipe = replace(SMALL, model="resnet8", data="images", epochs=1, replicas=2, validation=0.2)
+    run = fit(recipe)
+    recipes = [load_recipe(str(run.folder / f"seed-{seed}" / "recipe.yaml")) for seed in (0, 1)]
+    for seed, own in enumerate(recipes):
+        images = load_dataset("images", validation=0.2, seed=seed).train.images
+        assert (own.mean, own.std) == measure_statistics(images)
+    assert load_recipe(str(run.folder / "recipe.yaml")).mean is None
 
 
 def test_compiled_training_is_the_same_training(monkeypatch):

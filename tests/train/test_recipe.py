@@ -1,12 +1,15 @@
+import json
 import re
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 import yaml
 
-from spem.compare.planned import record_key
+from spem.compare.planned import deciding_keys, record_key
+from spem.data import cifar
 from spem.train import recipe
-from spem.train.recipe import Recipe, load_recipe, recipe_names
+from spem.train.recipe import NAMED_DATA, Recipe, load_recipe, recipe_names
 
 PAPER = {  # METHODS section 21
     "model": "resnet164",
@@ -71,6 +74,29 @@ def test_recipes_of_older_releases_load_and_keep_their_keys(tmp_path):
     assert older.threads == 2
     assert Recipe().threads is None
     assert record_key(older) == record_key(Recipe())
+
+
+@pytest.mark.parametrize("study", ["cifar10-quick", "digits-paper"])
+def test_records_of_older_releases_are_those_of_the_same_runs_now(study):
+    records = Path(__file__).parents[2] / "docs" / "results" / study / "records.jsonl"
+    record = json.loads(records.read_text().partition("\n")[0])
+    assert record_key(Recipe(**record["recipe"])) == record["key"]
+
+
+def test_a_new_key_enters_the_key_of_a_run_only_with_another_value():
+    assert "on_bad_image" not in deciding_keys(Recipe())
+    assert record_key(Recipe(on_bad_image="skip")) != record_key(Recipe())
+
+
+def test_a_folder_of_images_does_not_take_the_mean_of_other_data(tmp_path):
+    assert ("digits", *cifar.LAYOUTS) == NAMED_DATA
+    cifar_mean = load_recipe("cifar_quick").mean
+    assert load_recipe("cifar_quick", data="cifar100").mean == cifar_mean
+    photos = load_recipe("cifar_quick", data="photos")
+    assert photos.mean is photos.std is None
+    assert load_recipe("cifar_quick", data="photos", mean=[0.1] * 3).mean == [0.1] * 3
+    (tmp_path / "own.yaml").write_text("data: photos\nmean: [0.2, 0.2, 0.2]\n")
+    assert load_recipe(str(tmp_path / "own.yaml"), data="photos").mean == [0.2] * 3
 
 
 def test_overrides_replace_the_files_values_and_another_gate_starts_without_options():

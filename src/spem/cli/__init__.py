@@ -7,8 +7,8 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code.
 
-    0: success; 1: `bench` found wrong results; 2: wrong input, or an extra is not installed; 130:
-    Ctrl-C.
+    0: success; 1: `bench` found wrong results, or `predict` could not read a picture; 2: wrong
+    input, or an extra is not installed; 130: Ctrl-C.
 
     Args:
         argv: the words after `spem`; None: those of the process.

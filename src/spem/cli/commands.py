@@ -4,8 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from spem.cli.trained import Trained
 from spem.compare.tables import show
 from spem.train.recipe import Recipe, load_recipe
@@ -58,44 +56,34 @@ def train(
     print(f"run folder: {result.folder}")
 
 
-def evaluate(trained: Trained) -> None:
-    """Measure a trained network on the test images of a data set.
+def data(
+    recipe_keys: dict[str, Any], data: str, *, config: str | None = None, out: str | None = None
+) -> None:
+    """Show how a folder of images is understood, before anything is trained on it.
+
+    Prints its layout, the number of images of each class, their sizes, mean and std, the images
+    that cannot be read, and duplicates across splits. Draws the first augmented training images as
+    the network will see them.
 
     Args:
-        trained: the network and its data.
+        recipe_keys: the keys of the recipe that were given.
+        data: a folder of images; or digits, cifar10, cifar100.
+        config: the recipe whose keys are taken, as for train.
+        out: the PNG file of the drawing; if not given: NAME-batches.png for the folder NAME.
     """
-    from spem.train.metrics import evaluate as measure
+    from spem.data.describe import count_classes
+    from spem.train.fitting import resolve
+    from spem.train.preview import draw_first_batches
+    from spem.train.setup import announce, fill_statistics, load_data
 
-    dataset = trained.load_data()
-    measured = measure(trained.model, trained.batches(dataset.test))
-    show([f"test of {dataset.name}", ""], ((key, measured[key]) for key in _MEASURES))
-
-
-def predict(trained: Trained, images: list[str], *, top: int = 5) -> None:
-    """Classify pictures: the most probable classes of each, with their probabilities.
-
-    Args:
-        trained: the network.
-        images: picture files.
-        top: number of classes shown for each picture; 5 if not given.
-    """
-    from spem.data.batches import normalise
-    from spem.data.dataset import prepare_image
-
-    if top < 1:
-        raise ValueError(f"top is {top}, must be at least 1")
-    config = trained.config
-    shape = {"size": config["image_size"], "channels": config["in_channels"]}
-    pixels = torch.stack([prepare_image(image, **shape) for image in images]).to(trained.device)
-    with torch.inference_mode():
-        logits = trained.model(normalise(pixels, config["mean"], config["std"]))
-    best = logits.softmax(1).topk(min(top, len(config["classes"])))
-    rows = [
-        (image, config["classes"][label], probability)
-        for image, *ranked in zip(images, best.indices.tolist(), best.values.tolist(), strict=True)
-        for label, probability in zip(*ranked, strict=True)
-    ]
-    show(["picture", "class", "probability"], rows)
+    recipe = resolve(_recipe(config, recipe_keys | {"data": data}))
+    dataset = load_data(recipe, on_bad_image="list")
+    recipe = fill_statistics(recipe, dataset)
+    announce(recipe, dataset)
+    show(["class", "training", "validation", "test"], count_classes(dataset))
+    path = Path(out or f"{Path(data).resolve().name}-batches.png")
+    draw_first_batches(path, recipe, dataset)
+    print(f"the first training images: {path}")
 
 
 def gates(*, channels: int = 64) -> None:

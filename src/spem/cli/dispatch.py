@@ -7,19 +7,29 @@ from shlex import quote
 from typing import Any
 
 from spem import __version__
-from spem.cli.commands import evaluate, gate_report, gates, predict, report, search_placement, train
+from spem.cli.apply import evaluate, predict
+from spem.cli.commands import data, gate_report, gates, report, search_placement, train
 from spem.cli.parser import Parser, fail
-from spem.cli.trained import Trained
+from spem.cli.trained import Trained, TrainedRuns
 from spem.compare.bench import bench
 from spem.compare.comparison import compare
 from spem.train.recipe import AXES, Recipe
 
-_ALL = (train, evaluate, predict, gates, search_placement, gate_report, compare, report, bench)
+_ALL = (train, data, evaluate, predict, gates, search_placement, gate_report)
+_ALL += (compare, report, bench)
 _COMMANDS = {function.__name__.replace("_", "-"): function for function in _ALL}
 # Flags that several commands share; they become the first argument of the functions that have it.
-_SHARED: dict[str, type] = {"recipe_keys": Recipe, "trained": Trained}
-_LEFT_OUT = {"compare": AXES, "predict": ("data", "data_dir", "download")}
-_POSITIONAL = {"predict": "RUN IMAGE ... ", "report": "FOLDER "}
+_SHARED: dict[str, type] = {"recipe_keys": Recipe, "trained": Trained, "runs": TrainedRuns}
+# The keys of a recipe that decide what its training images are.
+_DATA_KEYS = ("data_dir", "download", "image_size", "validation", "mean", "std", "crop", "flip")
+_DATA_KEYS += ("batch_size", "seed")
+_LEFT_OUT: dict[str, Sequence[str]] = {
+    "compare": AXES,
+    "data": [key for key in Recipe.__dataclass_fields__ if key not in _DATA_KEYS],
+    "predict": ("data", "data_dir", "download"),
+}
+_POSITIONAL = {"predict": "RUN IMAGE ... ", "evaluate": "RUN ... ", "report": "FOLDER "}
+_POSITIONAL |= {"data": "FOLDER "}
 
 
 def run_command(argv: Sequence[str] | None) -> int:
@@ -63,7 +73,7 @@ def _take_shared(name: str, values: dict[str, Any]) -> list[Any]:
     parameters = [flag.rstrip("_") for flag in signature(shared).parameters]
     flags = [flag for flag in parameters if flag not in _LEFT_OUT.get(name, ())]
     given = {flag: values.pop(flag) for flag in flags if flag in values}
-    return [given if shared is Recipe else Trained(**given)]
+    return [given if shared is Recipe else shared(**given)]
 
 
 def _find_shared(name: str) -> type | None:

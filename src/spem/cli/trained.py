@@ -1,9 +1,11 @@
 """A trained network as the commands use it: on its device, with the data of its run."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from spem.models.pretrained import find_run
+from spem.models.pretrained import FOLDER, find_run
 from spem.train.recipe import Device, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -70,3 +72,47 @@ class Trained:
         from spem.data.batches import Batches
 
         return Batches(split, mean=self.config["mean"], std=self.config["std"], device=self.device)
+
+
+class TrainedRuns:
+    """Several trained networks, each loaded when its turn comes; see `Trained`.
+
+    Args:
+        runs: folders of runs, or names of networks with bundled weights: resnet20-eca-cifar10,
+            resnet20-spem-cifar10 or resnet20-spem-cifar100.
+        data: digits, cifar10, cifar100, or the path of an image folder; if not given: each run's.
+        data_dir: folder below which the data sets lie; if not given: each run's.
+        download: fetch the data set when it is absent.
+        device: auto, cpu, cuda or mps.
+    """
+
+    def __init__(
+        self,
+        runs: list[str],
+        *,
+        data: str | None = None,
+        data_dir: str | None = None,
+        download: bool = False,
+        device: Device = "auto",
+    ):
+        self._folders = {run: find_run(run) for run in runs}
+        self._options: dict[str, Any] = {"data": data, "data_dir": data_dir}
+        self._options |= {"download": download, "device": device}
+
+    def __iter__(self) -> Iterator[Trained]:
+        for run in self._folders:
+            yield Trained(run, **self._options)
+
+    def choose_folders(self, out: str | None) -> dict[str, Path | None]:
+        """Return the folder for the files of each run, by the run's name.
+
+        Args:
+            out: the folder of a single run's, or with one folder per run; None: that of the run,
+                and None for a bundled network, which has no folder of its own.
+        """
+        if out is None:
+            own = self._folders.items()
+            return {run: None if FOLDER in path.parents else path for run, path in own}
+        if len(self._folders) == 1:
+            return dict.fromkeys(self._folders, Path(out))
+        return {run: Path(out, run.strip("./").replace("/", "-")) for run in self._folders}

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 from spem.train.checkpoint import FREE_KEYS
 from spem.train.recipe import Recipe
 
+# Keys that recipes of earlier versions lack, each with the value that means what these did: with it
+# a run keeps the key that it had there.
+NEW_KEYS = {"on_bad_image": "raise"}
+
 
 class PlannedRun(NamedTuple):
     """One run of a comparison.
@@ -45,7 +49,11 @@ def row_name(gate: str, overrides: str) -> str:
 
 def deciding_keys(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe keys that decide a run's results, without where and how it computes."""
-    return {key: value for key, value in asdict(recipe).items() if key not in FREE_KEYS}
+    return {
+        key: value
+        for key, value in asdict(recipe).items()
+        if key not in FREE_KEYS and not (key in NEW_KEYS and value == NEW_KEYS[key])
+    }
 
 
 def record_key(recipe: Recipe) -> str:

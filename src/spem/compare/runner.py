@@ -28,14 +28,14 @@ from spem.compare.records import (
     row_of,
 )
 from spem.train.devices import create_fabric, keep_freed_memory
-from spem.train.setup import load_data, prepare
+from spem.train.setup import announce, load_data, prepare
 
 with needs_extra("train"):
     import yaml
     from filelock import FileLock, Timeout
     from rich import get_console
 
-_KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed")
+_KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
 
 
 def run_comparison(
@@ -138,9 +138,12 @@ def _check(runs: Sequence[PlannedRun]) -> None:
     for run in firsts.values():
         wanted = [getattr(run.recipe, key) for key in _KEYS_OF_DATA]
         try:
+            fabric = create_fabric(run.recipe)
             if wanted != last:  # runs on the same data follow each other
                 last, dataset = wanted, load_data(run.recipe)
-            prepare(create_fabric(run.recipe), run.recipe, dataset=dataset)
+                if fabric.is_global_zero:
+                    announce(run.recipe, dataset)
+            prepare(fabric, run.recipe, dataset=dataset)
         except ValueError as error:
             raise ValueError(f"{run.row!r} of {run.model} on {run.data}: {error}") from error
 

@@ -5,6 +5,8 @@ and makes augmented, normalised batches there.
 """
 
 from spem.data.batches import Batches, Split
-from spem.data.dataset import Dataset, load_dataset, prepare_image
+from spem.data.dataset import load_dataset
+from spem.data.images import prepare_image
+from spem.data.splits import Dataset
 
 __all__ = ["Batches", "Dataset", "Split", "load_dataset", "prepare_image"]

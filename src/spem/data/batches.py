@@ -114,6 +114,33 @@ def normalise(
     return _scale(images).sub_(mean_).div_(std_)
 
 
+def restore_pixels(
+    images: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Tensor:
+    """Return as uint8 the images of which `normalise` made float32, (…, C, H, W)."""
+    mean_, std_ = _statistics(mean, std, images)
+    return images.mul(std_).add_(mean_).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def measure_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel, of pixels in [0, 1], to four digits.
+
+    Args:
+        images: uint8, (N, C, H, W).
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        shares = images[:, channel].flatten().bincount(minlength=256).double()
+        shares /= shares.sum()
+        mean = (shares * levels).sum()
+        means.append(round(mean.item(), 4))
+        deviation = (shares * (levels - mean).square()).sum().sqrt()
+        # Where all pixels are equal, one grey level: something to divide by.
+        deviations.append(round(max(deviation.item(), 1 / 255), 4))
+    return means, deviations
+
+
 def _scale(images: Tensor) -> Tensor:
     return images.float() / 255
 

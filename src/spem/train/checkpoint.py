@@ -23,6 +23,9 @@ FILES = (
     "curves.png",
     "summary.json",
     "placement.json",
+    "per_class.csv",
+    "confusion.png",
+    "mistakes.html",
 )
 # The keys that a resumed run may change: where and how it computes, not what. `init` acts through
 # `gate_options`, and files to import are told apart by their sums.
@@ -77,7 +80,9 @@ def refuse_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         if not (folder / "recipe.yaml").is_file():
             raise FileNotFoundError(f"there is no run to resume in {folder}")
         stored, given = asdict(load_recipe(str(folder / "recipe.yaml"))), asdict(recipe)
-        differ = [k for k in stored if stored[k] != given[k] and k not in FREE_KEYS]
+        # Mean and std that were left open are those that the run has measured.
+        free = {*FREE_KEYS, *(k for k in ("mean", "std") if given[k] is None)}
+        differ = [k for k in stored if stored[k] != given[k] and k not in free]
         if differ:
             changes = ", ".join(f"{k} ({stored[k]!r} there, {given[k]!r} now)" for k in differ)
             raise ValueError(f"the run in {folder} has another recipe: {changes}")

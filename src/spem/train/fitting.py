@@ -24,11 +24,11 @@ from spem.train.devices import (
     join_stream,
     settings,
 )
-from spem.train.recipe import Recipe
+from spem.train.recipe import NAMED_DATA, Recipe
 from spem.train.replicas import Replicas, replica_folder
 from spem.train.results import MODEL_KEYS, network_config, write_results
 from spem.train.run import Run
-from spem.train.setup import Job, choose_kernels, prepare
+from spem.train.setup import Job, announce, choose_kernels, prepare
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -116,6 +116,9 @@ def fit(
         ready = Replicas(recipe, resumed)
     else:
         ready = prepare(fabric, recipe, model, resumed)
+        recipe = replace(recipe, mean=ready.recipe.mean, std=ready.recipe.std)
+        if fabric.is_global_zero:
+            announce(ready.recipe, ready.dataset)
     if not resume and fabric.is_global_zero:
         folder = checkpoint.new_folder(folder, recipe)
     try:
@@ -154,7 +157,9 @@ def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
     """
     import_files(recipe.import_)
     channels, side = image_format(recipe.data)
-    decided = {"image_size": side, "mean": [0.5] * channels, "std": [0.5] * channels}
+    decided: dict[str, Any] = {"image_size": side}
+    if recipe.data in NAMED_DATA:  # those of a folder are measured when it is read
+        decided |= {"mean": [0.5] * channels, "std": [0.5] * channels}
     recipe = replace(
         recipe,
         **{k: v for k, v in decided.items() if getattr(recipe, k) is None},

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from spem._extras import needs_extra
 from spem.data.batches import Batches
@@ -53,10 +53,20 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, Any]:
         `loss`, the mean cross-entropy; `top1` and `top5`, fractions of 1, the latter None below
         six classes; `images`, the number of images that this process has measured.
     """
+    return summarise(*classify(model, batches))
+
+
+def classify(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
+    """Return the logits, float32 (N, classes), and the labels, (N,), of a split; see `evaluate`."""
     model.eval()
     with torch.inference_mode():
         logits, labels = zip(*((model(x), y) for x, y in batches.in_order()), strict=True)
-        logits, labels = torch.cat(logits).float(), torch.cat(labels)
+        return torch.cat(logits).float(), torch.cat(labels)
+
+
+def summarise(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return loss and accuracy of what `classify` returns; see `evaluate`."""
+    with torch.inference_mode():
         metrics = create_metrics(logits.shape[1], logits.device)
         losses = F.cross_entropy(logits, labels, reduction="none")
         metrics.update(value=losses, preds=logits, target=labels)

@@ -16,7 +16,7 @@ from spem.data.batches import Batches
 from spem.models import create_model
 from spem.train.fitting import fit
 from spem.train.metrics import evaluate
-from spem.train.recipe import Recipe
+from spem.train.recipe import Recipe, load_recipe
 from spem.train.setup import load_data
 from spem.train.supernet import Supernet
 
@@ -181,7 +181,8 @@ def search_placement(
         supernet = Supernet(plain, gate, **gate_options)
         run = fit(recipe, supernet, out=out, overwrite=overwrite)
         device = next(supernet.parameters()).device
-        batches = Batches(held_out, mean=recipe.mean, std=recipe.std, device=device)
+        kept = load_recipe(str(run.folder / "recipe.yaml"))  # with mean and std
+        batches = Batches(held_out, mean=kept.mean, std=kept.std, device=device)
 
         def accuracy(mask: list[int]) -> float:
             supernet.mask = mask

@@ -17,6 +17,8 @@ _RECIPES = resources.files("spem.train") / "recipes"
 
 # What the axes of a comparison decide, or what makes several runs of one.
 AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
+# The data sets that are not folders; their recipes name the mean and std of their images.
+NAMED_DATA = ("digits", "cifar10", "cifar100")
 # Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
 _RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
 _RESERVED += ("block", "placement", "mask", "pretrained")
@@ -49,6 +51,7 @@ Schedule = Literal["step", "cosine", "constant"]
 Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 Init = Literal["paper", "identity"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+OnBadImage = Literal["raise", "skip"]
 Text = Annotated[str, Allowed("a text", lambda v: isinstance(v, str))]
 Flag = Annotated[bool, Allowed("true or false", lambda v: isinstance(v, bool))]
 Count = Annotated[int, Allowed("a whole number of at least 1", lambda v: _is_int(v) and v >= 1)]
@@ -103,8 +106,11 @@ class Recipe:
         download: fetch the data set when it is absent.
         image_size: side to which images are brought, in pixels; none: the data's own size.
         validation: fraction of the training images held out; none: no validation split.
-        mean: subtracted from pixels in [0, 1], one number a channel; none: 0.5.
-        std: divides them afterwards, one number a channel; none: 0.5.
+        on_bad_image: raise an error at an image of a folder that cannot be read, or skip such
+            training images, up to 1 %.
+        mean: subtracted from pixels in [0, 1], one number per channel; none: that of the training
+            images of a folder, else 0.5.
+        std: divides them afterwards, one number per channel; none: as for the mean.
         crop: zero padding of the random crop, in pixels; 0: no crop.
         flip: mirror half of the training images.
         epochs: passes over the training images.
@@ -157,6 +163,7 @@ class Recipe:
     download: Flag = False
     image_size: Count | None = None
     validation: Fraction | None = 0.1
+    on_bad_image: OnBadImage = "raise"
     mean: Numbers | None = None
     std: Positives | None = None
     crop: Natural = 0
@@ -232,7 +239,8 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     """Return a bundled recipe, or one read from a YAML file, with some keys replaced.
 
     The text "none" stands for None. A `gate` that replaces another one starts without the
-    other's `gate_options`, `placement` and `mask`.
+    other's `gate_options`, `placement` and `mask`; a folder of images that replaces other data,
+    without their `mean` and `std`.
 
     Args:
         name_or_path: one of `recipe_names()`, or a file whose keys are fields of `Recipe`.
@@ -245,6 +253,9 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     settings = read_yaml(name_or_path, "recipe", _RECIPES)
     if overrides.get("gate", settings.get("gate")) != settings.get("gate"):
         settings |= {"gate_options": {}, "placement": None, "mask": None}
+    data = overrides.get("data", settings.get("data"))
+    if data != settings.get("data") and data not in NAMED_DATA:
+        settings |= {"mean": None, "std": None}
     settings |= overrides
     # Python has the word `import` for itself.
     known = {f.name.rstrip("_"): f.name for f in fields(Recipe)}

@@ -17,7 +17,7 @@ from spem.train.progress import add_line, progress_bar
 from spem.train.recipe import Recipe
 from spem.train.results import write_results, write_summary
 from spem.train.run import Run
-from spem.train.setup import Job, choose_kernels, prepare
+from spem.train.setup import Job, announce, choose_kernels, prepare
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -74,6 +74,7 @@ class Replicas:
         """
         if self._left:
             fabric, _, job, _ = self._left[0]
+            announce(job.recipe, job.dataset)
             kernels = choose_kernels(fabric, [job for _, _, job, _ in self._left])
             with settings(fabric, job.recipe), kernels:
                 _train_in_turn([_start(folder, *each) for each in self._left])
@@ -83,6 +84,7 @@ class Replicas:
 
 def _start(folder: Path, fabric: Fabric, recipe: Recipe, job: Job, resumed: Path | None) -> Replica:
     fabric.launch()
+    recipe = replace(recipe, mean=job.recipe.mean, std=job.recipe.std)
     own = resumed or checkpoint.new_folder(replica_folder(folder, recipe.seed), recipe)
     stream = create_stream(fabric.device)
     with torch.cuda.stream(stream):

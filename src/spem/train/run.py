@@ -123,8 +123,7 @@ class Run:
 
     def _start_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of the epoch from the next step on."""
-        shuffle = torch.Generator().manual_seed(hash_seed(self.recipe.seed, self.epoch))
-        order = torch.randperm(self.images, generator=shuffle)
+        order = order_rows(self.images, self.recipe.seed, self.epoch)
         self._training_step.network.train()
         return self.batches["train"].shuffled(order, start=self.step)
 
@@ -217,6 +216,12 @@ def hash_seed(seed: int, *position: int) -> int:
         position: any whole numbers, such as epoch and step; other positions give unrelated seeds.
     """
     return int(np.random.SeedSequence(seed, spawn_key=position).generate_state(1, np.uint64)[0])
+
+
+def order_rows(images: int, seed: int, epoch: int) -> Tensor:
+    """Return the row numbers of the training images in the order of an epoch, (images,)."""
+    shuffle = torch.Generator().manual_seed(hash_seed(seed, epoch))
+    return torch.randperm(images, generator=shuffle)
 
 
 def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str, Batches]:

@@ -13,14 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spem import kernels
 from spem._extras import needs_extra
-from spem.data.batches import Batches
-from spem.data.dataset import Dataset, load_dataset
+from spem.data.batches import Batches, measure_statistics
+from spem.data.dataset import load_dataset
+from spem.data.describe import describe
+from spem.data.folders import OnBadImage
+from spem.data.splits import Dataset
 from spem.export.network import start_from
 from spem.models import create_model
 from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
 from spem.train.devices import count_threads
-from spem.train.recipe import Recipe
+from spem.train.recipe import Recipe, load_recipe
 from spem.train.step import check_draws
 from spem.train.synchronised import synchronise
 
@@ -85,6 +88,7 @@ def prepare(
         FileNotFoundError: the data or the weights are not there.
     """
     dataset = load_data(recipe) if dataset is None else dataset
+    recipe = fill_statistics(recipe, dataset, resumed)
     _check_batches(fabric.world_size, recipe, dataset)
     network = build(recipe, dataset) if model is None else model
     device = next(network.parameters()).device
@@ -120,8 +124,13 @@ def _check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-def load_data(recipe: Recipe) -> Dataset:
-    """Return the data set of a recipe with its splits; raises what `load_dataset` raises."""
+def load_data(recipe: Recipe, on_bad_image: OnBadImage | None = None) -> Dataset:
+    """Return the data set of a recipe with its splits; raises what `load_dataset` raises.
+
+    Args:
+        recipe: as `resolve` returns it.
+        on_bad_image: replaces that of the recipe.
+    """
     return load_dataset(
         recipe.data,
         data_dir=recipe.data_dir,
@@ -129,7 +138,35 @@ def load_data(recipe: Recipe) -> Dataset:
         validation=recipe.validation,
         seed=recipe.seed,
         image_size=recipe.image_size,
+        on_bad_image=on_bad_image or recipe.on_bad_image,
     )
+
+
+def fill_statistics(recipe: Recipe, dataset: Dataset, resumed: Path | None = None) -> Recipe:
+    """Return a recipe with the mean and the std that it leaves open.
+
+    Args:
+        recipe: as `resolve` returns it.
+        dataset: its data; mean and std of the training images are measured.
+        resumed: the folder of the run that is continued, whose values are taken instead.
+    """
+    if recipe.mean is not None and recipe.std is not None:
+        return recipe
+    if resumed is None:
+        mean, std = measure_statistics(dataset.train.images)
+    else:
+        stored = load_recipe(str(resumed / "recipe.yaml"))
+        mean, std = stored.mean, stored.std
+    found = {"mean": mean, "std": std}
+    return replace(recipe, **{k: v for k, v in found.items() if getattr(recipe, k) is None})
+
+
+def announce(recipe: Recipe, dataset: Dataset) -> None:
+    """Print what a run's data are, and how a folder of images was understood."""
+    lines = describe(dataset)
+    if dataset.folder is not None and recipe.mean is not None:
+        lines.append(f"mean {recipe.mean}, std {recipe.std}")
+    get_console().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
 def build(recipe: Recipe, dataset: Dataset) -> nn.Module:

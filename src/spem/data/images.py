@@ -1,0 +1,102 @@
+"""Picture files: which there are in a folder, and what a network sees of one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from spem._extras import needs_extra
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the picture files in a folder and all folders below it, sorted by path.
+
+    Hidden files are left out: archives made on a Mac have a `._a.jpg`, no picture, for `a.jpg`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    below = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = [path for path in below if not (path.name.startswith(".") or path.is_dir())]
+    if not files:
+        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
+def prepare_image(
+    image: "str | Path | Image.Image", *, size: int | Sequence[int], channels: int
+) -> Tensor:
+    """Return an image scaled (bilinear) until it covers the size, and cropped at its centre.
+
+    Sixteen bits are scaled to eight. Transparency is ignored: transparent pixels keep their colour.
+    Of an animation the first picture is taken.
+
+    Args:
+        image: the path of an image file, or a Pillow image.
+        size: the side, or (H, W), in pixels.
+        channels: C, 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8, (C, H, W).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read as an image, its pixels are floating-point numbers, or
+            `channels` is neither 1 nor 3.
+    """
+    with needs_extra("train"):
+        import numpy as np
+        from PIL import Image, ImageOps
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels}; an image file has 1 (grey) or 3 (RGB)")
+    height, width = (size, size) if isinstance(size, int) else size
+    loaded = image if isinstance(image, Image.Image) else open_image(Path(image))
+    _refuse_floats(loaded, image)
+    converted = _eight_bits(loaded).convert("L" if channels == 1 else "RGB")
+    fitted = ImageOps.fit(converted, (width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(fitted)).view(height, width, channels).permute(2, 0, 1)
+
+
+def open_image(path: Path) -> "Image.Image":
+    """Return a decoded image, turned upright as its EXIF data say.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read as an image, or its pixels are floating-point numbers.
+    """
+    with needs_extra("train"):
+        from PIL import Image, ImageOps
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no image {path}")
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+    # Pillow's decoders raise many kinds of exceptions, SyntaxError among them.
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    _refuse_floats(upright, path)
+    return upright
+
+
+def _refuse_floats(image: "Image.Image", name: object) -> None:
+    if image.mode == "F":
+        raise ValueError(f"{name} has floating-point pixels, whose range is unknown")
+
+
+def _eight_bits(image: "Image.Image") -> "Image.Image":
+    """Return an image of 16-bit grey, which Pillow would clip to white, in 8 bits."""
+    import numpy as np
+    from PIL import Image
+
+    levels = np.asarray(image)
+    # Pillow's mode I has 32 bits; its values come from 16 bits of a file, or from 8.
+    if image.mode.startswith("I;16") or (image.mode == "I" and levels.max() > 255):
+        return Image.fromarray((levels / 257).round().clip(0, 255).astype(np.uint8))
+    return image

@@ -1,0 +1,80 @@
+"""A data set as its splits, and how one split is drawn out of another."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from spem._extras import needs_extra
+from spem.data.batches import Split
+
+
+class FolderFacts(NamedTuple):
+    """What was found in a folder of images.
+
+    Attributes:
+        layout: where the splits come from, in words.
+        unused: names of its folders that are not used.
+        sizes: width and height in pixels of every image, before it is scaled.
+        unreadable: one sentence for each image that was left out.
+        files: of the images of each split, in their order, by its name: train, validation, test.
+    """
+
+    layout: str
+    unused: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+    unreadable: tuple[str, ...]
+    files: dict[str, Sequence[Path]]
+
+
+class Dataset(NamedTuple):
+    """A data set: its splits, the class names by label, and for a folder what was found there."""
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    classes: tuple[str, ...]
+    folder: FolderFacts | None = None
+
+
+def draw(
+    name: str, labels: Tensor, classes: tuple[str, ...], fraction: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Return the rows that remain of a split, and those held out of it, stratified by class.
+
+    Args:
+        name: of the data set, for errors.
+        labels: of all rows, (N,).
+        classes: names by label.
+        fraction: of the rows that is held out.
+        seed: decides which.
+
+    Raises:
+        ValueError: there are too few images.
+    """
+    with needs_extra("train"):
+        from sklearn.model_selection import train_test_split
+    counts = labels.bincount(minlength=len(classes))
+    if counts.min() < 2:
+        rarest = classes[int(counts.argmin())]
+        raise ValueError(f"{name}: only 1 image of class '{rarest}' is left to hold one out of")
+    rows = range(len(labels))
+    try:
+        rest, held_out = train_test_split(
+            rows, test_size=fraction, random_state=seed, stratify=labels.numpy()
+        )
+    except ValueError as error:
+        what = f"{fraction:g} of {len(rows)} images of {len(classes)} classes"
+        raise ValueError(f"{name}: {what} cannot be held out: {error}") from error
+    return list(rest), list(held_out)
+
+
+def hold_out(
+    name: str, split: Split, classes: tuple[str, ...], fraction: float, seed: int
+) -> tuple[Split, Split]:
+    """Return what remains of a split, and the part held out of it; see `draw`."""
+    parts = draw(name, split.labels, classes, fraction, seed)
+    rest, held_out = (Split(split.images[rows], split.labels[rows]) for rows in parts)
+    return rest, held_out

@@ -1,0 +1,122 @@
+"""The confusion matrix as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from spem._extras import needs_extra
+from spem._files import atomically
+
+with needs_extra("train"):
+    from matplotlib import rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+_LISTED = 10  # confusions that are named
+_MOST_CLASSES = 100
+_MOST_NUMBERS = 25  # classes up to which the shares are written into the cells
+
+
+class Confusion(NamedTuple):
+    """How often images of one class are taken for another one.
+
+    Attributes:
+        label, predicted: the two classes.
+        count: number of such images.
+        share: of all images of the class.
+    """
+
+    label: int
+    predicted: int
+    count: int
+    share: float
+
+
+def worst_confusions(matrix: Tensor, most: int) -> list[Confusion]:
+    """Return the confusions with the largest share of their class's images, the worst first.
+
+    Args:
+        matrix: number of images by class (row) and predicted class (column).
+        most: number of confusions at most.
+    """
+    shares = _shares(matrix).numpy()
+    np.fill_diagonal(shares, 0)
+    order = np.argsort(-shares, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(order, shares.shape), strict=True)
+    found = [Confusion(int(i), int(j), int(matrix[i, j]), float(shares[i, j])) for i, j in pairs]
+    return [each for each in found if each.count]
+
+
+def draw_confusion(path: Path, matrix: Tensor, classes: Sequence[str], title: str) -> None:
+    """Draw a confusion matrix, and name the worst confusions beside it.
+
+    Hits are blue and mistakes orange, so that a few mistakes stand out. Of more than 100 classes,
+    the 100 with the most mistakes are drawn.
+
+    Args:
+        path: the PNG file.
+        matrix: number of images by class (row) and predicted class (column).
+        classes: names by label.
+        title: stands above the picture.
+    """
+    mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
+    drawn = mistakes.argsort(descending=True, stable=True)[:_MOST_CLASSES].sort().values
+    names = [_shorten(classes[row]) for row in map(int, drawn)]
+    side = min(16.0, max(3.2, 0.42 * len(names)))
+    # A class with two dollar signs in its name is no formula.
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(side + 6.2, side + 1.8), dpi=150, layout="constrained")
+        axes, words = figure.subplots(1, 2, width_ratios=[side + 2, 4.2])
+        _draw_matrix(axes, _shares(matrix)[drawn][:, drawn].numpy(), names, side)
+        axes.set_title(title, loc="left", wrap=True)
+        _write_worst(words, matrix, classes)
+        with atomically(path) as temporary:
+            figure.savefig(temporary, format="png")
+
+
+def _shares(matrix: Tensor) -> Tensor:
+    """Return the shares of the images of each class, by predicted class, in float64."""
+    return matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
+
+
+def _shorten(name: str) -> str:
+    """Return a name in one line of at most 24 letters."""
+    name = " ".join(name.split())
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def _draw_matrix(axes: Axes, shares: np.ndarray, names: Sequence[str], side: float) -> None:
+    hits = np.eye(len(names), dtype=bool)
+    # The root makes shares of a few percent visible.
+    for colours, hidden in (("Oranges", hits), ("Blues", ~hits)):
+        values = np.ma.masked_where(hidden, shares)
+        axes.imshow(values, colours, norm=PowerNorm(0.5, 0, 1))
+    size = min(9.0, 72 * side / len(names) * 0.8)
+    places = range(len(names))
+    axes.set_xticks(places, names, fontsize=size, rotation=90)
+    axes.set_yticks(places, names, fontsize=size)
+    axes.set(xlabel="predicted class", ylabel="class")
+    if len(names) <= _MOST_NUMBERS:
+        for row, column in np.argwhere(shares >= 0.005):
+            share = shares[row, column]
+            style = {"color": "white" if share > 0.4 else "black", "fontsize": size * 0.9}
+            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", **style)
+
+
+def _write_worst(axes: Axes, matrix: Tensor, classes: Sequence[str]) -> None:
+    axes.axis("off")
+    hits, images = int(matrix.diagonal().sum()), int(matrix.sum())
+    lines = [f"{hits:,} of {images:,} images are right.", "", "Most often confused:"]
+    totals = matrix.sum(1)
+    for each in worst_confusions(matrix, _LISTED):
+        pair = [_shorten(classes[label]) for label in (each.label, each.predicted)]
+        total = f"{each.count:,} of {int(totals[each.label]):,} ({each.share:.0%})"
+        lines.append(f"{pair[0]} taken for {pair[1]}:\n    {total}")
+    if len(lines) == 3:
+        lines[2] = "No image is confused."
+    lines += ["", "Cells: percent of the images of a class;", "blue: right, orange: wrong."]
+    axes.text(0, 1, "\n".join(lines), va="top", fontsize=9, transform=axes.transAxes)

@@ -1,0 +1,170 @@
+"""What a trained network says of picture files, batch by batch."""
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spem._files import atomically
+from spem.data.batches import normalise
+from spem.data.images import find_images, prepare_image
+
+Kind = Literal["probability", "logit", "feature"]
+
+
+class Predictions(NamedTuple):
+    """What a network says of a batch of pictures.
+
+    Attributes:
+        pictures: the files that could be read.
+        logits: (N, classes), on the CPU.
+        features: what the last linear layer gets, (N, features), on the CPU.
+        unreadable: one sentence for each file that could not be read.
+    """
+
+    pictures: list[Path]
+    logits: Tensor
+    features: Tensor
+    unreadable: list[str]
+
+
+def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the given files, and in place of a folder all picture files below it, sorted.
+
+    Raises:
+        ValueError: a folder holds no picture.
+    """
+    return [
+        file
+        for path in map(Path, paths)
+        for file in (find_images(path) if path.is_dir() else [path])
+    ]
+
+
+def predict(
+    model: nn.Module, config: dict[str, Any], pictures: Sequence[Path], *, batch_size: int = 64
+) -> Iterator[Predictions]:
+    """Yield what a network says of pictures, in their order.
+
+    Args:
+        model: in eval mode, as `spem.export.load_network` returns it, on any device.
+        config: returned with it.
+        pictures: the files; those that cannot be read are named in the result.
+        batch_size: pictures that are read and computed at once.
+
+    Raises:
+        ValueError: the network has no linear layer that gives the logits.
+    """
+    classifier = find_classifier(model, len(config["classes"]))
+    device = next(model.parameters()).device
+    for start in range(0, len(pictures), batch_size):
+        read, images, unreadable = _read(pictures[start : start + batch_size], config)
+        with torch.inference_mode(), _inputs_of(classifier) as inputs:
+            pixels = normalise(images.to(device), config["mean"], config["std"])
+            logits = model(pixels) if read else pixels.new_empty(0, classifier.out_features)
+        features = inputs[0] if read else pixels.new_empty(0, classifier.in_features)
+        yield Predictions(read, logits.float().cpu(), features.float().cpu(), unreadable)
+
+
+def find_classifier(model: nn.Module, classes: int) -> nn.Linear:
+    """Return the last linear layer of a network with as many outputs as there are classes.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    if not layers:
+        raise ValueError(f"the network has no linear layer of {classes} outputs, one per class")
+    return layers[-1]
+
+
+def write_predictions(
+    path: Path, batches: Iterable[Predictions], kind: Kind, classes: Sequence[str]
+) -> tuple[int, list[str]]:
+    """Write predictions as a CSV file, one row per picture.
+
+    The columns are `picture`, `class` (the most probable one), and `probability.CLASS` or
+    `logit.CLASS` for each class, or `feature.N` for each feature.
+
+    Args:
+        path: the file.
+        batches: of `predict`.
+        kind: the numbers that are written.
+        classes: names by label.
+
+    Returns:
+        The number of rows, and one sentence for each file that could not be read.
+    """
+    count, unreadable = 0, []
+    with atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        for number, batch in enumerate(batches):
+            values = _choose(batch, kind)
+            if number == 0:
+                names = range(values.shape[1]) if kind == "feature" else classes
+                table.writerow(["picture", "class", *(f"{kind}.{name}" for name in names)])
+            best = [classes[label] for label in batch.logits.argmax(1).tolist()]
+            for picture, name, numbers in zip(batch.pictures, best, values.tolist(), strict=True):
+                table.writerow([picture, name, *(f"{number:.7g}" for number in numbers)])
+            count += len(batch.pictures)
+            unreadable += batch.unreadable
+    return count, unreadable
+
+
+def rank(
+    batches: Iterable[Predictions], classes: Sequence[str], top: int
+) -> tuple[list[tuple[Path, str, float]], list[str]]:
+    """Return the most probable classes of each picture, the most probable first.
+
+    Args:
+        batches: of `predict`.
+        classes: names by label.
+        top: number of classes of each picture, at most.
+
+    Returns:
+        Picture, class and probability, and one sentence for each file that could not be read.
+    """
+    rows, unreadable = [], []
+    for batch in batches:
+        best = batch.logits.softmax(1).topk(min(top, len(classes)))
+        labels, probabilities = best.indices.tolist(), best.values.tolist()
+        for picture, *ranked in zip(batch.pictures, labels, probabilities, strict=True):
+            rows += [(picture, classes[n], p) for n, p in zip(*ranked, strict=True)]
+        unreadable += batch.unreadable
+    return rows, unreadable
+
+
+def _choose(batch: Predictions, kind: Kind) -> Tensor:
+    if kind == "feature":
+        return batch.features
+    return batch.logits if kind == "logit" else batch.logits.softmax(1)
+
+
+def _read(files: Sequence[Path], config: dict[str, Any]) -> tuple[list[Path], Tensor, list[str]]:
+    """Return the files that can be read, their images, and one sentence for each other file."""
+    shape = {"size": config["image_size"], "channels": config["in_channels"]}
+    read, images, unreadable = [], [], []
+    for file in files:
+        try:
+            images.append(prepare_image(file, **shape))
+        except (ValueError, OSError) as error:
+            unreadable.append(str(error))
+        else:
+            read.append(file)
+    empty = torch.empty(0, shape["channels"], *shape["size"], dtype=torch.uint8)
+    return read, torch.stack(images) if images else empty, unreadable
+
+
+@contextmanager
+def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what a layer gets while the block runs."""
+    inputs: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    try:
+        yield inputs
+    finally:
+        hook.remove()

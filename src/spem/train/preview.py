@@ -1,0 +1,49 @@
+"""The first training images of a recipe as a picture, before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spem.data.batches import Batches, Split, restore_pixels
+from spem.data.sheet import draw_sheet
+from spem.data.splits import Dataset
+from spem.train.recipe import Recipe
+from spem.train.run import hash_seed, order_rows
+
+_SHOWN = 64
+
+
+def draw_first_batches(path: Path, recipe: Recipe, dataset: Dataset) -> None:
+    """Write a contact sheet of the first augmented images that a run of a recipe trains on.
+
+    Order and augmentation are those of the run: it sees the same images, normalised.
+
+    Args:
+        path: the PNG file.
+        recipe: with mean and std.
+        dataset: its data.
+    """
+    images, labels = _take_images(recipe, dataset.train)
+    height, width = images.shape[2:]
+    title = (
+        f"{dataset.name}: the first {len(labels)} training images of seed {recipe.seed}, {width}×"
+        f"{height} pixels, crop {recipe.crop}, flip {'yes' if recipe.flip else 'no'}"
+    )
+    draw_sheet(path, images, [dataset.classes[label] for label in labels.tolist()], title)
+
+
+def _take_images(recipe: Recipe, split: Split) -> tuple[Tensor, Tensor]:
+    """Return the first augmented images, uint8 (N, C, H, W), and labels of a run's first epoch."""
+    statistics: dict[str, Any] = {"mean": recipe.mean, "std": recipe.std}
+    augmentation: dict[str, Any] = {"crop": recipe.crop, "flip": recipe.flip}
+    batches = Batches(split, recipe.batch_size, **statistics, **augmentation)
+    coming = batches.shuffled(order_rows(len(split.labels), recipe.seed, epoch=0))
+    steps = []
+    with torch.random.fork_rng([]):
+        for step in range(min(len(batches), -(-_SHOWN // recipe.batch_size))):
+            torch.manual_seed(hash_seed(recipe.seed, 0, step, 0))
+            steps.append(next(coming))
+    images, labels = (torch.cat(parts)[:_SHOWN] for parts in zip(*steps, strict=True))
+    return restore_pixels(images, **statistics), labels

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spem.data.images import prepare_image
+
+
+@pytest.mark.parametrize(("size", "centre"), [((90, 30), (1, 0)), ((30, 90), (0, 1))])
+def test_an_image_is_resized_by_its_shorter_side_and_cut_in_the_middle(tmp_path, size, centre):
+    noise = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8)
+    image = Image.fromarray(noise.numpy())
+    image.save(tmp_path / "x.png")
+    for side in (10, 30, 60):
+        scaled = image.resize([length * side // 30 for length in size], Image.Resampling.BILINEAR)
+        left, top = (side * steps for steps in centre)
+        expected = np.array(scaled.crop((left, top, left + side, top + side)), dtype=int)
+        for source in (tmp_path / "x.png", str(tmp_path / "x.png"), image):
+            found = prepare_image(source, size=side, channels=3)
+            assert found.dtype == torch.uint8
+            # One grey level: Pillow rounds between its two passes, whose order depends on the box.
+            assert np.abs(found.permute(1, 2, 0).numpy() - expected).max() <= 1
+
+
+def test_an_image_in_grey_and_of_two_sides():
+    image = Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    assert prepare_image(image, size=(8, 12), channels=1).shape == (1, 8, 12)
+    assert prepare_image(image, size=8, channels=1).unique().tolist() == [255]
+    with pytest.raises(ValueError, match="channels is 2"):
+        prepare_image(image, size=8, channels=2)
+
+
+@pytest.mark.parametrize("kind", [("uint16", 257), (">u2", 257), ("int32", 257), ("int32", 1)])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, kind):
+    ramp = np.arange(256).reshape(16, 16)
+    image = Image.fromarray((ramp * kind[1]).astype(kind[0]))
+    image.save(tmp_path / "x.tiff")
+    for source, channels in ((image, 3), (tmp_path / "x.tiff", 1)):
+        found = prepare_image(source, size=16, channels=channels)
+        assert found.tolist() == [ramp.tolist()] * channels
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path):
+    Image.new("F", (16, 16)).save(tmp_path / "x.tiff")
+    with pytest.raises(ValueError, match=r"x\.tiff has floating-point pixels"):
+        prepare_image(tmp_path / "x.tiff", size=16, channels=1)
+
+
+def test_a_photo_is_turned_upright(tmp_path):
+    image = Image.new("L", (8, 8))
+    image.paste(255, (0, 0, 8, 4))
+    exif = image.getexif()
+    exif[0x0112] = 3  # taken upside down
+    image.save(tmp_path / "x.png", exif=exif)
+    found = prepare_image(tmp_path / "x.png", size=8, channels=1)
+    assert found[0, :4].max() == 0
+    assert found[0, 4:].min() == 255
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no image .*x\.png"):
+        prepare_image(tmp_path / "x.png", size=8, channels=3)
