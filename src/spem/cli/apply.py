@@ -30,15 +30,16 @@ def evaluate(runs: TrainedRuns, *, out: str | None = None) -> None:
     """
     from spem.train.assessment import assess, write_assessment
 
-    figures, folders = {}, runs.choose_folders(out)
-    for (name, folder), trained in zip(folders.items(), runs, strict=True):
+    folders, done = runs.choose_folders(out), []
+    for name, trained in zip(folders, runs, strict=True):
         dataset = trained.load_data()
         found = assess(trained.model, trained.batches(dataset.test), dataset.classes)
-        figures[name] = {"test data": dataset.name} | found.figures
-        if folder is not None:
+        done.append((name, found, dataset._replace(train=dataset.test)))  # the rest may go
+    shown = [{"test data": dataset.name} | found.figures for _, found, dataset in done]
+    show(["", *folders], ((words, *(own[key] for own in shown)) for key, words in _FIGURES.items()))
+    for name, found, dataset in done:
+        if folder := folders[name]:
             write_assessment(folder, found, dataset, f"{name} on {dataset.name}")
-    rows = [(words, *(own[key] for own in figures.values())) for key, words in _FIGURES.items()]
-    show(["", *figures], rows)
     for name, folder in folders.items():
         where = f"in {folder}" if folder else f"of {name}: give --out FOLDER to get them"
         print(f"per_class.csv, confusion.png, mistakes.html {where}")

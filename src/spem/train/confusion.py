@@ -48,7 +48,7 @@ def worst_confusions(matrix: Tensor, most: int) -> list[Confusion]:
     order = np.argsort(-shares, axis=None, kind="stable")[:most]
     pairs = zip(*np.unravel_index(order, shares.shape), strict=True)
     found = [Confusion(int(i), int(j), int(matrix[i, j]), float(shares[i, j])) for i, j in pairs]
-    return [each for each in found if each.count]
+    return [each for each in found if each.share]
 
 
 def draw_confusion(path: Path, matrix: Tensor, classes: Sequence[str], title: str) -> None:
@@ -66,14 +66,19 @@ def draw_confusion(path: Path, matrix: Tensor, classes: Sequence[str], title: st
     mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
     drawn = mistakes.argsort(descending=True, stable=True)[:_MOST_CLASSES].sort().values
     names = [_shorten(classes[row]) for row in map(int, drawn)]
-    side = min(16.0, max(3.2, 0.42 * len(names)))
+    size = 9.0 if len(names) <= 38 else max(5.0, 340 / len(names))  # of letters, in points
+    side = max(3.2, 1.25 * size / 72 * len(names))
+    edge = 0.75 + 0.62 * size / 72 * max(map(len, names))  # of the names of the classes
+    width, height = edge + side + 4.2, max(edge + side, 4.4) + 0.5
     # A class with two dollar signs in its name is no formula.
     with rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(side + 6.2, side + 1.8), dpi=150, layout="constrained")
-        axes, words = figure.subplots(1, 2, width_ratios=[side + 2, 4.2])
-        _draw_matrix(axes, _shares(matrix)[drawn][:, drawn].numpy(), names, side)
-        axes.set_title(title, loc="left", wrap=True)
-        _write_worst(words, matrix, classes)
+        figure = Figure(figsize=(width, height), dpi=150)
+        # A layout that matplotlib finds by itself takes half a minute for 100 classes.
+        place = (edge / width, 1 - (0.5 + side) / height, side / width, side / height)
+        _draw_matrix(figure.add_axes(place), _shares(matrix)[drawn][:, drawn].numpy(), names, size)
+        figure.text(0.2 / width, 1 - 0.2 / height, title, va="top", fontsize=11)
+        left, top = (edge + side + 0.3) / width, 1 - 0.5 / height
+        figure.text(left, top, _name_worst(matrix, classes), va="top", fontsize=9)
         with atomically(path) as temporary:
             figure.savefig(temporary, format="png")
 
@@ -89,13 +94,12 @@ def _shorten(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 
-def _draw_matrix(axes: Axes, shares: np.ndarray, names: Sequence[str], side: float) -> None:
+def _draw_matrix(axes: Axes, shares: np.ndarray, names: Sequence[str], size: float) -> None:
     hits = np.eye(len(names), dtype=bool)
     # The root makes shares of a few percent visible.
     for colours, hidden in (("Oranges", hits), ("Blues", ~hits)):
-        values = np.ma.masked_where(hidden, shares)
+        values = np.ma.masked_where(hidden | (shares == 0), shares)
         axes.imshow(values, colours, norm=PowerNorm(0.5, 0, 1))
-    size = min(9.0, 72 * side / len(names) * 0.8)
     places = range(len(names))
     axes.set_xticks(places, names, fontsize=size, rotation=90)
     axes.set_yticks(places, names, fontsize=size)
@@ -107,16 +111,14 @@ def _draw_matrix(axes: Axes, shares: np.ndarray, names: Sequence[str], side: flo
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", **style)
 
 
-def _write_worst(axes: Axes, matrix: Tensor, classes: Sequence[str]) -> None:
-    axes.axis("off")
+def _name_worst(matrix: Tensor, classes: Sequence[str]) -> str:
     hits, images = int(matrix.diagonal().sum()), int(matrix.sum())
-    lines = [f"{hits:,} of {images:,} images are right.", "", "Most often confused:"]
-    totals = matrix.sum(1)
-    for each in worst_confusions(matrix, _LISTED):
-        pair = [_shorten(classes[label]) for label in (each.label, each.predicted)]
+    lines = [f"{hits:,} of {images:,} images are classified correctly.", ""]
+    worst, totals = worst_confusions(matrix, _LISTED), matrix.sum(1)
+    lines.append("Most often confused:" if worst else "No image is confused.")
+    for each in worst:
+        label, predicted = (_shorten(classes[n]) for n in (each.label, each.predicted))
         total = f"{each.count:,} of {int(totals[each.label]):,} ({each.share:.0%})"
-        lines.append(f"{pair[0]} taken for {pair[1]}:\n    {total}")
-    if len(lines) == 3:
-        lines[2] = "No image is confused."
-    lines += ["", "Cells: percent of the images of a class;", "blue: right, orange: wrong."]
-    axes.text(0, 1, "\n".join(lines), va="top", fontsize=9, transform=axes.transAxes)
+        lines.append(f"{label} taken for {predicted}:\n    {total}")
+    lines += ["", "Cells: percent of the images of a class;", "blue: correct, orange: wrong."]
+    return "\n".join(lines)

@@ -25,7 +25,7 @@ _PAGE = """<!doctype html>
   h1 {{ font-size: 1.4rem; }}
   main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }}
   figure {{ margin: 0; }}
-  img {{ image-rendering: pixelated; width: 100%; }}
+  img {{ image-rendering: {rendering}; width: 100%; }}
   figcaption {{ font-size: .85rem; overflow-wrap: anywhere; }}
   small {{ opacity: .75; }}
 </style>
@@ -75,8 +75,9 @@ def write_mistakes(
         summary += (
             f" Below are the {len(shown):,} of which the network is surest, the surest first."
         )
-    page = _PAGE.format(title=escape(title), summary=summary, figures="\n".join(figures))
-    write_text(path, page)
+    small = dataset.test.images.shape[3] < 100  # shown larger than it is: show its pixels
+    looks = {"rendering": "pixelated" if small else "auto", "figures": "\n".join(figures)}
+    write_text(path, _PAGE.format(title=escape(title), summary=summary, **looks))
 
 
 def _name(dataset: Dataset, row: int) -> str:

@@ -1,0 +1,137 @@
+"""What `spem evaluate` finds in detail, and the files that it writes."""
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support
+from torch import nn
+
+from spem.data.batches import Batches, Split
+from spem.data.splits import Dataset, FolderFacts
+from spem.train.assessment import assess, write_assessment
+from spem.train.confusion import draw_confusion, worst_confusions
+from spem.train.metrics import evaluate
+from spem.train.mistakes import write_mistakes
+
+
+def split(classes, images=300):
+    """Images whose pixels are the logits of their classes; some labels are wrong on purpose."""
+    logits = torch.randint(0, 256, (images, 1, 1, classes), dtype=torch.uint8)
+    labels = logits.flatten(1).int().argmax(1)
+    wrong = torch.rand(images) < 0.3
+    labels[wrong] = torch.randint(0, classes, (int(wrong.sum()),))
+    return Split(logits, labels)
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_figures_are_those_of_scikit_learn(classes):
+    own = split(classes)
+    found = assess(nn.Flatten(), Batches(own), tuple("abcdefg"[:classes]))
+    predicted = own.images.flatten(1).int().argmax(1)
+    assert found.figures.items() >= evaluate(nn.Flatten(), Batches(own)).items()
+    assert (found.figures["top5"] is None) == (classes == 2)
+    balanced = balanced_accuracy_score(own.labels, predicted)
+    assert found.figures["balanced_accuracy"] == pytest.approx(balanced, abs=1e-6)
+    columns = precision_recall_fscore_support(own.labels, predicted)
+    for key, expected in zip(("precision", "recall", "f1", "images"), columns, strict=True):
+        assert [row[key] for row in found.per_class] == pytest.approx(expected, abs=1e-6)
+    assert [row["class"] for row in found.per_class] == [*"abcdefg"[:classes]]
+    assert found.confusion.sum() == 300
+    assert found.confusion[1, 0] == ((own.labels == 1) & (predicted == 0)).sum()
+
+
+def test_the_calibration_error_is_the_distance_of_confidence_and_accuracy():
+    own = split(4, 2000)
+    found = assess(nn.Flatten(), Batches(own), tuple("abcd"))
+    confidence, predicted = found.probabilities.max(1)
+    hits = (predicted == own.labels).float()
+    bins = (confidence * 15).ceil()
+    parts = [bins == number for number in range(1, 16)]
+    parts = [(confidence[p].mean() - hits[p].mean()).abs() * p.sum() for p in parts if p.any()]
+    assert found.figures["calibration_error"] == pytest.approx(sum(parts).item() / 2000, abs=1e-4)
+
+
+def test_a_class_without_images_does_not_count_in_the_balanced_accuracy():
+    own = Split(torch.tensor([[[[9, 0, 0]]], [[[0, 9, 0]]]]).byte(), torch.tensor([0, 1]))
+    assert assess(nn.Flatten(), Batches(own), tuple("abc")).figures["balanced_accuracy"] == 1
+
+
+def test_the_worst_confusions_come_first():
+    matrix = torch.tensor([[8, 2, 0], [5, 90, 5], [1, 0, 1]])
+    worst = [tuple(each) for each in worst_confusions(matrix, 3)]
+    assert worst == [(2, 0, 1, 0.5), (0, 1, 2, 0.2), (1, 0, 5, 0.05)]
+    assert len(worst_confusions(matrix, 10)) == 4
+    assert worst_confusions(torch.eye(3).long(), 10) == []
+
+
+@pytest.mark.parametrize("classes", [2, 30, 130])
+def test_a_confusion_matrix_is_drawn_for_few_and_many_classes(tmp_path, classes):
+    matrix = torch.randint(0, 3, (classes, classes)) + 50 * torch.eye(classes).long()
+    names = [f"<{n}> $a$ $b {'long ' * (n % 9)}" for n in range(classes)]
+    draw_confusion(tmp_path / "x.png", matrix, names, "title")
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.height > 500
+
+
+@dataclass
+class Written:
+    folder: Path
+    page: str
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Three images, one right and two wrong; class names that are HTML."""
+    images = torch.tensor([[[[9, 0]]], [[[9, 8]]], [[[0, 9]]]]).byte().expand(-1, 3, -1, -1)
+    own = Split(images, torch.tensor([0, 1, 0]))
+    files = {"test": [Path(f"test/<i>{n}.png") for n in range(3)]}
+    facts = FolderFacts("", (), (), (), files)
+    data = Dataset("data & more", own, None, own, ("<b>cat</b>", 'dog"'), facts)
+    model = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (3, 2)), Mean())
+    found = assess(model, Batches(own), data.classes)
+    write_assessment(tmp_path / "new", found, data, "run <x>")
+    return Written(tmp_path / "new", (tmp_path / "new" / "mistakes.html").read_text())
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return 300 * x.mean(1)
+
+
+def test_the_mistakes_are_on_one_page_the_surest_first(written):
+    assert [path.name for path in sorted(written.folder.iterdir())] == [
+        *("confusion.png", "mistakes.html", "per_class.csv")
+    ]
+    assert re.findall(r'alt="(.*?)"', written.page) == [
+        "test/&lt;i&gt;2.png",
+        "test/&lt;i&gt;1.png",
+    ]
+    assert written.page.count("data:image/png;base64,") == 2
+    assert "2 of 3 test images" in written.page
+
+
+def test_names_on_the_page_are_escaped(written):
+    assert "<b>&lt;b&gt;cat&lt;/b&gt;</b>" in written.page
+    assert "dog&quot;" in written.page
+    assert "run &lt;x&gt;" in written.page
+    assert "<b>cat" not in written.page
+    assert not re.search(r'(src|href)="(?!data:)', written.page)
+
+
+def test_the_table_of_the_classes(written):
+    with (written.folder / "per_class.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [row["class"] for row in found] == ["<b>cat</b>", 'dog"']
+    assert [float(row["recall"]) for row in found] == [0.5, 0]
+
+
+def test_a_page_without_mistakes_says_so(tmp_path):
+    own = Split(torch.zeros(2, 1, 1, 2, dtype=torch.uint8), torch.tensor([0, 1]))
+    data = Dataset("digits", own, None, own, ("a", "b"))
+    write_mistakes(tmp_path / "x.html", data, torch.eye(2), own.labels, "title")
+    assert "0 of 2 test images are classified wrongly." in (tmp_path / "x.html").read_text()
