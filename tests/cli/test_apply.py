@@ -160,6 +160,13 @@ def test_nothing_is_written_if_one_of_the_runs_cannot_be_measured(capsys, tmp_pa
     assert not (tmp_path / "all").exists()
 
 
+def test_two_runs_of_one_name_cannot_share_a_folder(capsys, tmp_path):
+    for folder in ("a/run", "a-run"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert main(["evaluate", "a/run", "a-run", "--out", "all"]) == 2
+    assert "but a/run, a-run share one" in capsys.readouterr().err
+
+
 def test_data_shows_how_a_folder_is_understood(capsys, tmp_path, cifar_folder):
     (tmp_path / "photos" / "old").mkdir()
     (tmp_path / "photos" / "val" / "cat" / "bad.png").write_bytes(b"text")

@@ -196,6 +196,11 @@ def test_the_four_studies_of_the_paper_have_what_they_ask():
     assert models == set(wanted.split())
 
 
+def test_the_runs_on_a_folder_are_planned_before_its_mean_is_known():
+    (run,) = Study(data="no/such/folder", gates="none", seeds=1).plan()
+    assert run.recipe.mean is run.recipe.std is None
+
+
 def test_the_key_is_that_of_what_decides_a_run_and_of_nothing_else():
     recipe = load_recipe("digits")
     elsewhere = {"data_dir": "x", "download": True, "device": "cpu", "threads": 7}

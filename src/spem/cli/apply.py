@@ -34,7 +34,8 @@ def evaluate(runs: TrainedRuns, *, out: str | None = None) -> None:
     for name, trained in zip(folders, runs, strict=True):
         dataset = trained.load_data()
         found = assess(trained.model, trained.batches(dataset.test), dataset.classes)
-        done.append((name, found, dataset._replace(train=dataset.test)))  # the rest may go
+        kept = dataset._replace(train=dataset.test, validation=None)  # the rest may go
+        done.append((name, found, kept))
     shown = [{"test data": dataset.name} | found.figures for _, found, dataset in done]
     show(["", *folders], ((words, *(own[key] for own in shown)) for key, words in _FIGURES.items()))
     for name, found, dataset in done:

@@ -23,7 +23,7 @@ _SHARED: dict[str, type] = {"recipe_keys": Recipe, "trained": Trained, "runs": T
 # The keys of a recipe that decide what its training images are.
 _DATA_KEYS = ("data_dir", "download", "image_size", "validation", "mean", "std", "crop", "flip")
 _DATA_KEYS += ("batch_size", "seed")
-_LEFT_OUT: dict[str, Sequence[str]] = {
+_LEFT_OUT: dict[str, Sequence[Any]] = {
     "compare": AXES,
     "data": [key for key in Recipe.__dataclass_fields__ if key not in _DATA_KEYS],
     "predict": ("data", "data_dir", "download"),

@@ -109,10 +109,19 @@ class TrainedRuns:
         Args:
             out: the folder of a single run's, or with one folder per run; None: that of the run,
                 and None for a bundled network, which has no folder of its own.
+
+        Raises:
+            ValueError: two runs would have the same folder.
         """
         if out is None:
             own = self._folders.items()
             return {run: None if FOLDER in path.parents else path for run, path in own}
         if len(self._folders) == 1:
             return dict.fromkeys(self._folders, Path(out))
-        return {run: Path(out, run.strip("./").replace("/", "-")) for run in self._folders}
+        folders: dict[str, Path | None] = {
+            run: Path(out, run.strip("./").replace("/", "-")) for run in self._folders
+        }
+        if len({*folders.values()}) < len(folders):
+            runs = ", ".join(folders)
+            raise ValueError(f"out has one folder per run, named as the run, but {runs} share one")
+        return folders

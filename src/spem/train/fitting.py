@@ -117,8 +117,6 @@ def fit(
     else:
         ready = prepare(fabric, recipe, model, resumed)
         recipe = replace(recipe, mean=ready.recipe.mean, std=ready.recipe.std)
-        if fabric.is_global_zero:
-            announce(ready.recipe, ready.dataset)
     if not resume and fabric.is_global_zero:
         folder = checkpoint.new_folder(folder, recipe)
     try:
@@ -134,6 +132,8 @@ def fit(
 def _train(fabric: Fabric, job: Job, folder: Path | None) -> str:
     """Train in one process; the first one writes the results. Returns the folder."""
     folder = Path(fabric.broadcast(str(folder)))
+    if fabric.is_global_zero:
+        announce(job.recipe, job.dataset)
     if fabric.world_size > 1:
         # Spawned processes share the memory of what they are given.
         job = job._replace(model=deepcopy(job.model))
