@@ -27,8 +27,9 @@ from spem.compare.records import (
     relabel,
     row_of,
 )
+from spem.data.describe import describe
 from spem.train.devices import create_fabric, keep_freed_memory
-from spem.train.setup import announce, load_data, prepare
+from spem.train.setup import load_data, prepare
 
 with needs_extra("train"):
     import yaml
@@ -69,11 +70,13 @@ def run_comparison(
     ledger = Ledger(folder)
     _refuse_other_recipes(plan, ledger)
     pending = _list_pending(plan, ledger)
-    _check(pending)
+    about_data = _check(pending)
     elastic = torch.distributed.is_torchelastic_launched()
     if elastic and os.environ["RANK"] != "0":
         launch(_without_bars(pending, folder), lambda *_: None, lambda _: None)
         return 0
+    for line in about_data:
+        get_console().print(line, soft_wrap=True, markup=False, highlight=False)
     with _lock(folder):
         ledger = Ledger(folder)
         _restore_records(plan, ledger)
@@ -125,8 +128,11 @@ def _without_bars(runs: Sequence[PlannedRun], folder: Path) -> launchers.Runs:
     return [(replace(run.recipe, progress=False), run.folder_in(folder)) for run in runs]
 
 
-def _check(runs: Sequence[PlannedRun]) -> None:
+def _check(runs: Sequence[PlannedRun]) -> list[str]:
     """Prepare every network once, so that a mistake in the last run is found before the first.
+
+    Returns:
+        What there is to know of the data, in lines.
 
     Raises:
         ValueError, FileNotFoundError: see `prepare`.
@@ -134,18 +140,17 @@ def _check(runs: Sequence[PlannedRun]) -> None:
     firsts: dict[tuple[str, str, str], PlannedRun] = {}
     for run in runs:
         firsts.setdefault((run.data, run.model, run.row), run)
-    last, dataset = None, None
+    last, dataset, lines = None, None, []
     for run in firsts.values():
         wanted = [getattr(run.recipe, key) for key in _KEYS_OF_DATA]
         try:
-            fabric = create_fabric(run.recipe)
             if wanted != last:  # runs on the same data follow each other
                 last, dataset = wanted, load_data(run.recipe)
-                if fabric.is_global_zero:
-                    announce(run.recipe, dataset)
-            prepare(fabric, run.recipe, dataset=dataset)
+                lines += describe(dataset)
+            prepare(create_fabric(run.recipe), run.recipe, dataset=dataset)
         except ValueError as error:
             raise ValueError(f"{run.row!r} of {run.model} on {run.data}: {error}") from error
+    return lines
 
 
 def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
