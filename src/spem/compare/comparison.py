@@ -64,12 +64,16 @@ def compare(
     if address is not None and launcher != "ray":
         raise ValueError(f"address belongs to the launcher ray, not to {launcher!r}")
     launch = _choose_launcher(launcher, jobs, address)
+    if gates:
+        given["method"] = None
     chosen = load_study(study, small, **given)
     plan = chosen.plan(**recipe_keys)
     flags = {"study": study, "small": small or None, **axes, "seeds": seeds, "config": config}
     # A study whose grid was changed no longer answers its question.
     question = None if any(axes.values()) else chosen.question
-    about = {"title": chosen.title, "question": question}
+    about: dict[str, Any] = {"title": chosen.title, "question": question}
+    if chosen.methods:
+        about["method"] = chosen.methods
     about |= {"commands": [_write_command(flags | recipe_keys, out)]}
     return run_comparison(plan, Path(out), launch, jobs=jobs, costs=costs, about=about)
 

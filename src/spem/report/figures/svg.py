@@ -87,6 +87,11 @@ def make_picture(labels: Sequence[str], drawing: Drawing) -> Picture:
     return Picture(name, drawing.title, drawing.caption, page_svg, file_svg)
 
 
+def is_picture(text: str) -> bool:
+    """Return whether the text of an SVG file is one that `make_picture` returned."""
+    return 'role="img" aria-label="' in text[:1000]
+
+
 def _file_name(labels: Sequence[str]) -> str:
     """Return the labels as a file name; those that lose letters are told apart by a checksum."""
     name = "-".join(re.sub(r"\W+", "-", label, flags=re.ASCII).strip("-") for label in labels)

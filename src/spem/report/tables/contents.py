@@ -75,10 +75,10 @@ def read_contents(folder: Path) -> Contents:
     records = list(ledger.records.values())
     finished = _finished(ledger)
     study, costs = read_study(folder), read_costs(folder)
-    found = [
-        make_group(*place, rows, {row_of(c): c for c in costs if (c["model"], c["data"]) == place})
-        for place, rows in group_records(records).items()
-    ]
+    found = []
+    for place, rows in group_records(records).items():
+        own = {row_of(cost): cost for cost in costs if (cost["model"], cost["data"]) == place}
+        found.append(make_group(*place, rows, own, study.get("method")))
     recipe, differing = _recipes(records)
     return Contents(
         title=study.get("title")
