@@ -17,7 +17,7 @@ _MEASURES = ("images", "loss", "top1", "top5")
 _RESULTS = {
     "final_test_top1": "test top-1 after the last epoch",
     "test_top1_at_best_validation": "test top-1 at the best epoch by validation",
-    "best_validation_epoch": "best epoch by validation (from 0)",
+    "best_validation_epoch": "best epoch by validation",
     "best_test_top1": "best test top-1 of all epochs (as the paper reports)",
     "parameters": "parameters",
     "macs": "multiply-adds of one image",
@@ -54,8 +54,16 @@ def train(
         recipe_keys = {"import": []} | recipe_keys
     recipe = _recipe(config, recipe_keys)
     result = fit(recipe, out=out, resume=bool(resume), overwrite=overwrite)
-    show(["result", ""], ((_RESULTS[key], result.summary[key]) for key in _RESULTS))
+    rows = ((name, _count_from_one(key, result.summary[key])) for key, name in _RESULTS.items())
+    show(["result", ""], rows)
     print(f"run folder: {result.folder}")
+
+
+def _count_from_one(key: str, value: Any) -> Any:
+    """Return a value of a summary, whose epochs count from 0, as people count them."""
+    if key != "best_validation_epoch" or value is None:
+        return value
+    return value | {"mean": value["mean"] + 1} if isinstance(value, dict) else value + 1
 
 
 def evaluate(trained: Trained) -> None:

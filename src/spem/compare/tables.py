@@ -19,7 +19,8 @@ def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     table = Table(*header)
     for row in rows:
         table.add_row(*map(_text, row))
-    Console().print(table)
+    # A name is what it is: [b] is no markup and :+1: no picture.
+    Console(markup=False, emoji=False).print(table)
 
 
 def _text(value: object) -> str:

@@ -1,6 +1,7 @@
 """The folder of a run and its checkpoint, which is written whole or not at all."""
 
 import pickle
+import shutil
 import zipfile
 from contextlib import suppress
 from dataclasses import asdict
@@ -24,9 +25,11 @@ FILES = (
     "summary.json",
     "placement.json",
 )
+# Folders of a run: what else has logged it.
+LOGS = ("tensorboard", "wandb")
 # The keys that a resumed run may change: where and how it computes, not what. `init` acts through
 # `gate_options`, and files to import are told apart by their sums.
-FREE_KEYS = ("data_dir", "download", "device", "threads", "progress", "init", "import_")
+FREE_KEYS = ("data_dir", "download", "device", "threads", "progress", "logger", "init", "import_")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -116,6 +119,8 @@ def new_folder(folder: Path | None, recipe: Recipe) -> Path:
     for old in _folders_of(folder):
         for name in FILES:
             (old / name).unlink(missing_ok=True)
+        for name in LOGS:
+            shutil.rmtree(old / name, ignore_errors=True)
         if old != folder and not any(old.iterdir()):
             old.rmdir()
     write_text(folder / "recipe.yaml", recipe.to_yaml())

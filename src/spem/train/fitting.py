@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from spem._extras import needs_extra
+from spem._messages import say
 from spem.data.dataset import image_format
 from spem.export.network import load_network, load_weights
 from spem.gates import GATES, gate_options
@@ -32,7 +33,6 @@ from spem.train.setup import Job, choose_kernels, prepare
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
-    from rich import get_console
 
 __all__ = ["Interrupted", "Result", "fit"]
 
@@ -109,7 +109,7 @@ def fit(
     if folder and fabric.is_global_zero:
         checkpoint.refuse_folder(folder, recipe, resume=resume, overwrite=overwrite)
     if folder and resume and (folder / "summary.json").exists():
-        get_console().print(f"The run in {folder} is finished: nothing is left to train.")
+        say(f"The run in {folder} is finished: nothing is left to train.")
         return _read_result(folder, recipe, model)
     resumed = folder if resume else None
     if recipe.replicas > 1:

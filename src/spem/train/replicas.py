@@ -95,6 +95,7 @@ def _train_in_turn(replicas: Sequence[Replica]) -> None:
         errors = _take_steps_in_turn(replicas)
     finally:
         for run, stream in replicas:
+            run.close()
             if run.finished:
                 with torch.cuda.stream(stream):
                     write_results(run)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spem import kernels
 from spem._extras import needs_extra
+from spem._messages import say
 from spem.data.batches import Batches
 from spem.data.dataset import Dataset, load_dataset
 from spem.export.network import start_from
@@ -20,13 +21,13 @@ from spem.models import create_model
 from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
 from spem.train.devices import count_threads
+from spem.train.loggers import check_logger
 from spem.train.recipe import Recipe
 from spem.train.step import check_draws
 from spem.train.synchronised import synchronise
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
-    from rich import get_console
 
 # Multiply-adds, forward and backward, that make compiling the CPU kernels (up to half a minute)
 # worth it: about two minutes of training on two cores.
@@ -83,7 +84,9 @@ def prepare(
     Raises:
         ValueError: recipe, data, model and machine do not fit.
         FileNotFoundError: the data or the weights are not there.
+        ImportError: the logger is not installed.
     """
+    check_logger(recipe)
     dataset = load_data(recipe) if dataset is None else dataset
     _check_batches(fabric.world_size, recipe, dataset)
     network = build(recipe, dataset) if model is None else model
@@ -99,7 +102,7 @@ def prepare(
         check_draws(network, torch.zeros(2, *dataset.train.images.shape[1:]))
     continued = resumed is not None and (resumed / "checkpoint.pt").exists()
     if resumed is not None and not continued and fabric.is_global_zero:
-        get_console().print(f"{resumed} holds no checkpoint yet: the run starts at its beginning.")
+        say(f"{resumed} holds no checkpoint yet: the run starts at its beginning.")
     if recipe.weights is not None and not continued:
         said = start_from(network, recipe.weights)
         if said and fabric.is_global_zero:
