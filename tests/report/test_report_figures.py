@@ -234,6 +234,48 @@ def test_the_studys_own_method_has_a_colour_however_bad_it_is(tmp_path, method, 
     assert not {"se pool=max", "spem", "mine", "eca"} - own & shown
 
 
+# Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision
+# Deficiency" (2009): linear RGB as seen without one of the three kinds of cones.
+_SIGHTS = (
+    np.eye(3),
+    [
+        [0.1523, 1.0526, -0.2049],
+        [0.1145, 0.7863, 0.0992],
+        [-0.0039, -0.0481, 1.052],
+    ],
+    [
+        [0.3673, 0.8606, -0.2280],
+        [0.2801, 0.6725, 0.0474],
+        [-0.0118, 0.0429, 0.9689],
+    ],
+    [
+        [1.2555, -0.0767, -0.1788],
+        [-0.0784, 0.9308, 0.1476],
+        [0.0047, 0.6914, 0.3039],
+    ],
+)
+
+
+def seen(colour, sight):
+    """The CIELAB coordinates of a colour."""
+    values = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    values = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8727]]
+    xyz = np.array(to_xyz) @ np.clip(np.array(sight) @ values, 0, 1)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("background", [0, 1])
+@pytest.mark.parametrize("sight", _SIGHTS, ids=["all", "no red", "no green", "no blue"])
+def test_the_colours_differ_for_colour_blind_readers(background, sight):
+    """A difference of 2.3 is just noticeable; lines need several times that."""
+    names = [name for name in PALETTE if name.startswith("series")]
+    colours = [seen(PALETTE[name][background], sight) for name in [*names, "others"]]
+    for i, one in enumerate(colours):
+        assert all(np.linalg.norm(one - other) > 14 for other in colours[:i])
+
+
 def test_rows_differ_without_colours(tmp_path):
     (group,) = groups_of(tmp_path, rows_of(8))
     drawing = draw_curves(group)

@@ -13,7 +13,8 @@ from spem._extras import needs_extra
 from spem.train.recipe import Recipe
 
 with needs_extra("train"):
-    from lightning_fabric.loggers import Logger, TensorBoardLogger
+    from lightning_fabric.loggers.logger import Logger
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
 _SECONDS = 5  # to wait for a server before a run is logged offline
 
@@ -44,7 +45,7 @@ def open_log(recipe: Recipe, folder: Path, history: Sequence[dict[str, Any]]) ->
         log: Logger = WandbLogger(recipe, folder)
     else:
         # A run that died while it saved trains its last epoch again: its points replace the old.
-        again = {} if new else {"purge_step": len(history) + 1}
+        again: dict[str, Any] = {} if new else {"purge_step": len(history) + 1}
         log = TensorBoardLogger(folder, name="", version=place.name, **again)
     for row in history if new else ():
         log_epoch(log, row)
