@@ -106,7 +106,7 @@ def prepare(
     if recipe.weights is not None and not continued:
         said = start_from(network, recipe.weights)
         if said and fabric.is_global_zero:
-            get_console().print(said, markup=False, soft_wrap=True)
+            say(said)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         network = synchronise(network, fabric.device)
     return Job(replace(recipe, threads=count_threads(recipe)), network, dataset, macs)
