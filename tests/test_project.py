@@ -86,9 +86,23 @@ def test_private_modules_of_pytorch_are_imported_in_one_file(path):
     assert not private or path == ROOT / "kernels" / "inductor.py"
 
 
+def test_import_is_light_until_a_name_is_used():
+    program = (
+        "import sys, spem; assert 'torch' not in sys.modules, 'torch';"
+        "assert {*spem.__all__} <= {*dir(spem)};"
+        "assert spem.norm.GatedBatchNorm2d is spem.GatedBatchNorm2d;"
+        "assert spem.attach.__module__ == 'spem.surgery.attachment'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    for name in spem.__all__:
+        assert getattr(spem, name) is getattr(spem, name)
+    with pytest.raises(AttributeError, match="module 'spem' has no attribute 'atach'"):
+        spem.atach  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_import_brings_in_torch_and_nothing_heavier():
     program = (
-        "import sys, torch; before = set(sys.modules); import spem;"
+        "import sys, torch; before = set(sys.modules); from spem import *;"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
     run = subprocess.run(

@@ -4,8 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from spem._messages import not_found
 from spem.cli.trained import Trained
 from spem.compare.tables import show
 from spem.train.recipe import Recipe, load_recipe
@@ -35,6 +34,7 @@ def train(
     out: str | None = None,
     resume: str | bool = False,
     overwrite: bool = False,
+    print_config: bool = False,
 ) -> None:
     """Train a network and keep everything about the run in one folder.
 
@@ -43,16 +43,21 @@ def train(
         config: a bundled recipe (paper, digits, cifar_quick) or a YAML file with the keys below;
             if not given: digits for the digits, cifar_quick for any other data.
         out: folder of the run; if not given: the next free one below runs/.
-        resume: continue the run in this folder, or else in --out, exactly where it stopped.
+        resume: continue the run in this folder, or else in --out, exactly where it stopped; with
+            more --epochs also a finished one, if its schedule is step or constant.
         overwrite: replace the run in --out.
+        print_config: print the complete recipe as YAML, which --config takes, and train nothing.
     """
-    from spem.train.fitting import fit
-
     if resume:
         config, out = _resumed(config, out, resume)
         # A folder may be somebody else's: its files are run only where the command names them.
         recipe_keys = {"import": []} | recipe_keys
     recipe = _recipe(config, recipe_keys)
+    if print_config:
+        print(recipe.to_yaml(), end="")
+        return
+    from spem.train.fitting import fit
+
     result = fit(recipe, out=out, resume=bool(resume), overwrite=overwrite)
     rows = ((name, _count_from_one(key, result.summary[key])) for key, name in _RESULTS.items())
     show(["result", ""], rows)
@@ -85,8 +90,10 @@ def predict(trained: Trained, images: list[str], *, top: int = 5) -> None:
     Args:
         trained: the network.
         images: picture files.
-        top: number of classes shown for each picture; 5 if not given.
+        top: number of classes shown for each picture.
     """
+    import torch
+
     from spem.data.batches import normalise
     from spem.data.dataset import prepare_image
 
@@ -106,11 +113,11 @@ def predict(trained: Trained, images: list[str], *, top: int = 5) -> None:
     show(["picture", "class", "probability"], rows)
 
 
-def gates(*, channels: int = 64) -> None:
+def list_gates(*, channels: int = 64) -> None:
     """List the known gates and the parameters that each adds.
 
     Args:
-        channels: number of channels of the feature map; 64 if not given.
+        channels: number of channels of the feature map.
     """
     from spem.gates import GATES, create_gate
 
@@ -147,7 +154,7 @@ def search_placement(
         config: as for train.
         out: folder of the supernet's run; if not given: the next free one below runs/.
         overwrite: replace the run in --out.
-        steps: steps of the controller; 300 if not given.
+        steps: steps of the controller.
     """
     from spem.train.fitting import resolve
     from spem.train.placement_search import Search
@@ -171,7 +178,7 @@ def search_placement(
     print(f"run folder: {found.folder}")
 
 
-def gate_report(trained: Trained, *, fold: float | None = None, out: str | None = None) -> None:
+def report_gates(trained: Trained, *, fold: float | None = None, out: str | None = None) -> None:
     """Measure how much the gates of a trained network vary from image to image.
 
     The spread of a gate is the standard deviation of its multipliers over the validation images,
@@ -246,5 +253,7 @@ def _resumed(config: str | None, out: str | None, resume: str | bool) -> tuple[s
         raise ValueError("--resume continues a run with its own recipe: leave out --config")
     if isinstance(resume, str) == bool(out):
         raise ValueError("--resume needs one folder: --resume FOLDER, or --out FOLDER --resume")
-    folder = out or str(resume)
-    return str(Path(folder, "recipe.yaml")), folder
+    folder = Path(out or str(resume))
+    if not (folder / "recipe.yaml").is_file():
+        raise not_found(folder, "run to resume", "recipe.yaml")
+    return str(folder / "recipe.yaml"), str(folder)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spem.models.pretrained import find_run
 from spem.train.recipe import Device, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ class Trained:
         device: Device = "auto",
     ):
         from spem.export.network import load_network
+        from spem.models.pretrained import find_run
         from spem.train.devices import create_fabric
 
         self._run, self._folder = run, find_run(run)

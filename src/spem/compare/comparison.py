@@ -46,7 +46,7 @@ def compare(
         seeds: number of seeds, counted from 0.
         config: a bundled recipe or a YAML file; if not given: that of the study, else digits for
             the digits and cifar_quick for any other data.
-        jobs: runs at once on this machine; 1 if not given. They share the cores.
+        jobs: runs at once on this machine. They share the cores.
         launcher: local or ray.
         address: of the Ray cluster; if not given: one on this machine.
         costs: measure speed and memory when all runs are finished.

@@ -4,10 +4,6 @@ from collections.abc import Iterable, Sequence
 
 from spem._extras import needs_extra
 
-with needs_extra("train"):
-    from rich.console import Console
-    from rich.table import Table
-
 
 def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table.
@@ -16,6 +12,9 @@ def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         header: one title a column.
         rows: one value a column: texts, numbers, None, or `mean`, `std` and `n` of several runs.
     """
+    with needs_extra("train"):
+        from rich.console import Console
+        from rich.table import Table
     table = Table(*header)
     for row in rows:
         table.add_row(*map(_text, row))

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spem._extras import needs_extra
-from spem._messages import unknown
 from spem.data import cifar
 from spem.data.batches import Split
 
@@ -74,7 +73,8 @@ def load_dataset(
     elif Path(name).is_dir():
         dataset = _image_folder(Path(name), seed, size)
     else:
-        raise unknown("data set", name, ("digits", *cifar.LAYOUTS, "the path of an image folder"))
+        known = ", ".join(("digits", *cifar.LAYOUTS))
+        raise ValueError(f"there is no folder {name}, nor a data set of that name; known: {known}")
     if validation is None:
         return dataset._replace(validation=None)
     if dataset.validation is None:

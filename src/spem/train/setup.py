@@ -18,6 +18,7 @@ from spem.data.batches import Batches
 from spem.data.dataset import Dataset, load_dataset
 from spem.export.network import start_from
 from spem.models import create_model
+from spem.models.names import imagenet_note
 from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
 from spem.train.devices import count_threads
@@ -163,6 +164,19 @@ def count_macs(model: nn.Module, image: Tensor) -> tuple[int, Tensor]:
     with torch.no_grad(), kernels.use("eager"), FlopCounterMode(display=False) as counter:
         logits = model.eval()(image)
     return counter.get_total_flops() // 2, logits
+
+
+def describe(job: Job) -> str:
+    """Return a line about a network: name, gate, size, multiply-adds, input and classes."""
+    recipe, parameters = job.recipe, sum(each.numel() for each in job.model.parameters())
+    image = "×".join(map(str, job.dataset.train.images.shape[1:]))
+    gates = f"with {recipe.gate} gates" if recipe.gate else "without gates"
+    line = (
+        f"{recipe.model} {gates}: {parameters:,} parameters, {job.macs / 1e6:,.1f} M multiply-adds"
+        f" per {image} image, {len(job.dataset.classes)} classes"
+    )
+    note = imagenet_note(recipe.model)
+    return f"{line} ({note})" if note else line
 
 
 def choose_kernels(fabric: Fabric, jobs: Sequence[Job]) -> AbstractContextManager[None]:
