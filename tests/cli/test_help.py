@@ -33,8 +33,8 @@ def test_help_needs_no_pytorch():
     """Its import alone takes longer than a user waits for help."""
     program = (
         "import contextlib, sys; from spem.cli import main\n"
-        "for words in ([], ['train', '--help'], ['bench', '--help'], ['train', '--print-config']):\n"
-        "    with contextlib.suppress(SystemExit): main(words)\n"
+        "for words in ('', 'train --help', 'bench --help', 'train --print-config'):\n"
+        "    with contextlib.suppress(SystemExit):\n        main(words.split())\n"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)

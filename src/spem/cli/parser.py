@@ -3,7 +3,7 @@
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Mapping, Sequence
-from inspect import signature
+from inspect import isclass, signature
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from spem._extras import needs_extra
@@ -89,11 +89,9 @@ class Parser(ArgumentParser):
             group: of arguments; None: the options of the parser.
             defaults: the text for each parameter; None: what the signature says.
         """
-        left_out = {*signature(source).parameters} - {*names}
+        left_out = set[str | int](signature(source).parameters).difference(names)
         place = self if group is None else group
-        add = (
-            place.add_class_arguments if isinstance(source, type) else place.add_function_arguments
-        )
+        add = place.add_class_arguments if isclass(source) else place.add_function_arguments
         add(source, as_group=False, as_positional=True, skip=left_out)
         for action in self._actions:
             if action.dest in names:
