@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from runs import SMALL
+from torch import nn
 
+import spem.models
 from spem import create_model
 from spem.cli import main
+from spem.models import registry
 from spem.models.names import USUAL, imagenet_note
 from spem.train.devices import create_fabric
 from spem.train.fitting import resolve
@@ -24,6 +27,19 @@ def test_models_are_listed_with_their_size(capsys, monkeypatch):
     row = r"resnet50 +│ 758,554 +│ 111\.6 M +│ 3×32×32 │ a CIFAR network, not ImageNet's ResNet-50"
     assert re.search(row, printed)
     assert re.search(r"resnet56 .*3×32×32 │ +│", printed)
+
+
+def test_networks_of_the_users_are_listed_too(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "MODELS", models := {})
+    monkeypatch.setattr(spem.models, "MODELS", models)
+    models["small8"] = lambda num_classes, in_channels: nn.Conv2d(in_channels, num_classes, 32)
+    models["large8"] = lambda num_classes, in_channels: nn.Conv2d(in_channels, num_classes, 99)
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["models", "*8"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"│ resnet8 ", printed)
+    assert re.search(r"│ small8 +│ 30,730 +│ 0\.0 M ", printed)
+    assert re.search(r"│ large8 +│ 294,040 +│ - +│ 3×32×32 │ takes no images of this size", printed)
 
 
 @pytest.mark.parametrize("name", USUAL)

@@ -18,18 +18,19 @@ def list_models(patterns: tuple[str, ...]) -> None:
     from spem._messages import unknown
     from spem.compare.tables import show
     from spem.models.names import USUAL
+    from spem.models.registry import MODELS
 
-    names = []
+    known, names = [*USUAL, *MODELS], []
     for pattern in patterns or ["*"]:
-        found = [name for name in USUAL if fnmatchcase(name, pattern)]
+        found = [name for name in known if fnmatchcase(name, pattern)]
         if not found and any(sign in pattern for sign in "*?["):
-            raise unknown("model", pattern, USUAL)
+            raise unknown("model", pattern, known)
         names += [name for name in found or [pattern] if name not in names]
     header = ["model", "parameters", "multiply-adds", "input", "note"]
     show(header, [_describe(name) for name in names])
 
 
-def _describe(name: str) -> tuple[str, int, str, str, str]:
+def _describe(name: str) -> tuple[str, int, str | None, str, str]:
     """Return the row of a network, which is built without memory for its weights."""
     import torch
 
@@ -37,9 +38,11 @@ def _describe(name: str) -> tuple[str, int, str, str, str]:
     from spem.models.names import imagenet_note
     from spem.train.setup import count_macs
 
+    image, note = f"3×{_SIDE}×{_SIDE}", imagenet_note(name)
     with torch.device("meta"):
         network = create_model(name)
-        macs, _ = count_macs(network, torch.empty(1, 3, _SIDE, _SIDE))
-    parameters = sum(each.numel() for each in network.parameters())
-    image = f"3×{_SIDE}×{_SIDE}"
-    return name, parameters, f"{macs / 1e6:,.1f} M", image, imagenet_note(name)
+        try:
+            macs = f"{count_macs(network, torch.empty(1, 3, _SIDE, _SIDE))[0] / 1e6:,.1f} M"
+        except RuntimeError:  # PyTorch's, of a network of the user's
+            macs, note = None, "takes no images of this size"
+    return name, sum(each.numel() for each in network.parameters()), macs, image, note
