@@ -1,8 +1,10 @@
 """The rules of the project that no other tool checks: light import, layers, size of files."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,3 +112,13 @@ def test_import_brings_in_torch_and_nothing_heavier():
     )
     packages = set(run.stdout.split()) - sys.stdlib_module_names
     assert packages <= {"spem", "torch", "numpy"}
+
+
+def test_the_core_needs_pytorch_and_numpy_and_every_extra_has_its_code(request):
+    """NumPy, because `import torch` warns without it."""
+    text = (request.config.rootpath / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    core = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]}
+    assert core == {"numpy", "torch"}
+    used = set(re.findall(r'needs_extra\("(\w+)"\)', "".join(p.read_text() for p in SOURCES)))
+    assert {*project["optional-dependencies"]} == used | {"dev"}

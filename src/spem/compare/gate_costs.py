@@ -78,10 +78,10 @@ def measure_gates(
     networks = [build_network(model, gate, at) for gate in attached]
     images = _draw_images(networks[0], recipe, size)
     with measuring(recipe, "") as place:
+        tell("preparing the fastest kernels; compiling them takes up to half a minute at first")
         backend, few = fastest_kernels(place), images[:_CHECKED_IMAGES].to(place)
         for gate in gates:
-            compiling = ", which are compiled first" if backend == "compiled" else ""
-            tell(f"checking {gate}: the {backend} kernels against the reference{compiling}")
+            tell(f"checking {gate}: the {backend} kernels against the reference in float64")
             check_gate(model, gate, at, few, backend)
     builds = [partial(_make_gate_work, model, gate, at, recipe, size) for gate in attached]
     tell(f"timing {len(builds)} networks in turns, {rounds} rounds, then the memory of a step")
