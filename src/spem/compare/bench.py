@@ -35,8 +35,7 @@ def bench(
         model: a name like resnet20 or vgg16, or package.module:function, which is called without
             arguments and returns a network from images to logits.
         gates: names of gates, see spem gates.
-        at: where they go, as in spem.attach: residual, stage, or a pattern like 'layer*.*.bn3';
-            residual if not given.
+        at: where they go, as in spem.attach: residual, stage, or a pattern like 'layer*.*.bn3'.
         batch: images of a batch.
         size: side of the images, in pixels.
         channels_last: keep feature maps in the NHWC memory format.
