@@ -89,7 +89,7 @@ $(TRAINING): pyproject.toml constraints.txt
 	@touch $@
 
 $(INSTALLED): $(TRAINING)
-	$(BIN)/pip install --constraint constraints.txt --editable '.[train,report,cluster,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[train,report,cluster,log,dev]'
 	@touch $@
 
 $(INTEROP)/.installed: $(INSTALLED)

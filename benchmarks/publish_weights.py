@@ -77,7 +77,11 @@ def public_recipe(run: Path) -> Recipe:
         raise ValueError(f"{run} started from {recipe.weights}, without which none can repeat it")
     default = Recipe()
     return replace(
-        recipe, data_dir=default.data_dir, download=default.download, progress=default.progress
+        recipe,
+        data_dir=default.data_dir,
+        download=default.download,
+        progress=default.progress,
+        logger=default.logger,
     )
 
 

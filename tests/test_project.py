@@ -1,8 +1,10 @@
 """The rules of the project that no other tool checks: light import, layers, size of files."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,9 +88,23 @@ def test_private_modules_of_pytorch_are_imported_in_one_file(path):
     assert not private or path == ROOT / "kernels" / "inductor.py"
 
 
+def test_import_is_light_until_a_name_is_used():
+    program = (
+        "import sys, spem; assert 'torch' not in sys.modules, 'torch';"
+        "assert {*spem.__all__} <= {*dir(spem)};"
+        "assert spem.norm.GatedBatchNorm2d is spem.GatedBatchNorm2d;"
+        "assert spem.attach.__module__ == 'spem.surgery.attachment'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    for name in spem.__all__:
+        assert getattr(spem, name) is getattr(spem, name)
+    with pytest.raises(AttributeError, match="module 'spem' has no attribute 'atach'"):
+        spem.atach  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_import_brings_in_torch_and_nothing_heavier():
     program = (
-        "import sys, torch; before = set(sys.modules); import spem;"
+        "import sys, torch; before = set(sys.modules); from spem import *;"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
     run = subprocess.run(
@@ -96,3 +112,13 @@ def test_import_brings_in_torch_and_nothing_heavier():
     )
     packages = set(run.stdout.split()) - sys.stdlib_module_names
     assert packages <= {"spem", "torch", "numpy"}
+
+
+def test_the_core_needs_pytorch_and_numpy_and_every_extra_has_its_code(request):
+    """NumPy, because `import torch` warns without it."""
+    text = (request.config.rootpath / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    core = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]}
+    assert core == {"numpy", "torch"}
+    used = set(re.findall(r'needs_extra\("(\w+)"\)', "".join(p.read_text() for p in SOURCES)))
+    assert {*project["optional-dependencies"]} == used | {"dev"}

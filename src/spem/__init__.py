@@ -1,15 +1,19 @@
 """Channel attention for image-recognition CNNs: SPEM and the modules it is compared with."""
 
-from spem import kernels
-from spem.explain import gate_report
-from spem.functional import Pooled, pool, recalibrate
-from spem.gates import GATES, SPEM, Attention, Gate, auxiliary_loss, create_gate, register
-from spem.models import create_model, register_model
-from spem.norm import GatedBatchNorm2d
-from spem.surgery.attachment import attach, detach
-from spem.surgery.backbone import load_backbone
-from spem.surgery.deployment import deploy
-from spem.surgery.official import convert_official
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spem import kernels
+    from spem.explain import gate_report
+    from spem.functional import Pooled, pool, recalibrate
+    from spem.gates import GATES, SPEM, Attention, Gate, auxiliary_loss, create_gate, register
+    from spem.models import create_model, register_model
+    from spem.norm import GatedBatchNorm2d
+    from spem.surgery.attachment import attach, detach
+    from spem.surgery.backbone import load_backbone
+    from spem.surgery.deployment import deploy
+    from spem.surgery.official import convert_official
 
 __all__ = [
     "GATES",
@@ -35,3 +39,32 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# The public names and their modules, imported at the first use of one: PyTorch needs more than a
+# second, which `spem --help` should not.
+_MODULES = {
+    "explain": ("gate_report",),
+    "functional": ("Pooled", "pool", "recalibrate"),
+    "gates": ("GATES", "SPEM", "Attention", "Gate", "auxiliary_loss", "create_gate", "register"),
+    "models": ("create_model", "register_model"),
+    "norm": ("GatedBatchNorm2d",),
+    "surgery.attachment": ("attach", "detach"),
+    "surgery.backbone": ("load_backbone",),
+    "surgery.deployment": ("deploy",),
+    "surgery.official": ("convert_official",),
+}
+_SUBPACKAGES = ("explain", "export", "functional", "gates", "kernels", "models", "norm", "surgery")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f"spem.{name}")
+    for module, names in _MODULES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"spem.{module}"), name)
+            return value
+    raise AttributeError(f"module 'spem' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

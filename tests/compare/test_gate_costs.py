@@ -44,7 +44,9 @@ def test_a_network_of_the_user_is_imported_from_the_current_folder(
     words = ["--model", "nets_of_mine:Net", "--gates", "spem", "eca", "--at", "layer*.*.bn2"]
     words += ["--batch", "8", "--size", "16", "--device", "cpu", "--threads", "1", "--rounds", "2"]
     assert main(["bench", *words, "--out", "costs.csv"]) == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    steps = [line.split()[0] for line in told.splitlines()]
+    assert steps == ["preparing", "checking", "checking", "timing"]
     assert "none again" in printed
     assert "×1.000" in printed
     with (tmp_path / "costs.csv").open() as file:

@@ -4,9 +4,9 @@ import io
 from dataclasses import replace
 
 import pytest
+import rich
 from rich.console import Console
 
-from spem.compare import progress
 from spem.compare.progress import ProgressTable
 from spem.compare.records import make_failure
 from spem.compare.study import Study
@@ -21,7 +21,7 @@ def finished(run, accuracy, seconds):
 def console(monkeypatch):
     """A terminal of 12 lines."""
     made = Console(file=io.StringIO(), force_terminal=True, width=100, height=12, color_system=None)
-    monkeypatch.setattr(progress, "get_console", lambda: made)
+    monkeypatch.setattr(rich, "_console", made)
     return made
 
 
@@ -89,8 +89,16 @@ def replace_seed(run):
     return run._replace(recipe=replace(run.recipe, seed=9))
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(4.4, "4 s"), (29, "29 s"), (90, "2 min"), (3599, "1 h 00 min")]
-)
-def test_durations(seconds, text):
-    assert progress._format_duration(seconds) == text
+def test_names_are_printed_as_they_are(console, tmp_path):
+    """A label in brackets is no markup of rich, and one between colons no picture."""
+    names = ["a[b]", "[bold]x[/bold]", "[/]", "c:+1:d"]
+    gates = [{"gate": "se", "mix": i / 8, "pool": "fixed", "label": n} for i, n in enumerate(names)]
+    plan = Study(models="resnet8", gates=gates, seeds=1).plan(epochs=1)
+    console.size = (100, 30)
+    text = shown(console, plan, {}, tmp_path)
+    with ProgressTable(plan, tmp_path, {}, 1, live=False) as quiet:
+        for run in plan:
+            quiet.print_end(run, "[red]not finite[/]")
+    text = text, console.file.getvalue()
+    assert all(name in part for name in names for part in text)
+    assert "failed: [red]not finite[/]" in text[1]

@@ -136,6 +136,8 @@ def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
         ({"recipe": {"epoch": 2}}, "unknown recipe key 'epoch'; known: epochs"),
         ({"recipe": 5}, "recipe must map recipe keys to values, got 5"),
         ({"baseline": "sa"}, "unknown row to compare with 'sa'; known: "),
+        ({"method": "sa"}, "unknown gate or row of method 'sa'; known: "),
+        ({"method": [1]}, "method must be a name or a list of names, got [1]"),
         ({"gates": {"gate": "se", "cross": {"mix": 0.1}}}, "cross must map keys to lists"),
         ({"gates": {"gate": "se", "cross": {"mix": []}}}, "cross must map keys to lists"),
         ({"config": "papr"}, "unknown recipe 'papr'; known: paper"),
@@ -204,7 +206,7 @@ def test_the_runs_on_a_folder_are_planned_before_its_mean_is_known():
 def test_the_key_is_that_of_what_decides_a_run_and_of_nothing_else():
     recipe = load_recipe("digits")
     elsewhere = {"data_dir": "x", "download": True, "device": "cpu", "threads": 7}
-    elsewhere |= {"progress": False, "init": "identity", "import_": ["mine.py"]}
+    elsewhere |= {"progress": False, "logger": "wandb", "init": "identity", "import_": ["mine.py"]}
     assert set(elsewhere) == set(FREE_KEYS)
     assert record_key(replace(recipe, **elsewhere)) == record_key(recipe)
     assert record_key(replace(recipe, seed=1)) != record_key(recipe)

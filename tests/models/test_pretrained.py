@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from weights import check_card, check_weights, example
 
 from spem import create_model, load_backbone
+from spem._extras import install_command
 from spem.cli import main
 from spem.models import pretrained
 from spem.train.fitting import fit
@@ -114,7 +115,7 @@ def test_where_nothing_is_bundled_no_name_is_known(monkeypatch, tmp_path):
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "absent")
     with pytest.raises(ValueError, match=r"network 'resnet20-spem-cifar10'; known: none$"):
         create_model("resnet20", "spem", pretrained="cifar10")
-    with pytest.raises(FileNotFoundError, match=r"nowhere holds no .*; known: none$"):
+    with pytest.raises(FileNotFoundError, match=r"no folder nowhere, .*; known: none$"):
         pretrained.find_run("nowhere")
 
 
@@ -147,7 +148,7 @@ def test_without_the_extra_only_pretrained_is_refused():
         "except ImportError as error: print(error)"
     )
     printed = subprocess.check_output([sys.executable, "-c", program], text=True)
-    assert printed.endswith("it comes with the extra 'train': pip install 'spem[train]'\n")
+    assert printed.endswith(f"it comes with the extra 'train': {install_command('train')}\n")
 
 
 def test_predict_and_evaluate_take_the_name(bundled, capsys, tmp_path):
@@ -175,7 +176,7 @@ def test_a_folder_wins_over_a_name(bundled, capsys, tmp_path):
 def test_an_unknown_name_lists_the_known(bundled, capsys, command):
     assert main(command.split()) == 2
     printed = capsys.readouterr().err
-    assert "nowhere holds no finished run" in printed
+    assert "there is no folder nowhere, nor a bundled network" in printed
     assert printed.endswith(f"; known: {NAME}\n")
     assert printed.count("\n") == 1
 

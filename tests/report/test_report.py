@@ -79,11 +79,31 @@ def test_the_command_writes_a_page_markdown_and_figures(tmp_path, capsys):
     text = (folder / "report.md").read_text()
     links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert {folder / link for link in links} == set((folder / "figures").iterdir())
-    assert len(links) == 10
+    assert len(links) == 8
     assert (folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     written = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     report(str(folder))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
+
+
+def test_figures_of_earlier_reports_are_removed_and_nothing_else(tmp_path):
+    place = reports.write(tmp_path, reports.comparison()) / "figures"
+    report(str(tmp_path))
+    own = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+    (place / "mine-curves.svg").write_text(own)
+    (place / "notes.txt").write_text("mine")
+    before = {path.name for path in place.iterdir()}
+    reports.write(tmp_path, reports.comparison(groups=["cifar10"]))
+    report(str(tmp_path))
+    assert {name for name in before if "cifar100" not in name} == {p.name for p in place.iterdir()}
+    assert (place / "mine-curves.svg").read_text() == own
+
+
+def test_the_reader_is_told_how_to_leave_out_the_costs(tmp_path):
+    for costs in ([], [reports.cost("none", 300)]):
+        reports.write(tmp_path, reports.comparison(), costs)
+        report(str(tmp_path))
+        assert "--no-costs" in (tmp_path / "report.md").read_text()
 
 
 def test_page_and_markdown_have_the_same_tables(tmp_path):
@@ -94,21 +114,23 @@ def test_page_and_markdown_have_the_same_tables(tmp_path):
         for line in text.splitlines()
         if line.startswith("|") and "---" not in line
     ]
-    tables = [group.table for group in contents.groups] + [contents.published]
+    tables = [t for group in contents.groups for t in (group.table, group.cost_table)]
+    tables.append(contents.published)
     assert lines == [
         cells for t in tables for cells in (t.header, *([c.text for c in row] for row in t.rows))
     ]
 
 
 def test_what_users_call_things_is_text_in_markdown(tmp_path):
-    label = "a|b <script>alert(1)</script> *x* `y` &lt;"
+    label = "a|b <script>alert(1)</script> *x* `y` &lt; a[b] $x$ _y_ s_t ~~z~~"
     study = {"title": "<b>T</b>\n# not a head", "commands": ["echo ```\n```"]}
     study["question"] = "# Is ![this](https://example.com/a.png) a picture?"
     folder = reports.write(tmp_path, [reports.record("se", 0, 0.9, label=label)], study=study)
     contents = read_contents(folder)
     text = render(contents, [[]], "md")
     assert text.startswith("# \\<b>T\\</b> # not a head\n")
-    assert r"a\|b \<script>alert(1)\</script> \*x\* \`y\` &amp;lt;" in text
+    assert r"a\|b \<script>alert(1)\</script> \*x\* \`y\` &amp;lt; a[b] \$x\$ \_y\_ s_t" in text
+    assert r"s_t \~\~z\~\~" in text
     assert "\n\\# Is ![this\\](https://example.com/a.png) a picture?\n" in text
     assert "````sh\necho ```\n```\n````" in text
 

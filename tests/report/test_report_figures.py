@@ -35,9 +35,10 @@ def rows_of(count, seeds=2):
 
 
 def test_a_group_is_drawn_as_far_as_it_has_results(tmp_path):
-    learned, plain = ("cost", "curves", "depth", "epochs", "seeds"), ("cost", "curves", "seeds")
-    first, second = groups_of(tmp_path / "learned", comparison())
-    assert tuple(kinds(first)) == tuple(kinds(second)) == learned
+    learned, plain = ("curves", "depth", "epochs", "seeds"), ("curves", "seeds")
+    first, second = groups_of(tmp_path / "learned", comparison(), [cost("none", 9), cost("se", 8)])
+    assert tuple(kinds(first)) == ("cost", *learned)
+    assert tuple(kinds(second)) == learned
     (group,) = groups_of(tmp_path / "plain", rows_of(2))
     assert tuple(kinds(group)) == plain
 
@@ -66,7 +67,7 @@ def test_names_do_not_collide(tmp_path):
     ]
     assert len(set(names)) == len(labels)
     assert all(re.fullmatch(r"\w[\w-]*", name) for name in names)
-    assert names[-1] == "a-b-cost"
+    assert names[-1] == "a-b-curves"
 
 
 def test_figures_of_one_page_keep_apart_and_take_its_colours(tmp_path):
@@ -92,7 +93,9 @@ def test_files_bring_their_background_and_colours(tmp_path):
         assert PALETTE["ink"][0] in picture.file_svg
 
 
-@pytest.mark.parametrize("label", ["<b>a & b</b>", "$x$ and $y$", "_hidden", "门控 🙂"])
+@pytest.mark.parametrize(
+    "label", ["<b>a & b</b>", "$x$ and $y$", "_hidden", "门控 🙂", "a[b]", "a|b"]
+)
 def test_a_label_is_shown_as_it_is(tmp_path, label):
     records = [record(g, s, 0.9, label=g, gates=3) for g in ("none", label) for s in range(2)]
     (group,) = groups_of(tmp_path, records)
@@ -104,7 +107,9 @@ def test_the_cost_is_what_was_measured(tmp_path):
     costs = [cost("none", 300), cost("spem", 200)]
     records = [r for r in comparison(groups=["cifar10"]) if r["gate"] in ("none", "spem")]
     (group,) = groups_of(tmp_path, records, costs)
-    (axes,) = draw_cost(group).figure.axes
+    drawing = draw_cost(group)
+    assert drawing is not None
+    (axes,) = drawing.figure.axes
     found = [(bars[0].get_xdata()[0], bars[0].get_ydata()[0]) for bars in axes.containers]
     assert found == [(1.0, group.accuracy["none"].mean), (1.5, group.accuracy["spem"].mean)]
     across, up = axes.containers[1][2]
@@ -115,8 +120,11 @@ def test_the_cost_is_what_was_measured(tmp_path):
 
 
 def test_what_was_not_measured_is_named(tmp_path):
-    (group,) = groups_of(tmp_path, comparison(groups=["cifar10"]), [cost("none", 300)])
-    assert "not drawn: se, eca, spem." in draw_cost(group).caption
+    costs = [cost("none", 300), cost("se", 200)]
+    (group,) = groups_of(tmp_path, comparison(groups=["cifar10"]), costs)
+    drawing = draw_cost(group)
+    assert drawing is not None
+    assert "not drawn: eca, spem." in drawing.caption
 
 
 @pytest.mark.parametrize(
@@ -132,6 +140,7 @@ def test_without_measurements_the_cost_is_what_differs_most(tmp_path, key, label
         records[1]["summary"][each] = round(records[0]["summary"][each] * factor)
     (group,) = groups_of(tmp_path, records)
     drawing = draw_cost(group)
+    assert drawing is not None
     (axes,) = drawing.figure.axes
     assert axes.get_xlabel() == label
     found = [bars[0].get_xdata()[0] * 1e6 for bars in axes.containers]
@@ -141,7 +150,9 @@ def test_without_measurements_the_cost_is_what_differs_most(tmp_path, key, label
 
 def test_curves_are_means_with_bands(tmp_path):
     (group,) = groups_of(tmp_path, [record("none", s, a) for s, a in enumerate((0.8, 0.84, 0.88))])
-    (axes,) = draw_curves(group).figure.axes
+    drawing = draw_curves(group)
+    assert drawing is not None
+    (axes,) = drawing.figure.axes
     (line,), (band,) = axes.lines, axes.collections
     np.testing.assert_allclose(line.get_xdata(), [1, 2, 3, 4, 5])
     np.testing.assert_allclose(line.get_ydata()[-1], 84)
@@ -152,7 +163,9 @@ def test_curves_are_means_with_bands(tmp_path):
 def test_the_last_quarter_of_long_curves_is_drawn_again(tmp_path):
     records = [record("none", 0, 0.9, epochs=40), record("short", 0, 0.9, epochs=5)]
     (group,) = groups_of(tmp_path, records)
-    whole, last = draw_curves(group).figure.axes
+    drawing = draw_curves(group)
+    assert drawing is not None
+    whole, last = drawing.figure.axes
     assert [len(line.get_xdata()) for line in whole.lines] == [40, 5]
     assert list(last.lines[0].get_xdata()) == list(range(31, 41))
 
@@ -171,9 +184,9 @@ def test_strips_show_every_seed_mean_and_interval(tmp_path):
 
 
 def test_one_seed_and_one_epoch_are_enough(tmp_path):
-    records = [record(gate, 0, 0.9, gates=1, epochs=1) for gate in ("none", "spem")]
+    records = [record(gate, 0, 0.9, gates=2, epochs=1) for gate in ("none", "spem")]
     (group,) = groups_of(tmp_path, records)
-    assert len(figures(group)) == 5
+    assert kinds(group) == ["depth", "seeds"]  # of one epoch there are no curves
     assert all(bars[2] == () for bars in draw_seeds(group).figure.axes[0].containers)
 
 
@@ -197,9 +210,114 @@ def test_of_many_rows_the_baseline_and_the_best_have_colours(tmp_path):
         *(f"gate {i}" for i in range(38, 45)),
     ]
     drawing = draw_curves(group)
+    assert drawing is not None
     assert "the other 37 rows" in drawing.caption
     assert "37 others" in [t.get_text() for t in drawing.figure.legends[0].get_texts()]
     assert draw_seeds(group).figure.get_figheight() > 45 * 0.2
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [(None, {"spem", "mine"}), (["se pool=max"], {"se pool=max"}), (["eca"], {"eca"})],
+)
+def test_the_studys_own_method_has_a_colour_however_bad_it_is(tmp_path, method, own):
+    """Without a method in the study it is SPEM, and whatever gates are not of this package."""
+    records = [*rows_of(12), record("se", 0, 0.1, label="se pool=max", against="gate 0")]
+    records += [record(gate, 0, 0.2, against="gate 0") for gate in ("spem", "mine", "eca")]
+    for each in records[:24]:
+        each["recipe"] |= {"gate": "se"}
+    study = {"method": method} if method else None
+    (group,) = read_contents(write(tmp_path, records, study=study)).groups
+    shown = {row for row, colour in colours(group).items() if colour != OTHERS}
+    assert own < shown
+    assert "gate 0" in shown
+    assert not {"se pool=max", "spem", "mine", "eca"} - own & shown
+
+
+# Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision
+# Deficiency" (2009): linear RGB as seen without one of the three kinds of cones.
+_SIGHTS = (
+    np.eye(3),
+    [
+        [0.1523, 1.0526, -0.2049],
+        [0.1145, 0.7863, 0.0992],
+        [-0.0039, -0.0481, 1.052],
+    ],
+    [
+        [0.3673, 0.8606, -0.2280],
+        [0.2801, 0.6725, 0.0474],
+        [-0.0118, 0.0429, 0.9689],
+    ],
+    [
+        [1.2555, -0.0767, -0.1788],
+        [-0.0784, 0.9308, 0.1476],
+        [0.0047, 0.6914, 0.3039],
+    ],
+)
+
+
+def seen(colour, sight):
+    """The CIELAB coordinates of a colour."""
+    values = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    values = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8727]]
+    xyz = np.array(to_xyz) @ np.clip(np.array(sight) @ values, 0, 1)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("background", [0, 1])
+@pytest.mark.parametrize("sight", _SIGHTS, ids=["all", "no red", "no green", "no blue"])
+def test_the_colours_differ_for_colour_blind_readers(background, sight):
+    """A difference of 2.3 is just noticeable; lines need several times that."""
+    names = [name for name in PALETTE if name.startswith("series")]
+    colours = [seen(PALETTE[name][background], sight) for name in [*names, "others"]]
+    for i, one in enumerate(colours):
+        assert all(np.linalg.norm(one - other) > 14 for other in colours[:i])
+
+
+def test_rows_differ_without_colours(tmp_path):
+    (group,) = groups_of(tmp_path, rows_of(8))
+    drawing = draw_curves(group)
+    assert drawing is not None
+    assert len({(line.get_marker()) for line in drawing.figure.axes[0].lines}) == 8
+
+
+@pytest.mark.parametrize("shown", [1, 2, 3, 4, 7])
+def test_panels_leave_no_hole(tmp_path, shown):
+    records = [record(f"gate {i}", 0, 0.9, gates=3) for i in range(shown)]
+    (group,) = groups_of(tmp_path, records)
+    drawing = draw_epochs(group)
+    assert drawing is not None
+    drawing.figure.draw_without_rendering()
+    assert len(drawing.figure.axes) == min(shown, 4)
+    lowest = drawing.figure.axes[-1].get_position()
+    assert lowest.x1 == pytest.approx(
+        max(a.get_position().x1 for a in drawing.figure.axes), abs=0.02
+    )
+
+
+def test_figures_that_stand_side_by_side_are_equally_high(tmp_path):
+    costs = [cost("none", 300), cost("se", 200)]
+    for epochs in (5, 40):
+        records = [
+            record(g, s, 0.9, gates=3, epochs=epochs) for g in ("none", "se") for s in (0, 1)
+        ]
+        (group,) = groups_of(tmp_path / str(epochs), records, costs)
+        drawings = [draw(group) for draw in (draw_cost, draw_curves, draw_depth, draw_epochs)]
+        assert len({each and each.figure.get_figheight() for each in drawings}) == 1
+
+
+def test_constants_are_not_drawn(tmp_path):
+    """Sizes that differ by a percent, a λ that no gate has moved, a single measured row."""
+    records = [record(gate, 0, 0.9, gates=3) for gate in ("none", "spem")]
+    records[1]["summary"]["parameters"] += 2000
+    for each in records:
+        each["history"] |= {key: [0.5] * 5 for key in each["history"] if key.startswith("mixing.")}
+    (group,) = groups_of(tmp_path, records)
+    assert kinds(group) == ["curves", "seeds"]
+    (group,) = groups_of(tmp_path, records, [cost("none", 300)])
+    assert draw_cost(group) is None
 
 
 def test_mixing_ratios_over_depth_and_epochs(tmp_path):

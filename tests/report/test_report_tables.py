@@ -94,7 +94,8 @@ def test_one_seed_tells_nothing(tmp_path):
     assert spem["final test top-1, %"] == "92.10"
     assert spem["95 % interval"] == spem["p (paired t, Holm)"] == "- (n = 1)"
     assert spem["difference to the baseline, points"] == "+2.10"
-    assert group.findings == ["Against none, n too small to tell: spem, se, eca."]
+    assert spem["verdict"] == "inconclusive (n = 1)"
+    assert group.findings == ["Against none, inconclusive (n = 1): spem, se, eca."]
 
 
 def test_findings_say_each_verdict_once(tmp_path):
@@ -126,7 +127,7 @@ def test_holm_counts_the_comparisons_of_one_group(tmp_path):
         assert shown[1:] == [f"{2 * raw[0]:.3f}", f"{max(2 * raw[0], raw[1]):.3f}"]
         assert raw[1] < 0.05 < 2 * raw[0]
         verdicts = {row["verdict"] for row in columns(group.table).values()}
-        assert verdicts == {"baseline", "n too small to tell"}
+        assert verdicts == {"baseline", "inconclusive (n = 3)"}
 
 
 def test_each_row_is_compared_with_its_own_baseline(tmp_path):
@@ -166,7 +167,7 @@ def test_a_baseline_without_results_is_said(tmp_path):
 def test_best_epochs_stand_beside_the_final_one(tmp_path):
     records = [reports.record("none", seed, 0.9, best=0.91 + seed / 50) for seed in range(2)]
     records += [reports.record("se", 0, 0.9, validation=False)]
-    table = only_group(reports.write(tmp_path, records)).table
+    table = only_group(reports.write(tmp_path, records)).cost_table
     best = columns(table, "none")["best test epoch, % (as the paper reports)"]
     assert best == "92.00 ± 1.41"
     assert columns(table, "none")["at the best validation epoch, %"] == "90.00 ± 0.00"
@@ -176,19 +177,20 @@ def test_best_epochs_stand_beside_the_final_one(tmp_path):
 def test_costs_are_those_that_were_measured_apart(tmp_path):
     costs = [reports.cost("none", 300), reports.cost("spem", 240, memory=None)]
     group = only_group(reports.write(tmp_path, recorded(FOUND), costs))
-    none, spem, se = (columns(group.table, row) for row in ("none", "spem", "se"))
+    none, spem, se = (columns(group.cost_table, row) for row in ("none", "spem", "se"))
     assert spem["training, images/s"] == "240 [216, 264], ×1.25"
     assert spem["inference, images/s"] == "2,400 [2,160, 2,640], ×1.25"
     assert none["memory of a training step, MiB"] == "1.0"
     assert spem["memory of a training step, MiB"] == se["training, images/s"] == "-"
     assert (spem["parameters"], spem["multiply-adds"]) == ("272,474", "40,813,184")
-    assert "over that of none" in group.table.notes[0]
+    assert "over that of none" in group.cost_table.notes[0]
 
 
 def test_costs_that_were_not_measured_are_said(tmp_path):
     group = only_group(reports.write(tmp_path, recorded(FOUND)))
-    assert not {"training, images/s", "memory of a training step, MiB"} & {*group.table.header}
-    assert group.table.notes == ["Speed and memory were not measured."]
+    header = {*group.cost_table.header}
+    assert not {"training, images/s", "memory of a training step, MiB"} & header
+    assert group.cost_table.notes[0].startswith("Speed and memory were not measured: spem compare")
 
 
 @pytest.mark.parametrize(
@@ -257,6 +259,23 @@ def test_the_reader_is_told_which_p_is_corrected_and_why_one_is_missing(tmp_path
 def test_a_clear_interval_is_told_even_where_the_corrected_p_is_not(tmp_path):
     values = {"none": [95.0, 94.2], "spem": [52.0, 55.5], "se": [94.0, 95.0]}
     (group,) = read_contents(reports.write(tmp_path, recorded(values))).groups
-    assert columns(group.table, "spem")["verdict"] == "n too small to tell"
-    difference = columns(group.table, "spem")["difference to the baseline, points"]
-    assert group.findings == [f"Against none, n too small to tell: spem ({difference}), se."]
+    assert columns(group.table, "spem")["verdict"] == "inconclusive (n = 2)"
+    assert columns(group.table, "spem")["difference to the baseline, points"].endswith(" -13.53]")
+    assert group.findings == [
+        "Against none, inconclusive (n = 2): with 95 % confidence spem is between 13.53 and 68.17"
+        " points lower, before the correction for several comparisons; se is between 11.54 points"
+        " lower and 11.34 points higher."
+    ]
+
+
+def test_the_intervals_of_many_rows_are_read_out_together(tmp_path):
+    values = {"none": [95.0, 94.2, 94.9]} | {f"g{i}": [96, 94 - i / 9, 95] for i in range(5)}
+    (group,) = read_contents(reports.write(tmp_path, recorded(values))).groups
+    ends = [
+        stats.ttest_rel(values[f"g{i}"], values["none"]).confidence_interval() for i in range(5)
+    ]
+    low, high = min(end.low for end in ends), max(end.high for end in ends)
+    assert group.findings == [
+        "Against none, inconclusive (n = 3): with 95 % confidence each of g0, g1, g2, g3, g4 is"
+        f" between {-low:.2f} points lower and {high:.2f} points higher."
+    ]

@@ -109,7 +109,7 @@ def test_differences_that_are_all_equal_have_no_p(step, n):
 def test_one_seed_has_a_difference_and_no_more():
     found = compare_paired({3: 91.5, 4: 91}, {3: 91})
     assert found == Difference(1, 0.5, None, None, None, None, "n = 1")
-    assert verdict(found, None) == "n too small to tell"
+    assert verdict(found, None) == "inconclusive (n = 1)"
 
 
 def test_no_seed_in_common_is_said():
@@ -140,12 +140,12 @@ def test_holm_is_monotone_at_most_one_and_between_none_and_bonferroni(values):
         (0.5, 0.2, 0.8, 0.01, "higher"),
         (-0.5, -0.8, -0.2, 0.01, "lower"),
         (3, 1, 5, 0.049, "higher"),
-        (3, 1, 5, 0.05, "n too small to tell"),
+        (3, 1, 5, 0.05, "inconclusive (n = 5)"),
         (0.5, 0.1, 0.9, 0.2, "no difference beyond ±0.90 points"),
         (0.1, -0.551, 0.75, 0.9, "no difference beyond ±0.75 points"),
         (-0.1, -0.551, 0.35, 0.9, "no difference beyond ±0.56 points"),
         (0, -1, 1, 0.9, "no difference beyond ±1.00 points"),
-        (0, -1.01, 0.9, 0.9, "n too small to tell"),
+        (0, -1.01, 0.9, 0.9, "inconclusive (n = 5)"),
     ],
 )
 def test_verdicts(mean, low, high, corrected, told):

@@ -276,7 +276,7 @@ def test_a_run_says_which_precision_was_chosen():
     [
         ({"precision": "16-mixed"}, "precision '16-mixed' is not possible on 'cpu'"),
         ({"device": "mps"}, "1 of 'mps' are needed, this machine has 0"),
-        ({"data": "digit"}, "unknown data set"),
+        ({"data": "digit"}, "no folder digit, nor a data set"),
         ({"model": "resnett20"}, "unknown model"),
         ({"gate": "spme"}, "unknown gate"),
         ({"mean": [0.5, 0.5, 0.5]}, "mean"),

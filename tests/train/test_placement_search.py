@@ -1,6 +1,7 @@
 """The supernet and the search for a placement."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -68,17 +69,21 @@ def test_training_draws_masks_from_the_global_generator():
 
 def test_the_controller_finds_the_blocks_that_help():
     torch.manual_seed(0)
-    good, bad = [1, 0, 0, 1, 0, 1], []
+    good, bad, told = [1, 0, 0, 1, 0, 1], [], []
 
     def accuracy(mask):
         bad.append(mask)
         return 0.5 + 0.06 * sum(m * (1 if g else -1) for m, g in zip(mask, good, strict=True))
 
-    found = search_masks(accuracy, 6, Search(steps=200))
+    found = search_masks(accuracy, 6, Search(steps=200), told.append)
     assert found.mask == good
     assert found.accuracy == (pytest.approx(0.68), pytest.approx(0.5))
     assert len(found.history) == 200
     assert len(bad) == len({tuple(mask) for mask in bad})
+    assert [line.partition(":")[0] for line in told] == [
+        f"search step {step}/200" for step in range(20, 201, 20)
+    ]
+    assert re.fullmatch(r".*validation top-1 [\d.]+%, \d+% of the blocks.*, 0 s left", told[-1])
 
 
 def test_sparsity_alone_removes_all_gates():

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spem._messages import not_found
 from spem.cli.trained import Trained
 from spem.compare.tables import show
 from spem.train.recipe import Recipe, load_recipe
@@ -15,7 +16,7 @@ _MEASURES = ("images", "loss", "top1", "top5")
 _RESULTS = {
     "final_test_top1": "test top-1 after the last epoch",
     "test_top1_at_best_validation": "test top-1 at the best epoch by validation",
-    "best_validation_epoch": "best epoch by validation (from 0)",
+    "best_validation_epoch": "best epoch by validation",
     "best_test_top1": "best test top-1 of all epochs (as the paper reports)",
     "parameters": "parameters",
     "macs": "multiply-adds of one image",
@@ -33,6 +34,7 @@ def train(
     out: str | None = None,
     resume: str | bool = False,
     overwrite: bool = False,
+    print_config: bool = False,
 ) -> None:
     """Train a network and keep everything about the run in one folder.
 
@@ -41,22 +43,35 @@ def train(
         config: a bundled recipe (paper, digits, cifar_quick) or a YAML file with the keys below;
             if not given: digits for the digits, cifar_quick for any other data.
         out: folder of the run; if not given: the next free one below runs/.
-        resume: continue the run in this folder, or else in --out, exactly where it stopped.
+        resume: continue the run in this folder, or else in --out, exactly where it stopped; with
+            more --epochs also a finished one, if its schedule is step or constant.
         overwrite: replace the run in --out.
+        print_config: print the complete recipe as YAML, which --config takes, and train nothing.
     """
-    from spem.train.fitting import fit
-
     if resume:
         config, out = _resumed(config, out, resume)
         # A folder may be somebody else's: its files are run only where the command names them.
         recipe_keys = {"import": []} | recipe_keys
     recipe = _recipe(config, recipe_keys)
+    if print_config:
+        print(recipe.to_yaml(), end="")
+        return
+    from spem.train.fitting import fit
+
     result = fit(recipe, out=out, resume=bool(resume), overwrite=overwrite)
-    show(["result", ""], ((_RESULTS[key], result.summary[key]) for key in _RESULTS))
+    rows = ((name, _count_from_one(key, result.summary[key])) for key, name in _RESULTS.items())
+    show(["result", ""], rows)
     print(f"run folder: {result.folder}")
 
 
-def data(
+def _count_from_one(key: str, value: Any) -> Any:
+    """Return a value of a summary, whose epochs count from 0, as people count them."""
+    if key != "best_validation_epoch" or value is None:
+        return value
+    return value | {"mean": value["mean"] + 1} if isinstance(value, dict) else value + 1
+
+
+def show_data(
     recipe_keys: dict[str, Any], data: str, *, config: str | None = None, out: str | None = None
 ) -> None:
     """Show how a folder of images is understood, before anything is trained on it.
@@ -86,11 +101,11 @@ def data(
     print(f"the first training images: {path}")
 
 
-def gates(*, channels: int = 64) -> None:
+def list_gates(*, channels: int = 64) -> None:
     """List the known gates and the parameters that each adds.
 
     Args:
-        channels: number of channels of the feature map; 64 if not given.
+        channels: number of channels of the feature map.
     """
     from spem.gates import GATES, create_gate
 
@@ -127,7 +142,7 @@ def search_placement(
         config: as for train.
         out: folder of the supernet's run; if not given: the next free one below runs/.
         overwrite: replace the run in --out.
-        steps: steps of the controller; 300 if not given.
+        steps: steps of the controller.
     """
     from spem.train.fitting import resolve
     from spem.train.placement_search import Search
@@ -151,7 +166,7 @@ def search_placement(
     print(f"run folder: {found.folder}")
 
 
-def gate_report(trained: Trained, *, fold: float | None = None, out: str | None = None) -> None:
+def report_gates(trained: Trained, *, fold: float | None = None, out: str | None = None) -> None:
     """Measure how much the gates of a trained network vary from image to image.
 
     The spread of a gate is the standard deviation of its multipliers over the validation images,
@@ -226,5 +241,7 @@ def _resumed(config: str | None, out: str | None, resume: str | bool) -> tuple[s
         raise ValueError("--resume continues a run with its own recipe: leave out --config")
     if isinstance(resume, str) == bool(out):
         raise ValueError("--resume needs one folder: --resume FOLDER, or --out FOLDER --resume")
-    folder = out or str(resume)
-    return str(Path(folder, "recipe.yaml")), folder
+    folder = Path(out or str(resume))
+    if not (folder / "recipe.yaml").is_file():
+        raise not_found(folder, "run to resume", "recipe.yaml")
+    return str(folder / "recipe.yaml"), str(folder)

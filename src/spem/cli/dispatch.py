@@ -1,46 +1,67 @@
 """From the words of a command to the call of its function."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from inspect import signature
 from shlex import quote
 from typing import Any
 
 from spem import __version__
+from spem._messages import describe_error
 from spem.cli.apply import evaluate, predict
-from spem.cli.commands import data, gate_report, gates, report, search_placement, train
-from spem.cli.parser import Parser, fail
+from spem.cli.commands import list_gates, report, report_gates, search_placement, show_data, train
+from spem.cli.networks import list_models
+from spem.cli.parser import CompletionAction, Parser, fail, say
 from spem.cli.trained import Trained, TrainedRuns
 from spem.compare.bench import bench
 from spem.compare.comparison import compare
-from spem.train.recipe import AXES, Recipe
+from spem.train.recipe import AXES, Recipe, load_recipe, recipe_names
 
-_ALL = (train, data, evaluate, predict, gates, search_placement, gate_report)
-_ALL += (compare, report, bench)
-_COMMANDS = {function.__name__.replace("_", "-"): function for function in _ALL}
+# No function has a name of `spem`'s: jsonargparse would look there for it, and import PyTorch.
+_COMMANDS: dict[str, Callable[..., int | None]] = {
+    "train": train,
+    "data": show_data,
+    "evaluate": evaluate,
+    "predict": predict,
+    "models": list_models,
+    "gates": list_gates,
+    "search-placement": search_placement,
+    "gate-report": report_gates,
+    "compare": compare,
+    "report": report,
+    "bench": bench,
+}
 # Flags that several commands share; they become the first argument of the functions that have it.
 _SHARED: dict[str, type] = {"recipe_keys": Recipe, "trained": Trained, "runs": TrainedRuns}
 # The keys of a recipe that decide what its training images are.
 _DATA_KEYS = ("data_dir", "download", "image_size", "validation", "mean", "std", "crop", "flip")
 _DATA_KEYS += ("batch_size", "seed")
-_LEFT_OUT: dict[str, Sequence[Any]] = {
+_LEFT_OUT: dict[str, Sequence[str]] = {
     "compare": AXES,
     "data": [key for key in Recipe.__dataclass_fields__ if key not in _DATA_KEYS],
     "predict": ("data", "data_dir", "download"),
 }
 _POSITIONAL = {"predict": "RUN IMAGE ... ", "evaluate": "RUN ... ", "report": "FOLDER "}
-_POSITIONAL |= {"data": "FOLDER "}
+_POSITIONAL |= {"data": "FOLDER ", "models": "[PATTERN ...] "}
+# What most runs are started with; the help of `train` begins with them.
+_USUAL = ("data", "model", "gate", "weights", "config", "epochs", "batch_size", "lr")
+_USUAL += ("out", "resume")
 
 
 def run_command(argv: Sequence[str] | None) -> int:
     """Run one command and return the exit code; see `spem.cli.main`."""
-    given = _parser().parse_args(argv, defaults=False)
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        _parser().print_help()
+        return 0
+    given = _parser().parse_args(words, defaults=False)
     name, values = given.subcommand, given[given.subcommand].as_dict()
     try:
         _import_files(name, values)
         return _COMMANDS[name](*_take_shared(name, values), **values) or 0
     except (ValueError, OSError, ImportError) as error:
-        return fail(str(error))
+        return fail(describe_error(error))
     except KeyboardInterrupt as interrupt:
         print("\nspem: interrupted", file=sys.stderr)
         if name == "search-placement":
@@ -67,17 +88,24 @@ def _take_shared(name: str, values: dict[str, Any]) -> list[Any]:
     shared = _find_shared(name)
     if shared is None:
         return []
+    flags = [*_shared_flags(name), "import"]
+    given = {flag: values.pop(flag) for flag in flags if flag in values}
+    if values.get("print_config"):
+        return [given]
     from spem.train.devices import keep_freed_memory
 
     keep_freed_memory()  # all of them compute
-    parameters = [flag.rstrip("_") for flag in signature(shared).parameters]
-    flags = [flag for flag in parameters if flag not in _LEFT_OUT.get(name, ())]
-    given = {flag: values.pop(flag) for flag in flags if flag in values}
     return [given if shared is Recipe else shared(**given)]
 
 
 def _find_shared(name: str) -> type | None:
-    return _SHARED.get(next(iter(signature(_COMMANDS[name]).parameters)))
+    return _SHARED.get(next(iter(signature(_COMMANDS[name]).parameters), ""))
+
+
+def _shared_flags(name: str) -> list[str]:
+    shared = _find_shared(name)
+    left_out = ("import_", *_LEFT_OUT.get(name, ()))  # every command has --import
+    return [flag for flag in signature(shared).parameters if flag not in left_out] if shared else []
 
 
 def _parser() -> Parser:
@@ -87,23 +115,49 @@ def _parser() -> Parser:
         description="Channel attention for image recognition.",
         version=__version__,
     )
+    top.add_argument("--print-completion", action=CompletionAction)
     subcommands = top.add_subcommands(
         title="commands", description="`spem COMMAND --help` says more"
     )
     for name, function in _COMMANDS.items():
         summary = str(function.__doc__).partition("\n")[0]
-        shared = _find_shared(name)
-        positional = _POSITIONAL.get(name, "RUN " if shared is Trained else "")
-        usage = f"spem {name} {positional}[flags]"
-        parser = Parser(usage=usage, description=summary)
-        flags: dict[str, Any] = {"as_group": False, "as_positional": True}
-        if shared:
-            title = "recipe keys: each replaces that of the recipe"
-            group = parser.add_argument_group(title) if shared is Recipe else parser
-            skip = {"import_", *_LEFT_OUT.get(name, ())}
-            group.add_class_arguments(shared, **flags, skip=skip)
-        parser.add_function_arguments(function, **flags, skip={1} if shared else set())
+        positional = _POSITIONAL.get(name, "RUN " if _find_shared(name) is Trained else "")
+        parser = Parser(usage=f"spem {name} {positional}[flags]", description=summary)
+        _add_flags(parser, name)
         about = "Python file that registers gates or networks; it is run. May be repeated."
         parser.add_argument("--import", action="append", metavar="FILE", help=about)
         subcommands.add_subcommand(name, parser, help=summary)
     return top
+
+
+def _add_flags(parser: Parser, name: str) -> None:
+    """Add the flags of a command: those used most, those of a recipe, those of its function."""
+    function, shared, flags = _COMMANDS[name], _find_shared(name), _shared_flags(name)
+    own = [flag for flag in signature(function).parameters if flag not in _SHARED]
+    if function is train:
+        group = parser.add_argument_group("flags used most")
+        # Above the group of `--help`.
+        parser._action_groups = [group, *parser._action_groups[:-1]]
+        parser.add_flags(
+            Recipe, [flag for flag in flags if flag in _USUAL], group, _recipe_defaults()
+        )
+        parser.add_flags(train, [flag for flag in own if flag in _USUAL], group)
+        flags, own = ([each for each in some if each not in _USUAL] for some in (flags, own))
+    if shared is Recipe:
+        group = parser.add_argument_group("recipe keys: each replaces that of the recipe")
+        parser.add_flags(Recipe, flags, group, _recipe_defaults())
+    elif shared:
+        parser.add_flags(shared, flags)
+    parser.add_flags(function, own)
+
+
+@cache
+def _recipe_defaults() -> dict[str, str]:
+    """Return the default of each recipe key for the help: cifar_quick's, and what differs."""
+    recipes = {name: vars(load_recipe(name)) for name in recipe_names()}
+    usual = recipes.pop("cifar_quick")
+    texts = {}
+    for key, value in usual.items():
+        others = [(name, recipe[key]) for name, recipe in recipes.items() if recipe[key] != value]
+        texts[key] = "; ".join([say(value), *(f"{name}: {say(other)}" for name, other in others)])
+    return texts

@@ -1,7 +1,9 @@
 """Flags from signatures: jsonargparse with the habits of this field, and errors in one line."""
 
 import sys
-from collections.abc import Sequence
+from argparse import SUPPRESS, Action
+from collections.abc import Mapping, Sequence
+from inspect import isclass, signature
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from spem._extras import needs_extra
@@ -32,7 +34,7 @@ def fail(message: str) -> int:
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Placeholders say the type, so the remarks in brackets that jsonargparse adds can go."""
+    """Placeholders say the type, and `add_flags` the default; jsonargparse's remarks can go."""
 
     def _get_help_string(self, action: Any) -> str:
         return action.help or ""
@@ -54,7 +56,8 @@ class Parser(ArgumentParser):
         """Add the flag that jsonargparse derives from a parameter; see argparse.
 
         A parameter of type `str | bool` becomes a flag whose value may be left out, one of type
-        `Sequence[str]` a flag of several words.
+        `Sequence[str]` a flag of several words. A required parameter of type `tuple[str, ...]`
+        takes any number of words.
         """
         hint = _strip(options.get("type") or getattr(options.get("action"), "_typehint", None))
         if hint is bool:
@@ -65,14 +68,55 @@ class Parser(ArgumentParser):
         elif hint == Sequence[str] or (hint == list[str] and not names[0].startswith("-")):
             options |= {"nargs": "+", "type": str}
             options.pop("action", None)
+        elif hint == tuple[str, ...] and not names[0].startswith("-"):
+            options |= {"nargs": "*", "type": str}
+            options.pop("action", None)
         flags = [name.replace("_", "-") for name in names if not name.endswith("+")]
         return super().add_argument(*flags, **options)
 
+    def add_flags(
+        self,
+        source: Any,
+        names: Sequence[str],
+        group: Any = None,
+        defaults: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add flags for parameters of a function or a class, with the defaults in their help.
+
+        Args:
+            source: the function or class.
+            names: of the parameters.
+            group: of arguments; None: the options of the parser.
+            defaults: the text for each parameter; None: what the signature says.
+        """
+        left_out = set[str | int](signature(source).parameters).difference(names)
+        place = self if group is None else group
+        add = place.add_class_arguments if isclass(source) else place.add_function_arguments
+        add(source, as_group=False, as_positional=True, skip=left_out)
+        for action in self._actions:
+            if action.dest in names:
+                own = "" if action.default in (None, SUPPRESS, ()) else say(action.default)
+                text = own if defaults is None else defaults[action.dest]
+                explained = (action.help or "").removesuffix(".")
+                action.help = f"{explained} (default: {text})" if text else explained
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with one line; jsonargparse prints the usage and each Python type that it tried."""
-        flags = {flag: a for flag, a in self._option_string_actions.items() if flag[2:5] != "no-"}
+        flags = {
+            flag: action
+            for flag, action in self._option_string_actions.items()
+            if flag[:2] == "--" and flag[2:5] != "no-" and action.help is not SUPPRESS
+        }
+        command = f"spem {self.prog.rpartition(' ')[2]} --help".replace("spem spem", "spem")
         if message.startswith("unrecognized arguments: -"):
-            message = str(unknown("flag", message.split()[2].partition("=")[0], flags))
+            message = str(unknown("flag", message.split()[2].partition("=")[0], flags, command))
+        elif message.startswith("unrecognized arguments:"):
+            message = _describe_stray(message.split()[2], list(self.args), flags, command)
+        elif "ignored explicit argument" in message:
+            message = _describe_switch(message.split()[1].partition("/")[0].rstrip(":"))
+        elif "invalid choice" in message and self._subcommands_action is not None:
+            commands = self._subcommands_action.choices
+            message = str(unknown("command", message.split("'")[1], commands, command))
         elif "arguments are required" in message:  # named as `predict.run`
             message = " ".join(word.rpartition(".")[2] for word in message.split())
         elif message.startswith("Parser key"):  # the exceptions keep key and value in the text only
@@ -81,6 +125,45 @@ class Parser(ArgumentParser):
                 allowed = action.metavar or _placeholder(_hint(action))
                 message = f"{flag} must be {allowed}, got {value!r}"
         sys.exit(fail(message))
+
+
+def _describe_stray(word: str, given: list[str], flags: Mapping[str, Any], command: str) -> str:
+    """Say of a word that nothing takes whether it stands behind a flag without a value."""
+    before = given[given.index(word) - 1] if word in given[1:] else ""
+    if isinstance(flags.get(before), ActionYesNo):
+        return _describe_switch(before)
+    return f"{word!r} is neither a flag nor the value of one; `{command}` lists the flags"
+
+
+def _describe_switch(flag: str) -> str:
+    return f"{flag} takes no value: write {flag}, or --no-{flag[2:]} for the opposite"
+
+
+class CompletionAction(Action):
+    """Prints what a shell needs to complete commands and flags."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str):
+        text = (
+            'print the completion of a shell: in ~/.bashrc, eval "$(spem --print-completion bash)"'
+        )
+        choices = ("bash", "zsh", "tcsh")
+        super().__init__(option_strings, SUPPRESS, type=str, choices=choices, help=text)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Print the script and exit."""
+        with needs_extra("train"):
+            import shtab  # noqa: F401
+        sys.stdout.write(parser.get_completion_script(f"shtab-{values}"))
+        sys.exit(0)
+
+
+def say(value: Any) -> str:
+    """Return a value of a flag as one writes it on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {each}' for key, each in value.items())}}}"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _hint(action: Any) -> Any:

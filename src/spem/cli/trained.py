@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spem.models.pretrained import FOLDER, find_run
 from spem.train.recipe import Device, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ class Trained:
         device: Device = "auto",
     ):
         from spem.export.network import load_network
+        from spem.models.pretrained import find_run
         from spem.train.devices import create_fabric
 
         self._run, self._folder = run, find_run(run)
@@ -95,6 +95,8 @@ class TrainedRuns:
         download: bool = False,
         device: Device = "auto",
     ):
+        from spem.models.pretrained import find_run
+
         self._folders = {run: find_run(run) for run in runs}
         self._options: dict[str, Any] = {"data": data, "data_dir": data_dir}
         self._options |= {"download": download, "device": device}
@@ -113,6 +115,8 @@ class TrainedRuns:
         Raises:
             ValueError: two runs would have the same folder.
         """
+        from spem.models.pretrained import FOLDER
+
         if out is None:
             own = self._folders.items()
             return {run: None if FOLDER in path.parents else path for run, path in own}

@@ -33,16 +33,15 @@ def bench(
 
     Args:
         model: a name like resnet20 or vgg16, or package.module:function, which is called without
-            arguments and returns a network from images to logits; resnet20 if not given.
-        gates: names of gates, see spem gates; spem if not given.
-        at: where they go, as in spem.attach: residual, stage, or a pattern like 'layer*.*.bn3';
-            residual if not given.
-        batch: images of a batch; 32 if not given.
-        size: side of the images, in pixels; 32 if not given.
-        channels_last: keep feature maps in the NHWC memory format; true if not given.
+            arguments and returns a network from images to logits.
+        gates: names of gates, see spem gates.
+        at: where they go, as in spem.attach: residual, stage, or a pattern like 'layer*.*.bn3'.
+        batch: images of a batch.
+        size: side of the images, in pixels.
+        channels_last: keep feature maps in the NHWC memory format.
         device: auto, cpu, cuda or mps.
         threads: of the CPU; PyTorch's choice if not given.
-        rounds: of the measurement, at least 2; 20 if not given.
+        rounds: of the measurement, at least 2.
         out: CSV file for the results.
     """
     from spem.compare.gate_costs import measure_gates
@@ -55,7 +54,7 @@ def bench(
         raise IsADirectoryError(f"{out} is a folder, must be a CSV file")
     keep_freed_memory()
     options: dict[str, Any] = {"batch": batch, "size": size, "channels_last": channels_last}
-    options |= {"device": device, "threads": threads, "rounds": rounds}
+    options |= {"device": device, "threads": threads, "rounds": rounds, "tell": _tell}
     try:
         rows = measure_gates(model, gates, at, **options)
     except RedCaseError as error:
@@ -67,6 +66,11 @@ def bench(
         labels = {"model": model, "at": at, "size": size, "channels_last": channels_last}
         write_table(Path(out), [labels | _flatten(row) for row in rows])
     return 0
+
+
+def _tell(line: str) -> None:
+    """Say on stderr what is going on, so that stdout holds the table alone."""
+    sys.stderr.write(f"{line} …\n")
 
 
 def _format_row(row: dict[str, Any], plain: dict[str, Any]) -> list[str]:

@@ -46,7 +46,7 @@ def compare(
         seeds: number of seeds, counted from 0.
         config: a bundled recipe or a YAML file; if not given: that of the study, else digits for
             the digits and cifar_quick for any other data.
-        jobs: runs at once on this machine; 1 if not given. They share the cores.
+        jobs: runs at once on this machine. They share the cores.
         launcher: local or ray.
         address: of the Ray cluster; if not given: one on this machine.
         costs: measure speed and memory when all runs are finished.
@@ -64,12 +64,16 @@ def compare(
     if address is not None and launcher != "ray":
         raise ValueError(f"address belongs to the launcher ray, not to {launcher!r}")
     launch = _choose_launcher(launcher, jobs, address)
+    if gates:
+        given["method"] = None
     chosen = load_study(study, small, **given)
     plan = chosen.plan(**recipe_keys)
     flags = {"study": study, "small": small or None, **axes, "seeds": seeds, "config": config}
     # A study whose grid was changed no longer answers its question.
     question = None if any(axes.values()) else chosen.question
-    about = {"title": chosen.title, "question": question}
+    about: dict[str, Any] = {"title": chosen.title, "question": question}
+    if chosen.methods:
+        about["method"] = chosen.methods
     about |= {"commands": [_write_command(flags | recipe_keys, out)]}
     return run_comparison(plan, Path(out), launch, jobs=jobs, costs=costs, about=about)
 

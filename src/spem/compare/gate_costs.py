@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +37,7 @@ def measure_gates(
     device: Device = "auto",
     threads: int | None = None,
     rounds: int = 20,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Measure what gates cost in a network, over the same network without them.
 
@@ -56,6 +57,7 @@ def measure_gates(
         device: auto, cpu, cuda or mps.
         threads: of the CPU; None: PyTorch's choice.
         rounds: of the measurement; in each, every network takes its turn.
+        tell: called with a line about what comes next, because all of it takes minutes.
 
     Returns:
         One object for the network without gates, one for the same network once more ("none again"),
@@ -76,10 +78,13 @@ def measure_gates(
     networks = [build_network(model, gate, at) for gate in attached]
     images = _draw_images(networks[0], recipe, size)
     with measuring(recipe, "") as place:
+        tell("preparing the fastest kernels; compiling them takes up to half a minute at first")
         backend, few = fastest_kernels(place), images[:_CHECKED_IMAGES].to(place)
         for gate in gates:
+            tell(f"checking {gate}: the {backend} kernels against the reference in float64")
             check_gate(model, gate, at, few, backend)
     builds = [partial(_make_gate_work, model, gate, at, recipe, size) for gate in attached]
+    tell(f"timing {len(builds)} networks in turns, {rounds} rounds, then the memory of a step")
     costs = measure_networks(builds, recipe, backend, rounds)
     return [
         {

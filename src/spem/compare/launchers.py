@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spem._extras import needs_extra
+from spem._messages import describe_error
 from spem.train.devices import count_threads, keep_freed_memory
 from spem.train.fitting import fit
 from spem.train.interrupt import deferred_interrupt
@@ -58,7 +59,7 @@ def _train(recipe: Recipe, folder: Path) -> str | None:
         try:
             fit(recipe, out=folder, resume=(folder / "recipe.yaml").exists())
         except (ValueError, OSError) as error:
-            return " ".join(str(error).split())
+            return describe_error(error)
         except Exception as error:
             traceback.print_exc()
             return f"{type(error).__name__}: {' '.join(str(error).split())} (see {log.name})"

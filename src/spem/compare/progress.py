@@ -5,13 +5,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spem._extras import needs_extra
+from spem._messages import say
 from spem.compare.planned import PlannedRun
 from spem.compare.records import Record
+from spem.train.progress import format_duration
 
 with needs_extra("train"):
     from rich import get_console
     from rich.live import Live
     from rich.table import Table
+    from rich.text import Text
 
 _FREE_LINES = 9  # of the terminal: title, header and frame of the table, and the latest messages
 
@@ -74,8 +77,7 @@ class ProgressTable:
             text = f"failed: {error}"
         done = sum(each.key in self.records for each in self.plan)
         name = f"{run.row}, {run.model}, {run.data}, seed {run.recipe.seed}"
-        line = f"[{done}/{len(self.plan)}] {name}: {text}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(f"[{done}/{len(self.plan)}] {name}: {text}")
 
     def _fitting_rows(self) -> list[list[PlannedRun]]:
         """Return the rows that the terminal has lines for: those with a running run, if not all."""
@@ -93,7 +95,8 @@ class ProgressTable:
             "model", "data", "gate", "done", "test top-1", "now", title=title + self._remaining()
         )
         for row in rows:
-            table.add_row(row[0].model, row[0].data, row[0].row, *self._results(row))
+            cells = (row[0].model, row[0].data, row[0].row, *self._results(row))
+            table.add_row(*map(Text, cells))  # a name with [b] in it is no markup
         return table
 
     def _results(self, runs: list[PlannedRun]) -> tuple[str, str, str]:
@@ -135,11 +138,4 @@ class ProgressTable:
             for run in self.plan
             if run.key not in self.records
         )
-        return f", about {_format_duration(left / self.jobs)} left" if left else ""
-
-
-def _format_duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+        return f", about {format_duration(left / self.jobs)} left" if left else ""

@@ -17,7 +17,7 @@ with needs_extra("train"):
 Record = dict[str, Any]
 _KEYS = {*PlannedRun._fields, "seed", "summary", "history", "error"}
 _STUDY = {"title": (str, "text"), "question": (str, "text")}
-_STUDY |= {"planned": (int, "whole number"), "commands": (list, "list")}
+_STUDY |= {"planned": (int, "whole number"), "commands": (list, "list"), "method": (list, "list")}
 _COSTS = {"model", "data", "gate", "overrides", "train", "train_ratio", "inference"}
 _COSTS |= {"inference_ratio", "memory", "device", "threads", "kernels", "batch_size", "rounds"}
 _COSTS |= {"torch", "spem"}
@@ -137,7 +137,7 @@ def group_records(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, 
 
 
 def read_study(folder: Path) -> dict[str, Any]:
-    """Return what `study.yaml` says of a comparison: title, question, planned runs, commands.
+    """Return what `study.yaml` says of a comparison: title, question, method, runs, commands.
 
     Raises:
         ValueError: `spem compare` cannot have written this file.

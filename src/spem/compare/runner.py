@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch.distributed
 
 from spem._extras import needs_extra
 from spem._files import write_text
+from spem._messages import say
 from spem.compare import launchers
 from spem.compare.costs import measure_costs
 from spem.compare.planned import PlannedRun, deciding_keys
@@ -34,7 +36,6 @@ from spem.train.setup import load_data, prepare
 with needs_extra("train"):
     import yaml
     from filelock import FileLock, Timeout
-    from rich import get_console
 
 _KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
 
@@ -76,7 +77,7 @@ def run_comparison(
         launch(_without_bars(pending, folder), lambda *_: None, lambda _: None)
         return 0
     for line in about_data:
-        get_console().print(line, soft_wrap=True, markup=False, highlight=False)
+        say(line)
     with _lock(folder):
         ledger = Ledger(folder)
         _restore_records(plan, ledger)
@@ -86,7 +87,7 @@ def run_comparison(
         _train_pending(plan, ledger, launch, jobs)
         if costs and not elastic:
             _measure_groups(plan, ledger)
-    get_console().print(f"make the page with: spem report {folder}", soft_wrap=True, markup=False)
+    say(f"make the page with: spem report {quote(str(folder))}")
     return int(any(ledger.records[run.key]["error"] for run in plan))
 
 
@@ -100,7 +101,7 @@ def _train_pending(
     begun = sum((run.folder_in(folder) / "checkpoint.pt").exists() for run in pending)
     counts = {"finished": len(plan) - len(pending), "begun": begun, "new": len(pending) - begun}
     states = ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-    get_console().print(f"{len(plan)} runs: {states}", highlight=False)
+    say(f"{len(plan)} runs: {states}")
     by_folder = {run.folder_in(folder): run for run in pending}
     live = all(run.recipe.progress for run in plan)
     with ProgressTable(plan, folder, ledger.records, jobs, live) as table:
@@ -192,11 +193,9 @@ def _lock(folder: Path) -> Iterator[None]:
 def _restore_records(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
     """Repair the records, and add those of finished runs that have none or other labels."""
     if ledger.damaged:
-        get_console().print(
+        say(
             f"{len(ledger.damaged)} damaged lines of {ledger.path} went to records.damaged; those"
-            " of finished runs are written anew",
-            soft_wrap=True,
-            markup=False,
+            " of finished runs are written anew"
         )
     ledger.repair()
     for run in plan:
@@ -229,7 +228,7 @@ def _measure_groups(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
         if not own or len(own) < len(rows) or measured >= {row_of(record) for record in own}:
             continue
         names = ", ".join(place)
-        get_console().print(f"measuring speed and memory of {len(own)} networks: {names}")
+        say(f"measuring speed and memory of {len(own)} networks: {names}")
         keep_freed_memory()
         known = others + measure_costs(own, [recipes[record["key"]] for record in own])
         lines = "".join(json.dumps(cost) + "\n" for cost in known)

@@ -44,6 +44,8 @@ class Study:
     Args:
         title: a few words.
         question: what the comparison is to answer.
+        method: the gate that the study is about, or names of rows, one or a list: the report shows
+            them in colour among however many; None: SPEM, and gates of one's own.
         config: a bundled recipe or a YAML file; None: digits for the digits, else cifar_quick.
         recipe: recipe keys of all runs.
         import_: Python files that register gates or networks, see `Recipe`. The key is `import`.
@@ -61,6 +63,7 @@ class Study:
 
     title: str | None = None
     question: str | None = None
+    method: Any = None
     config: str | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     import_: list[str] = field(default_factory=list)
@@ -103,7 +106,20 @@ class Study:
         ]
         _refuse_collisions(runs)
         rows = {run.row: None for run in runs}
+        for name in self.methods or ():
+            if name not in (known := {*rows, *(run.gate for run in runs)}):
+                raise unknown("gate or row of method", name, known)
         return [run._replace(against=_find_baseline(run, rows)) for run in runs]
+
+    @property
+    def methods(self) -> list[str] | None:
+        """The names in `method` as a list, None without any."""
+        names = [self.method] if isinstance(self.method, str) else self.method
+        if names is not None and not (
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+        ):
+            raise ValueError(f"method must be a name or a list of names, got {names!r}")
+        return names
 
     def _list_seeds(self) -> list[int]:
         seeds = list(range(self.seeds)) if type(self.seeds) is int else self.seeds

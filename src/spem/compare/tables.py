@@ -4,10 +4,6 @@ from collections.abc import Iterable, Sequence
 
 from spem._extras import needs_extra
 
-with needs_extra("train"):
-    from rich.console import Console
-    from rich.table import Table
-
 
 def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table.
@@ -16,10 +12,14 @@ def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         header: one title a column.
         rows: one value a column: texts, numbers, None, or `mean`, `std` and `n` of several runs.
     """
+    with needs_extra("train"):
+        from rich.console import Console
+        from rich.table import Table
     table = Table(*header)
     for row in rows:
         table.add_row(*map(_text, row))
-    Console().print(table)
+    # A name is what it is: [b] is no markup and :+1: no picture.
+    Console(markup=False, emoji=False).print(table)
 
 
 def _text(value: object) -> str:

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from spem._extras import needs_extra
-from spem._messages import unknown
 from spem.data import cifar
 from spem.data.batches import Split
 from spem.data.folders import TEST_FRACTION, OnBadImage, read_folder
@@ -64,7 +63,8 @@ def load_dataset(
             Path(name), size=size, validation=validation, seed=seed, on_bad_image=on_bad_image
         )
     else:
-        raise unknown("data set", name, ("digits", *cifar.LAYOUTS, "the path of an image folder"))
+        known = ", ".join(("digits", *cifar.LAYOUTS))
+        raise ValueError(f"there is no folder {name}, nor a data set of that name; known: {known}")
     if validation is None:
         return dataset
     train, held_out = hold_out(name, dataset.train, dataset.classes, validation, seed)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spem._extras import needs_extra
 from spem._files import atomically, write_text
+from spem._messages import not_found
 from spem.models import create_model
 from spem.models.pretrained import bundled_names, find_run
 from spem.models.user_files import changed_files
@@ -98,10 +99,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         inner = ", ".join(
             str(each.parent) for each in sorted(path.parent.glob("seed-*/config.json"))
         )
-        raise FileNotFoundError(
-            f"{path.parent} holds no finished run: {path.name} is missing"
-            + (f"; those of its seeds lie in {inner}" if inner else "")
-        )
+        error = not_found(path.parent, "finished run", path.name)
+        raise FileNotFoundError(f"{error}; those of its seeds lie in {inner}") if inner else error
     try:
         config = json.loads(path.read_text())
     except ValueError as error:

@@ -18,6 +18,7 @@ from spem.gates import gate_options as known_options
 from spem.gates.checks import check_whole
 from spem.models import residual_attention, vgg
 from spem.models.densenet import DenseNet
+from spem.models.names import USUAL, imagenet_advice
 from spem.models.placement import Placement
 from spem.models.preresnet import PreBasicBlock, PreBottleneck, PreResNet
 from spem.models.pretrained import bundled_config, bundled_name, load_pretrained
@@ -43,10 +44,6 @@ _RESIDUAL = {
     "preresnet": (PreResNet, {"basic": PreBasicBlock, "bottleneck": PreBottleneck}),
 }
 _CONVOLUTIONS = {"basic": 6, "bottleneck": 9}  # of one block in each of the three stages
-_KNOWN = ["resnetDEPTH", "preresnetDEPTH", "densenetDEPTH"]
-_KNOWN += [f"vgg{depth}" for depth in vgg.PLANS] + [
-    f"attention{d}" for d in residual_attention.PLANS
-]
 
 
 def create_model(
@@ -135,8 +132,9 @@ def _build_registered(
     if gate is None:
         Placement(None, options, placement, mask)  # which refuses options without a gate
     else:
-        start = {"init": "paper" if gate in GATES and "init" in known_options(gate) else None}
-        attach(model, gate, at=placement or "residual", mask=mask, **start | options)
+        start = "paper" if gate in GATES and "init" in known_options(gate) else None
+        settings: dict[str, Any] = {"init": start, **options}
+        attach(model, gate, at=placement or "residual", mask=mask, **settings)
     return model
 
 
@@ -146,7 +144,7 @@ def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module
     family, depth = (match[1], int(match[2])) if match else ("", 0)
     if family in _RESIDUAL:
         network, blocks = _RESIDUAL[family]
-        block = _choose_block(depth) if block is None else block
+        block = _choose_block(name, depth) if block is None else block
         if block not in blocks:
             raise unknown("block", block, blocks)
         count = _CONVOLUTIONS[block]
@@ -161,15 +159,19 @@ def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module
         return partial(ResidualAttentionNet, residual_attention.PLANS[depth]), None
     if family == "densenet":
         if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth {depth} of {name!r} is not 6n+4, as DenseNet-BC needs")
+            raise ValueError(
+                f"depth {depth} of {name!r} is not 6n+4, as DenseNet-BC needs"
+                + imagenet_advice(name)
+            )
         return partial(DenseNet, (depth - 4) // 6), None
-    raise unknown("model", name, [*_KNOWN, *MODELS])
+    raise unknown("model", name, [*USUAL, *MODELS])
 
 
-def _choose_block(depth: int) -> str:
+def _choose_block(name: str, depth: int) -> str:
     fits = [block for block, count in _CONVOLUTIONS.items() if (depth - 2) % count == 0]
     if not fits:
         raise ValueError(
             f"depth {depth} is neither 6n+2 (basic: 20, 56, 110) nor 9n+2 (bottleneck: 29, 164)"
+            + imagenet_advice(name)
         )
     return fits[0] if depth <= 110 else fits[-1]

@@ -48,8 +48,7 @@ def find_run(run: str) -> Path:
             return FOLDER / run
         known = ", ".join(names) or "none"
         raise FileNotFoundError(
-            f"{run} holds no finished run: there is no such folder, nor a bundled network of that"
-            f" name; known: {known}"
+            f"there is no folder {run}, nor a bundled network of that name; known: {known}"
         )
     return Path(run)
 

@@ -18,13 +18,14 @@ RELEVANT = 1.0
 # Points. The rounding of records and of subtractions moves a difference by less than this, one
 # image moves it by more unless there are a million.
 _SAME = 1e-4
-UNDECIDED = "n too small to tell"
+UNDECIDED = "inconclusive"
 
 RULE = (
     "Verdicts: “higher” and “lower” where p of the paired t-test is below"
-    f" {LEVEL} after Holm's correction over all comparisons of one table; else “n too small to"
-    f" tell” where n is 1 or the {100 * CONFIDENCE:g} % interval reaches beyond ±{RELEVANT:g}"
-    " point, the size of the gains that papers of this field claim;"
+    f" {LEVEL} after Holm's correction over all comparisons of one table; else"
+    f" “{UNDECIDED}” where n is 1 or the {100 * CONFIDENCE:g} % interval reaches beyond"
+    f" ±{RELEVANT:g} point, the size of the gains that papers of this field claim: the seeds are"
+    " too few to tell;"
     " else “no difference beyond” the farther end of the interval. The interval is of one"
     " comparison and is not corrected, so it may exclude zero where the corrected p does not"
     f" reach {LEVEL}."
@@ -153,14 +154,30 @@ def verdict(difference: Difference, corrected: float | None) -> str:
     mean, low, high = difference[1:4]
     if mean is None:
         return "no seed in common"
+    undecided = f"{UNDECIDED} (n = {difference.n})"
     if low is None or high is None:
-        return UNDECIDED
+        return undecided
     if difference.p is None:
         return f"no test, every seed differs by {mean:+.2f} points"
     if corrected is not None and corrected < LEVEL:
         return "higher" if mean > 0 else "lower"
     farther = max(abs(low), abs(high))
     if farther > RELEVANT:
-        return UNDECIDED
+        return undecided
     # Rounded up, so that what is written down holds.
     return f"no difference beyond ±{math.ceil(round(100 * farther, 6)) / 100:.2f} points"
+
+
+def read_interval(low: float, high: float) -> str:
+    """Return the interval of a difference in words.
+
+    Example:
+        >>> read_interval(-1.09, 0.19)
+        'between 1.09 points lower and 0.19 points higher'
+        >>> read_interval(0.5, 2)
+        'between 0.50 and 2.00 points higher'
+    """
+    if low < 0 < high:
+        return f"between {-low:.2f} points lower and {high:.2f} points higher"
+    near, far = sorted((abs(low), abs(high)))
+    return f"between {near:.2f} and {far:.2f} points {'higher' if high > 0 else 'lower'}"

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from spem._extras import needs_extra
 from spem._files import write_text
-from spem.report.figures import PALETTE, Picture, figures
+from spem._messages import say
+from spem.report.figures import PALETTE, Picture, figures, is_picture
 from spem.report.tables import Contents, read_contents
 
 with needs_extra("report"):
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-with needs_extra("train"):
-    from rich import get_console
-
 
 def report(folder: str) -> None:
     """Write the page of a comparison: report.html, report.md and figures/ in its folder.
+
+    Figures of earlier reports that this one does not have are removed.
 
     The page needs no network. A comparison that is not finished has a page of what there is.
 
@@ -28,12 +28,16 @@ def report(folder: str) -> None:
     pictures = [figures(group) for group in contents.groups]
     place = Path(folder, "figures")
     place.mkdir(exist_ok=True)
-    for picture in (each for own in pictures for each in own):
-        write_text(place / f"{picture.name}.svg", picture.file_svg)
+    files = {f"{each.name}.svg": each.file_svg for own in pictures for each in own}
+    for name, text in files.items():
+        write_text(place / name, text)
+    for path in place.glob("*.svg"):
+        if path.name not in files and is_picture(path.read_text(errors="replace")):
+            path.unlink()  # of an earlier report
     for ending in ("md", "html"):
         path = Path(folder, f"report.{ending}")
         write_text(path, render(contents, pictures, ending))
-        get_console().print(str(path), soft_wrap=True, markup=False, highlight=False)
+        say(str(path))
 
 
 def render(contents: Contents, pictures: Sequence[Sequence[Picture]], ending: str) -> str:
@@ -63,7 +67,8 @@ def render(contents: Contents, pictures: Sequence[Sequence[Picture]], ending: st
 
 def _escape_markdown(text: str) -> str:
     """Return a text in one line in which nothing is Markdown or HTML."""
-    text = re.sub(r"([\\`*|]|<(?=[A-Za-z/!?])|\](?=\()|^[#>])", r"\\\1", " ".join(text.split()))
+    special = r"[\\`*|~$]|(?<!\w)_|_(?!\w)|<(?=[A-Za-z/!?])|\](?=\()|^[#>]"
+    text = re.sub(special, r"\\\g<0>", " ".join(text.split()))
     return re.sub(r"&(?=[\w#]+;)", "&amp;", text)
 
 

@@ -6,12 +6,13 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 import torch.distributed
 
 from spem._extras import needs_extra
-from spem.train.recipe import Precision, Recipe
+from spem.train.recipe import Recipe
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -45,7 +46,7 @@ def create_fabric(recipe: Recipe) -> Fabric:
         devices=recipe.devices // machines,
         num_nodes=machines,
         strategy=several if recipe.devices > 1 else "auto",
-        precision=recipe.precision,
+        precision=choose_precision(recipe),
     )
 
 
@@ -59,7 +60,7 @@ def _choose_device(recipe: Recipe, machines: int) -> str:
     precisions = list(_PRECISIONS[device])
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         precisions.remove("bf16-mixed")
-    if recipe.precision not in precisions:
+    if recipe.precision not in ("auto", *precisions):
         raise ValueError(
             f"precision {recipe.precision!r} is not possible on {device!r}, which has"
             f" {', '.join(precisions)}"
@@ -80,7 +81,7 @@ def _find_device(recipe: Recipe, machines: int = 1) -> tuple[str, int]:
     return device, present[device]
 
 
-def choose_precision(recipe: Recipe) -> Precision:
+def choose_precision(recipe: Recipe) -> Literal["32", "bf16-mixed", "16-mixed"]:
     """Return the precision of a recipe; for auto bf16-mixed where the device has bfloat16, else 32.
 
     A processor has it where it multiplies matrices in bfloat16 (AVX512-BF16 or AMX): elsewhere

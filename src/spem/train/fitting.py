@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from spem._extras import needs_extra
+from spem._messages import say
 from spem.data.dataset import image_format
 from spem.export.network import load_network, load_weights
 from spem.gates import GATES, gate_options
@@ -28,11 +29,10 @@ from spem.train.recipe import NAMED_DATA, Recipe
 from spem.train.replicas import Replicas, replica_folder
 from spem.train.results import MODEL_KEYS, network_config, write_results
 from spem.train.run import Run
-from spem.train.setup import Job, announce, choose_kernels, prepare
+from spem.train.setup import Job, announce, choose_kernels, describe, prepare
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
-    from rich import get_console
 
 __all__ = ["Interrupted", "Result", "fit"]
 
@@ -87,7 +87,10 @@ def fit(
         model: a classifier from images (N, C, H, W) to logits (N, classes), trained in place; None:
             the recipe's model and gate.
         out: the run's folder; None: `runs/MODEL-GATE-DATA-N` with the first free number N.
-        resume: continue the run in `out` where it stopped. One that is finished is returned.
+        resume: continue the run in `out` where it stopped. One that is finished is returned, unless
+            the recipe has more epochs than it: with a step or constant schedule it goes on, and
+            ends as a run of that many epochs would, bit for bit if both use the same backend. A
+            cosine schedule is refused, because the rates so far would have been others.
         overwrite: replace the run in `out`.
 
     Returns:
@@ -108,8 +111,8 @@ def fit(
     folder = None if out is None else Path(out)
     if folder and fabric.is_global_zero:
         checkpoint.refuse_folder(folder, recipe, resume=resume, overwrite=overwrite)
-    if folder and resume and (folder / "summary.json").exists():
-        get_console().print(f"The run in {folder} is finished: nothing is left to train.")
+    if folder and resume and checkpoint.is_finished(folder, recipe):
+        say(f"The run in {folder} is finished: nothing is left to train.")
         return _read_result(folder, recipe, model)
     resumed = folder if resume else None
     if recipe.replicas > 1:
@@ -117,8 +120,9 @@ def fit(
     else:
         ready = prepare(fabric, recipe, model, resumed)
         recipe = replace(recipe, mean=ready.recipe.mean, std=ready.recipe.std)
-    if not resume and fabric.is_global_zero:
-        folder = checkpoint.new_folder(folder, recipe)
+    if fabric.is_global_zero:
+        _say(recipe, ready)
+        folder = _take_folder(folder, recipe, resume)
     try:
         if isinstance(ready, Job):
             folder = Path(fabric.launch(partial(_train, job=ready, folder=folder)))
@@ -127,6 +131,23 @@ def fit(
     except KeyboardInterrupt:
         raise Interrupted(folder or Path()) from None
     return _read_result(folder, recipe, model)
+
+
+def _say(recipe: Recipe, ready: Job | Replicas) -> None:
+    """Print what network is trained, unless the recipe asks for silence."""
+    jobs = [ready] if isinstance(ready, Job) else ready.jobs
+    if recipe.progress:
+        for job in jobs[:1]:
+            say(describe(job))
+
+
+def _take_folder(folder: Path | None, recipe: Recipe, resume: bool) -> Path:
+    """Return the folder of the run, made ready for it."""
+    if folder is None or not resume:
+        return checkpoint.new_folder(folder, recipe)
+    if changed := checkpoint.extend(folder, recipe):
+        say(changed)
+    return folder
 
 
 def _train(fabric: Fabric, job: Job, folder: Path | None) -> str:

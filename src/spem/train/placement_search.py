@@ -6,16 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spem._files import write_text
+from spem._messages import say
 from spem.data.batches import Batches
 from spem.models import create_model
 from spem.train.fitting import fit
 from spem.train.metrics import evaluate
+from spem.train.progress import format_duration
 from spem.train.recipe import Recipe, load_recipe
 from spem.train.setup import load_data
 from spem.train.supernet import Supernet
@@ -189,20 +192,27 @@ def search_placement(
             return evaluate(supernet, batches)["top1"]
 
         torch.manual_seed(recipe.seed)
-        found = search_masks(accuracy, len(supernet.mask), settings or Search())
+        tell = say if recipe.progress else None
+        found = search_masks(accuracy, len(supernet.mask), settings or Search(), tell)
     record = {"gate": gate, "gate_options": gate_options, "blocks": supernet.names}
     record |= {key: value for key, value in found._asdict().items() if key != "folder"}
     write_text(run.folder / "placement.json", json.dumps(record, indent=1) + "\n")
     return found._replace(folder=run.folder)
 
 
-def search_masks(accuracy: Callable[[list[int]], float], blocks: int, settings: Search) -> Found:
+def search_masks(
+    accuracy: Callable[[list[int]], float],
+    blocks: int,
+    settings: Search,
+    tell: Callable[[str], None] | None = None,
+) -> Found:
     """Search for the mask with the highest reward; draws from torch's global generator.
 
     Args:
         accuracy: returns the accuracy of a mask, a fraction of 1; called once for each mask.
         blocks: number of bits of a mask.
         settings: of the controller.
+        tell: called with a line after each tenth of the steps.
     """
 
     @cache
@@ -211,8 +221,8 @@ def search_masks(accuracy: Callable[[list[int]], float], blocks: int, settings: 
 
     controller = Controller(blocks, settings)
     curiosity = Curiosity(blocks, settings.lr)
-    history = []
-    for _ in range(settings.steps):
+    history, started = [], perf_counter()
+    for step in range(1, settings.steps + 1):
         logs = controller()
         draws = [torch.multinomial(logs.exp(), 1)[:, 0] for _ in range(settings.samples)]
         masks = torch.stack(draws)
@@ -223,10 +233,20 @@ def search_masks(accuracy: Callable[[list[int]], float], blocks: int, settings: 
         controller.learn(logs, masks, rewards)
         row = {"reward": rewards.mean().item(), "top1": sum(scores) / len(scores) / 100}
         history.append(row | {"gates": 1 - zeros.mean().item()})
+        if tell and step % max(1, settings.steps // 10) == 0:
+            left = (perf_counter() - started) / step * (settings.steps - step)
+            tell(_describe_step(step, settings.steps, history[-1], left))
     probabilities = controller().exp()[:, 1].tolist()
     mask = [int(p > 0.5) for p in probabilities]
     plain = points(*[0] * blocks) / 100
     return Found(mask, probabilities, (points(*mask) / 100, plain), history)
+
+
+def _describe_step(step: int, steps: int, row: dict[str, float], left: float) -> str:
+    return (
+        f"search step {step}/{steps}: validation top-1 {row['top1']:.2%}, {row['gates']:.0%} of the"
+        f" blocks with a gate, {format_duration(left)} left"
+    )
 
 
 def _log_probability(logs: Tensor, masks: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 Init = Literal["paper", "identity"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OnBadImage = Literal["raise", "skip"]
+LoggerName = Literal["csv", "tensorboard", "wandb"]
 Text = Annotated[str, Allowed("a text", lambda v: isinstance(v, str))]
 Flag = Annotated[bool, Allowed("true or false", lambda v: isinstance(v, bool))]
 Count = Annotated[int, Allowed("a whole number of at least 1", lambda v: _is_int(v) and v >= 1)]
@@ -121,7 +122,7 @@ class Recipe:
         weight_decay: L2 penalty on every parameter but those that a gate's authors exempt
             (`Attention.no_weight_decay`).
         schedule: step (times `gamma` at `milestones`), cosine (to zero) or constant.
-        milestones: epochs, counted from 0, before which the rate is multiplied by `gamma`.
+        milestones: numbers of epochs after which the rate is multiplied by `gamma`.
         gamma: factor of the step schedule.
         warmup_epochs: epochs in which the rate climbs linearly to `lr`; may be fractional.
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
@@ -143,7 +144,9 @@ class Recipe:
         seed: fixes the initial weights, the validation split, the order and the augmentation.
         replicas: number of runs, of the seeds `seed`, `seed` + 1 …, that are trained in turn on one
             device; each gives what it would give alone.
-        progress: show a progress bar.
+        progress: print each finished epoch, in a terminal below them a progress bar.
+        logger: csv; or tensorboard or wandb, which get every epoch beside `metrics.csv` (extra
+            `log`). Without a key or a network wandb works offline.
 
     Raises:
         ValueError: a value is not allowed.
@@ -193,6 +196,7 @@ class Recipe:
     seed: Natural = 0
     replicas: Count = 1
     progress: Flag = True
+    logger: LoggerName = "csv"
 
     def __post_init__(self) -> None:
         for key in fields(self):

@@ -56,10 +56,15 @@ class Replicas:
                 folder = None
             elif folder:
                 checkpoint.refuse_folder(folder, own, resume=True, overwrite=False)
-            if folder is None or not (folder / "summary.json").exists():
+            if folder is None or not checkpoint.is_finished(folder, own):
                 # Each has its own Fabric: the loss scaling of 16-mixed is part of a run's state.
                 fabric = create_fabric(own)
                 self._left.append((fabric, own, prepare(fabric, own, resumed=folder), folder))
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Those that are not finished."""
+        return [job for _, _, job, _ in self._left]
 
     def train(self, folder: Path) -> None:
         """Train those that are not finished, and write the summary of all.
@@ -75,7 +80,7 @@ class Replicas:
         if self._left:
             fabric, _, job, _ = self._left[0]
             announce(job.recipe, job.dataset)
-            kernels = choose_kernels(fabric, [job for _, _, job, _ in self._left])
+            kernels = choose_kernels(fabric, self.jobs)
             with settings(fabric, job.recipe), kernels:
                 _train_in_turn([_start(folder, *each) for each in self._left])
         paths = [replica_folder(folder, own.seed) / "summary.json" for own in self._all]
@@ -86,6 +91,7 @@ def _start(folder: Path, fabric: Fabric, recipe: Recipe, job: Job, resumed: Path
     fabric.launch()
     recipe = replace(recipe, mean=job.recipe.mean, std=job.recipe.std)
     own = resumed or checkpoint.new_folder(replica_folder(folder, recipe.seed), recipe)
+    checkpoint.extend(own, recipe)
     stream = create_stream(fabric.device)
     with torch.cuda.stream(stream):
         return Run(fabric, job, own), stream
@@ -97,6 +103,7 @@ def _train_in_turn(replicas: Sequence[Replica]) -> None:
         errors = _take_steps_in_turn(replicas)
     finally:
         for run, stream in replicas:
+            run.close()
             if run.finished:
                 with torch.cuda.stream(stream):
                     write_results(run)

@@ -5,7 +5,7 @@ import platform
 import statistics
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from spem.models.user_files import sums_by_name
 from spem.surgery.config import config_of
 from spem.train.run import Run
 from spem.train.setup import Job
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # The keys of a recipe that say what a network is.
 MODEL_KEYS = ("model", "block", "gate", "gate_options", "placement", "mask")
@@ -57,14 +60,12 @@ def _run_config(job: Job) -> dict[str, Any]:
 
 
 def _summarise(run: Run) -> dict[str, Any]:
-    rows, best = run.history, None
-    if rows[0]["validation_top1"] is not None:
-        best = max(rows, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
+    rows, best = run.history, find_best(run.history)
     device = run.fabric.device
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "final_test_top1": rows[-1]["test_top1"],
-        "best_validation_epoch": best and best["epoch"],
+        "best_validation_epoch": best and best["epoch"],  # from 0, as in metrics.csv
         "test_top1_at_best_validation": best and best["test_top1"],
         "best_test_top1": max(row["test_top1"] for row in rows),
         "best_test_top1_is": "the paper's way of reporting, chosen on the test images: no estimate",
@@ -84,29 +85,60 @@ def _summarise(run: Run) -> dict[str, Any]:
     }
 
 
+def find_best(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the row of the best epoch by validation; None without validation images.
+
+    Of equal accuracies the one with the lower loss counts.
+
+    Args:
+        rows: one a finished epoch, as in `metrics.csv`.
+    """
+    if rows[0]["validation_top1"] is None:
+        return None
+    return max(rows, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
+
+
 def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
-    """Draw loss and top-1 accuracy over the epochs.
+    """Draw loss and top-1 accuracy over the epochs, counted from 1, and mark the best epoch.
 
     Args:
         path: the PNG file.
         rows: one a finished epoch, as in `metrics.csv`.
-        title: stands above the picture.
+        title: stands above the picture, as it is.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), dpi=150, layout="constrained")
-    figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
-    left.set_yscale("log")
-    epochs = [row["epoch"] for row in rows]
-    for axes, key, label in ((left, "loss", "cross-entropy"), (right, "top1", "top-1 accuracy")):
-        for split, color in (("train", "C7"), ("validation", "C0"), ("test", "C1")):
-            if rows[0][f"{split}_{key}"] is not None:
-                values = [row[f"{split}_{key}"] for row in rows]
-                axes.plot(epochs, values, f"{color}.-", markersize=4, label=split)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+    # One panel above the other, so that the text can be read on a phone.
+    figure = Figure(figsize=(6, 6.6), dpi=150, layout="constrained")
+    figure.suptitle(title, parse_math=False, wrap=True)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    _plot_splits(upper, rows, "loss", 1)
+    _plot_splits(lower, rows, "top1", 100)
+    losses = [value for line in upper.lines for value in line.get_ydata()]
+    upper.set(ylabel="cross-entropy", yscale=_choose_scale(losses))
+    lower.set(ylabel="top-1 accuracy, %", xlabel="epoch")
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    if best := find_best(rows):
+        for axes in (upper, lower):
+            axes.axvline(best["epoch"] + 1, color="0.3", linewidth=1, linestyle=":", zorder=1)
+        label = f"best epoch by validation: {best['epoch'] + 1}"
+        upper.plot([], [], color="0.3", linewidth=1, linestyle=":", label=label)
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     with atomically(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _plot_splits(axes: "Axes", rows: list[dict[str, Any]], key: str, factor: float) -> None:
+    """Plot a column of each split; line and marker tell them apart without colours, too."""
+    epochs = [row["epoch"] + 1 for row in rows]
+    for split, style in (("train", "C7--^"), ("validation", "C0-o"), ("test", "C1-.s")):
+        if rows[0][f"{split}_{key}"] is not None:
+            values = [factor * row[f"{split}_{key}"] for row in rows]
+            every = max(1, len(rows) // 15)
+            axes.plot(epochs, values, style, markersize=4, markevery=every, label=split)
+    axes.grid(alpha=0.3)
+
+
+def _choose_scale(values: list[float]) -> str:
+    """Return "log" for values that span two decades, else "linear"."""
+    return "log" if 0 < 100 * min(values) <= max(values) else "linear"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +20,7 @@ from spem.data.dataset import Dataset
 from spem.gates import mixing_ratios
 from spem.train.checkpoint import load_checkpoint, save_checkpoint
 from spem.train.interrupt import deferred_interrupt
+from spem.train.loggers import log_epoch, open_log
 from spem.train.metrics import create_metrics, evaluate, read
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
 from spem.train.progress import add_line, progress_bar
@@ -70,6 +72,7 @@ class Run:
         self.checkpoint = folder / "checkpoint.pt"
         if self.checkpoint.exists():
             self._restore()
+        self._log = open_log(recipe, folder, self.history) if fabric.is_global_zero else None
 
     @property
     def finished(self) -> bool:
@@ -86,13 +89,19 @@ class Run:
         """
         visible = self.recipe.progress and self.fabric.is_global_zero
         single = self.fabric.world_size == 1
-        with deferred_interrupt(single) as interrupted, progress_bar(visible) as bar:
+        bar = progress_bar(visible)
+        with deferred_interrupt(single) as interrupted, bar, closing(self):
             advance = add_line(bar, self)
             while not self.finished and not interrupted.is_set():
                 advance(self.take_step())
             if not self.finished:
                 self.save_within_epoch()
                 raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """End the log of the run; nothing can be trained afterwards."""
+        if self._log:
+            self._log.finalize("success" if self.finished else "aborted")
 
     def take_step(self) -> dict[str, Any] | None:
         """Take one step on this process's share of the next batch; the last one ends the epoch.
@@ -146,6 +155,8 @@ class Run:
         row["seconds"] = self.seconds + perf_counter() - started
         row |= {f"mixing.{name}": ratio for name, ratio in mixing_ratios(self.stored).items()}
         self.history.append(row)
+        if self._log:
+            log_epoch(self._log, row)
         self.metrics.reset()
         self.auxiliary.reset()
         self.epoch, self.step, self.seconds, self._coming = self.epoch + 1, 0, 0.0, None
@@ -156,7 +167,7 @@ class Run:
         if not math.isfinite(loss):
             kept = f"the state before it is kept in {self.folder}; "
             raise ValueError(
-                f"the {what} loss of epoch {self.epoch} is not finite; "
+                f"the {what} loss of epoch {self.epoch + 1} is not finite; "
                 f"{kept if self.checkpoint.exists() else ''}a lower lr or a longer warm-up may help"
             )
 

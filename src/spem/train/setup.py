@@ -13,23 +13,25 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spem import kernels
 from spem._extras import needs_extra
+from spem._messages import say
 from spem.data.batches import Batches, measure_statistics
 from spem.data.dataset import load_dataset
-from spem.data.describe import describe
+from spem.data.describe import describe as describe_data
 from spem.data.folders import OnBadImage
 from spem.data.splits import Dataset
 from spem.export.network import start_from
 from spem.models import create_model
+from spem.models.names import imagenet_note
 from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
 from spem.train.devices import count_threads
+from spem.train.loggers import check_logger
 from spem.train.recipe import Recipe, load_recipe
 from spem.train.step import check_draws
 from spem.train.synchronised import synchronise
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
-    from rich import get_console
 
 # Multiply-adds, forward and backward, that make compiling the CPU kernels (up to half a minute)
 # worth it: about two minutes of training on two cores.
@@ -86,7 +88,9 @@ def prepare(
     Raises:
         ValueError: recipe, data, model and machine do not fit.
         FileNotFoundError: the data or the weights are not there.
+        ImportError: the logger is not installed.
     """
+    check_logger(recipe)
     dataset = load_data(recipe) if dataset is None else dataset
     recipe = fill_statistics(recipe, dataset, resumed)
     _check_batches(fabric.world_size, recipe, dataset)
@@ -103,11 +107,11 @@ def prepare(
         check_draws(network, torch.zeros(2, *dataset.train.images.shape[1:]))
     continued = resumed is not None and (resumed / "checkpoint.pt").exists()
     if resumed is not None and not continued and fabric.is_global_zero:
-        get_console().print(f"{resumed} holds no checkpoint yet: the run starts at its beginning.")
+        say(f"{resumed} holds no checkpoint yet: the run starts at its beginning.")
     if recipe.weights is not None and not continued:
         said = start_from(network, recipe.weights)
         if said and fabric.is_global_zero:
-            get_console().print(said, markup=False, soft_wrap=True)
+            say(said)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         network = synchronise(network, fabric.device)
     return Job(replace(recipe, threads=count_threads(recipe)), network, dataset, macs)
@@ -163,10 +167,10 @@ def fill_statistics(recipe: Recipe, dataset: Dataset, resumed: Path | None = Non
 
 def announce(recipe: Recipe, dataset: Dataset) -> None:
     """Print what a run's data are, and how a folder of images was understood."""
-    lines = describe(dataset)
+    lines = describe_data(dataset)
     if dataset.folder is not None and recipe.mean is not None:
         lines.append(f"mean {recipe.mean}, std {recipe.std}")
-    get_console().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+    say("\n".join(lines))
 
 
 def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
@@ -197,6 +201,19 @@ def count_macs(model: nn.Module, image: Tensor) -> tuple[int, Tensor]:
     with torch.no_grad(), kernels.use("eager"), FlopCounterMode(display=False) as counter:
         logits = model.eval()(image)
     return counter.get_total_flops() // 2, logits
+
+
+def describe(job: Job) -> str:
+    """Return a line about a network: name, gate, size, multiply-adds, input and classes."""
+    recipe, parameters = job.recipe, sum(each.numel() for each in job.model.parameters())
+    image = "×".join(map(str, job.dataset.train.images.shape[1:]))
+    gates = f"with {recipe.gate} gates" if recipe.gate else "without gates"
+    line = (
+        f"{recipe.model} {gates}: {parameters:,} parameters, {job.macs / 1e6:,.1f} M multiply-adds"
+        f" per {image} image, {len(job.dataset.classes)} classes"
+    )
+    note = imagenet_note(recipe.model)
+    return f"{line} ({note})" if note else line
 
 
 def choose_kernels(fabric: Fabric, jobs: Sequence[Job]) -> AbstractContextManager[None]:

@@ -7,10 +7,10 @@ cost, learning curves, seeds, and the mixing ratios λ that gates have learned.
 from spem.report.figures.looks import drawing_style
 from spem.report.figures.mixing import draw_depth, draw_epochs
 from spem.report.figures.results import draw_cost, draw_curves, draw_seeds
-from spem.report.figures.svg import PALETTE, Picture, make_picture
+from spem.report.figures.svg import PALETTE, Picture, is_picture, make_picture
 from spem.report.tables import Group
 
-__all__ = ["PALETTE", "Picture", "figures"]
+__all__ = ["PALETTE", "Picture", "figures", "is_picture"]
 
 _DRAW = (draw_cost, draw_curves, draw_depth, draw_epochs, draw_seeds)
 
@@ -22,8 +22,8 @@ def figures(group: Group) -> list[Picture]:
         group: the networks of one model and one data set.
 
     Returns:
-        Accuracy against cost, learning curves, seeds; and, where a gate learns λ, its mixing ratios
-        over depth and over epochs. Nothing without finished runs.
+        Accuracy against cost, learning curves, the mixing ratios λ over depth and over epochs, and
+        seeds; without those that would show a constant. Nothing without finished runs.
     """
     if not group.rows:
         return []

@@ -22,8 +22,10 @@ with needs_extra("report"):
 
 SERIES = [light for name, (light, _) in PALETTE.items() if name.startswith("series")]
 OTHERS, GRID, INK = (PALETTE[name][0] for name in ("others", "grid", "ink"))
-# Inches: 360 units, so that text of 9 units is as many pixels high on a phone.
+_MARKERS = "osD^vPX*"
+# Inches: 360 units, so that text of 10 units is as many pixels high on a phone.
 _WIDTH = 5.0
+_ZOOM_FROM = 12  # epochs, of which the last quarter is drawn again
 _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
@@ -33,7 +35,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
+    "font.size": 10,
     "grid.color": GRID,
     "legend.frameon": False,
     "text.color": INK,
@@ -52,10 +54,33 @@ def drawing_style() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure of the common width and a height in inches, and its panels."""
+def new_figure(height: float, grid: Sequence[Sequence[int]] = ((0,),)) -> tuple[Figure, list[Axes]]:
+    """Return a figure of the common width and its panels.
+
+    Args:
+        height: in inches.
+        grid: numbers of the panels in rows and columns; one that stands twice has both places.
+    """
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, sharey="row", squeeze=False).flat)
+    return figure, list(figure.subplot_mosaic([list(line) for line in grid]).values())
+
+
+def count_epochs(group: Group) -> int:
+    """Return the epochs of the longest run."""
+    return max(len(each["history"]["epoch"]) for own in group.rows.values() for each in own)
+
+
+def is_long(group: Group) -> bool:
+    """Return whether the last quarter of the epochs is drawn once more."""
+    return count_epochs(group) >= _ZOOM_FROM
+
+
+def height(group: Group) -> float:
+    """Return the height of a group's figures in inches.
+
+    They stand side by side: figures of several heights would leave holes between them.
+    """
+    return 4.8 if is_long(group) else 3.8
 
 
 def baselines(group: Group) -> list[str]:
@@ -65,12 +90,25 @@ def baselines(group: Group) -> list[str]:
 
 
 def colours(group: Group) -> dict[str, str]:
-    """Return the colour of each row: of many, the baselines and the best; the others are grey."""
-    first = baselines(group)
-    ranked = sorted(group.rows, key=lambda row: (row not in first, -group.accuracy[row].mean))
+    """Return the colour of each row.
+
+    Of many rows those of the study's own method have one, the baselines and the best; the others
+    are grey.
+    """
+    first = [baselines(group)[: len(SERIES) // 2], group.own]
+    ranked = sorted(
+        group.rows,
+        key=lambda row: (*(row not in rows for rows in first), -group.accuracy[row].mean),
+    )
     picked = set(ranked[: len(SERIES)])
     own = iter(SERIES)
     return {row: next(own) if row in picked else OTHERS for row in group.rows}
+
+
+def markers(group: Group) -> dict[str, str]:
+    """Return the marker of each row, by which rows differ without colours, too."""
+    own = iter(_MARKERS)
+    return {row: "." if hue == OTHERS else next(own) for row, hue in colours(group).items()}
 
 
 def explain_grey(by_row: Mapping[str, str]) -> str:
@@ -157,5 +195,5 @@ def add_legend(figure: Figure, handles: Mapping[str, Any], by_row: Mapping[str, 
         names.append(f"{len(handles) - len(shown)} others")
         shown[""] = Line2D([], [], color=OTHERS)
     longest = max(len(line) for name in names for line in name.split("\n"))
-    count = min(len(names), max(1, 56 // (longest + 6)))
+    count = min(len(names), max(1, 50 // (longest + 6)))
     figure.legend(list(shown.values()), names, loc="outside lower center", ncols=count)

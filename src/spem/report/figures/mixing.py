@@ -17,8 +17,14 @@ with needs_extra("report"):
 _PREFIX = "mixing."
 _LABEL = "λ, share of the maximum"
 _LIMITS = (-0.04, 1.04)
-_PANELS = 6
+_PANELS = 4
 _STAGES = 6
+_LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))  # one a stage
+_STILL = 0.01  # λ that differs by less does not differ
+
+
+# Panels of 1 to 4 rows: the last one of three has the whole width.
+_GRIDS = {1: [[0]], 2: [[0], [1]], 3: [[0, 1], [2, 2]], 4: [[0, 1], [2, 3]]}
 
 
 def _learned(group: Group) -> dict[str, dict[str, np.ndarray]]:
@@ -59,17 +65,19 @@ def _list_gates(learned: dict[str, dict[str, np.ndarray]]) -> list[str]:
 
 
 def draw_depth(group: Group) -> Drawing | None:
-    """Draw the final λ of each gate over depth; None where no gate learns one."""
+    """Draw the final λ of each gate over depth; None where all gates have the same."""
     learned = _learned(group)
-    if not learned:
+    finals = [values[:, -1].mean() for gates in learned.values() for values in gates.values()]
+    if not finals or np.ptp(finals) < _STILL:
         return None
     names = _list_gates(learned)
-    figure, (axes,) = looks.new_figure(3.6)
-    colours, handles = looks.colours(group), {}
+    figure, (axes,) = looks.new_figure(looks.height(group))
+    colours, markers, handles = looks.colours(group), looks.markers(group), {}
     for row, gates in learned.items():
         final = np.array([values[:, -1] for values in gates.values()]).T
         depth = [names.index(name) + 1 for name in gates]
-        handles[row] = looks.plot_mean(axes, depth, final, colours[row], linewidth=1, marker=".")
+        style = {"linewidth": 1, "marker": markers[row], "markersize": 4}
+        handles[row] = looks.plot_mean(axes, depth, final, colours[row], **style)
     _mark_stages(axes, names)
     looks.add_legend(figure, handles, colours)
     caption = (
@@ -85,30 +93,26 @@ def _mark_stages(axes: Axes, names: Sequence[str]) -> None:
         if places[0]:
             axes.axvline(places[0] + 0.5, color=OTHERS, linewidth=0.8, linestyle=":")
         middle = (places[0] + places[-1]) / 2 + 1
-        axes.annotate(stage, (middle, 1.06), ha="center", fontsize=8, annotation_clip=False)
+        axes.annotate(stage, (middle, 1.06), ha="center", fontsize=9, annotation_clip=False)
     axes.set(xlabel="gate, in order of depth", ylabel=_LABEL, ylim=_LIMITS)
     axes.set_xlim(0.5, len(names) + 0.5)
     looks.tick_whole_numbers(axes, 9)
 
 
 def draw_epochs(group: Group) -> Drawing | None:
-    """Draw λ over the epochs, the gates of a stage in one colour; None where no gate learns one."""
+    """Draw λ over the epochs, the gates of a stage in one colour; None where no gate moves."""
     learned, colours = _learned(group), looks.colours(group)
-    if not learned:
+    means = [values.mean(0) for gates in learned.values() for values in gates.values()]
+    if not means or max(map(np.ptp, means)) < _STILL:
         return None
     shown = sorted(learned, key=lambda row: colours[row] == OTHERS)[:_PANELS]
-    wide, lines = 1 + (len(shown) > 1), -(-len(shown) // 2)
-    figure, panels = looks.new_figure(3.6 if wide == 1 else 0.8 + 1.8 * lines, lines, wide)
+    figure, panels = looks.new_figure(looks.height(group), _GRIDS[len(shown)])
     handles = {}
-    for axes, row in zip(panels, shown, strict=False):
+    for axes, row in zip(panels, shown, strict=True):
         handles |= _plot_epochs(axes, learned[row], _list_gates(learned))
-        axes.set_title(looks.label(row), fontsize=9)
-    for axes in panels[len(shown) :]:
-        axes.set_axis_off()
-    for axes in panels[max(0, len(shown) - wide) : len(shown)]:
-        axes.set_xlabel("epochs trained")
-    for axes in panels[::wide]:
-        axes.set_ylabel(_LABEL)
+        axes.set_title(looks.label(row), fontsize=10)
+    panels[-1].set_xlabel("epoch")
+    figure.supylabel(_LABEL, fontsize=10)
     looks.add_legend(figure, handles, {})
     caption = "Thin: one gate, mean over the seeds. Thick: mean of the gates of a stage."
     if len(shown) < len(learned):
@@ -118,13 +122,13 @@ def draw_epochs(group: Group) -> Drawing | None:
 
 def _plot_epochs(axes: Axes, gates: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
     handles = {}
-    for colour, (stage, places) in zip(SERIES, stages(names).items(), strict=False):
+    for colour, line, (stage, places) in zip(SERIES, _LINES, stages(names).items(), strict=False):
         own = [gates[names[place]].mean(0) for place in places if names[place] in gates]
         if own:
             epochs = 1 + np.arange(len(own[0]))
             marker = "." if len(epochs) == 1 else ""
             axes.plot(epochs, np.transpose(own), color=colour, linewidth=0.6, alpha=0.6)
-            style = {"color": colour, "marker": marker, "linewidth": 2}
+            style = {"color": colour, "marker": marker, "linewidth": 2, "linestyle": line}
             (handles[stage],) = axes.plot(epochs, np.mean(own, 0), **style)
     axes.set_ylim(*_LIMITS)
     looks.tick_whole_numbers(axes)

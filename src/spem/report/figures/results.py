@@ -11,24 +11,30 @@ with needs_extra("report"):
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-_MARKERS = "osD^vPX*"
-_ZOOM_FROM = 12  # epochs, of which the last quarter is drawn again
-_DOTS_UP_TO = 20  # epochs
+_SAME_COST = 1.05  # sizes within this factor are as good as equal
+_MARKED = 10  # about so many epochs of a curve have a marker
 
 
-def draw_cost(group: Group) -> Drawing:
-    """Draw accuracy against measured training time, or against what else the cost is."""
+def draw_cost(group: Group) -> Drawing | None:
+    """Draw accuracy against measured training time, or against what else the cost is.
+
+    Returns:
+        The drawing, or None where the costs of all rows are the same.
+    """
     title, label, costs = _costs(group)
-    figure, (axes,) = looks.new_figure(3.6)
-    colours, handles = looks.colours(group), {}
-    for index, (row, (middle, low, high)) in enumerate(costs.items()):
+    middles = [middle for middle, *_ in costs.values()]
+    if max(middles) < (1.001 if group.costs else _SAME_COST) * min(middles):
+        return None
+    figure, (axes,) = looks.new_figure(looks.height(group))
+    colours, markers, handles = looks.colours(group), looks.markers(group), {}
+    for row, (middle, low, high) in costs.items():
         summary, grey = group.accuracy[row], colours[row] == OTHERS
         handles[row] = axes.errorbar(
             middle,
             summary.mean,
             xerr=[[middle - low], [high - middle]],
             yerr=looks.error_bars(summary),
-            fmt="." if grey else _MARKERS[index % len(_MARKERS)],
+            fmt=markers[row],
             color=colours[row],
             elinewidth=0.6 if grey else 1,
             capsize=0 if grey else 2,
@@ -62,16 +68,16 @@ def _costs(group: Group) -> tuple[str, str, dict[str, tuple[float, float, float]
     return title, f"{names[key]}, millions", found
 
 
-def draw_curves(group: Group) -> Drawing:
-    """Draw test accuracy over the epochs, and the last of many once more."""
-    colours = looks.colours(group)
-    longest = max(len(records[0]["history"]["epoch"]) for records in group.rows.values())
-    zoomed = longest >= _ZOOM_FROM
-    figure, panels = looks.new_figure(5.6 if zoomed else 3.6, 1 + zoomed)
+def draw_curves(group: Group) -> Drawing | None:
+    """Draw test accuracy over the epochs, and the last of many once more; None of one epoch."""
+    colours, longest, zoomed = looks.colours(group), looks.count_epochs(group), looks.is_long(group)
+    if longest == 1:
+        return None
+    figure, panels = looks.new_figure(looks.height(group), [[0], [1]] if zoomed else [[0]])
     handles = _plot_curves(panels[0], group, 0)
     if zoomed:
         _plot_curves(panels[1], group, longest - longest // 4)
-    panels[-1].set_xlabel("epochs trained")
+    panels[-1].set_xlabel("epoch")
     looks.add_legend(figure, handles, colours)
     caption = "Mean over the seeds; bands from the lowest seed to the highest."
     caption += " Below: the last quarter." if zoomed else ""
@@ -79,13 +85,14 @@ def draw_curves(group: Group) -> Drawing:
 
 
 def _plot_curves(axes: Axes, group: Group, first: int) -> dict[str, Line2D]:
-    colours, handles = looks.colours(group), {}
+    colours, markers, handles = looks.colours(group), looks.markers(group), {}
     for row, records in group.rows.items():
         curves = 100 * looks.columns(records, "test_top1")[:, first:]
         epochs = first + 1 + np.arange(curves.shape[1])
         dashed = colours[row] in SERIES[len(SERIES) // 2 :]
         style = {"linestyle": "--" if dashed else "-", "linewidth": 1.2, "markersize": 4}
-        style["marker"] = "." if len(records[0]["history"]["epoch"]) <= _DOTS_UP_TO else ""
+        style["marker"] = "" if colours[row] == OTHERS else markers[row]
+        style["markevery"] = max(1, len(epochs) // _MARKED)
         handles[row] = looks.plot_mean(axes, epochs, curves, colours[row], **style)
     axes.set_ylabel("test top-1, %")
     looks.tick_whole_numbers(axes)

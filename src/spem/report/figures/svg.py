@@ -13,16 +13,17 @@ with needs_extra("report"):
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-# Name of a colour on the page, and its values on a light and on a dark background.
+# Name of a colour on the page, and its values on a light and on a dark background. The series were
+# searched for colours that differ for every kind of colour blindness, the first ones most.
 PALETTE = {
-    "series-1": ("#1f6fb4", "#6cb2f2"),
-    "series-2": ("#c8500a", "#ff9a55"),
-    "series-3": ("#1b7f4d", "#5fcf95"),
-    "series-4": ("#8a4fbf", "#c79bf5"),
-    "series-5": ("#9a6b00", "#e3b94a"),
-    "series-6": ("#c2347f", "#f58cc0"),
-    "series-7": ("#0f7f8c", "#56cbd8"),
-    "series-8": ("#6b5b3e", "#c9b48a"),
+    "series-1": ("#1694e3", "#77acfd"),
+    "series-2": ("#8f4907", "#bc6d33"),
+    "series-3": ("#275f44", "#23ee80"),
+    "series-4": ("#9424f8", "#a93be7"),
+    "series-5": ("#a0920a", "#d8cb31"),
+    "series-6": ("#e20d6f", "#e21d60"),
+    "series-7": ("#1074a4", "#097da1"),
+    "series-8": ("#ba894f", "#bd9513"),
     "others": ("#868d96", "#858c95"),
     "grid": ("#dfe3e8", "#363c44"),
     "ink": ("#23272e", "#e4e7eb"),
@@ -85,6 +86,11 @@ def make_picture(labels: Sequence[str], drawing: Drawing) -> Picture:
     _adapt_to_page(root)
     page_svg = ElementTree.tostring(root, encoding="unicode")
     return Picture(name, drawing.title, drawing.caption, page_svg, file_svg)
+
+
+def is_picture(text: str) -> bool:
+    """Return whether the text of an SVG file is one that `make_picture` returned."""
+    return 'role="img" aria-label="' in text[:1000]
 
 
 def _file_name(labels: Sequence[str]) -> str:

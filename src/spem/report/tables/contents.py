@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spem._extras import needs_extra
+from spem._messages import not_found
 from spem.compare.records import Ledger, Record, group_records, read_costs, read_study, row_of
 from spem.report.published import PUBLISHED, Published, fits
 from spem.report.significance import RULE, WILCOXON_FROM
@@ -75,10 +76,10 @@ def read_contents(folder: Path) -> Contents:
     records = list(ledger.records.values())
     finished = _finished(ledger)
     study, costs = read_study(folder), read_costs(folder)
-    found = [
-        make_group(*place, rows, {row_of(c): c for c in costs if (c["model"], c["data"]) == place})
-        for place, rows in group_records(records).items()
-    ]
+    found = []
+    for place, rows in group_records(records).items():
+        own = {row_of(cost): cost for cost in costs if (cost["model"], cost["data"]) == place}
+        found.append(make_group(*place, rows, own, study.get("method")))
     recipe, differing = _recipes(records)
     return Contents(
         title=study.get("title")
@@ -102,7 +103,7 @@ def _finished(ledger: Ledger) -> list[Record]:
     if not ledger.path.exists():
         if (folder / "study.yaml").exists():
             raise ValueError(f"no run of {folder} is finished yet: the same spem compare goes on")
-        raise FileNotFoundError(f"{folder} holds no comparison: records.jsonl is missing")
+        raise not_found(folder, "comparison", "records.jsonl")
     finished = [record for record in records if record["summary"]]
     if not finished:
         failed = f"; the first one failed: {records[0]['error']}" if records else ""

@@ -1,13 +1,12 @@
 """The networks of one model and one data set: statistics, the table of results, what they tell."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from spem.compare.records import Record
+from spem.gates import GATES
 from spem.report.significance import (
-    UNDECIDED,
     Difference,
     Summary,
     compare_paired,
@@ -15,13 +14,22 @@ from spem.report.significance import (
     summary,
     verdict,
 )
+from spem.report.tables.findings import (
+    Comparison,
+    format_interval,
+    format_p,
+    write_findings,
+)
 
 _COST = (
     "Speeds and memory were measured after the runs, one network at a time, in turns: median"
-    " [quartiles] of the rounds; × is the time over that of {first}, paired by round."
+    " [quartiles] of the rounds; × is the time over that of {first}, paired by round. The option"
+    " --no-costs of spem compare leaves this out."
 )
-_POINTS = re.compile(r"([±+-]\d+\.\d+) points")
-_NO_COST = "Speed and memory were not measured."
+_NO_COST = (
+    "Speed and memory were not measured: spem compare does so after its last run, unless it is"
+    " given --no-costs."
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,9 @@ class Group:
         accuracy: final test top-1 in percent, by row.
         costs: of `costs.jsonl`, by row; empty where nothing was measured.
         table: the results.
+        cost_table: what the networks cost, and their accuracy at other epochs than the last.
         findings: sentences that say what the verdicts are.
+        own: the rows of the method that the study is about.
     """
 
     model: str
@@ -65,20 +75,17 @@ class Group:
     accuracy: dict[str, Summary]
     costs: dict[str, dict[str, Any]]
     table: TextTable
+    cost_table: TextTable
     findings: list[str]
-
-
-class _Comparison(NamedTuple):
-    """The baseline of a row (None for a baseline), the difference to it, p by Holm, the verdict."""
-
-    baseline: str | None
-    difference: Difference
-    p: float | None
-    verdict: str
+    own: list[str]
 
 
 def make_group(
-    model: str, data: str, records: Mapping[str, list[Record]], costs: dict[str, dict[str, Any]]
+    model: str,
+    data: str,
+    records: Mapping[str, list[Record]],
+    costs: dict[str, dict[str, Any]],
+    method: Sequence[str] | None = None,
 ) -> Group:
     """Return the statistics of a group.
 
@@ -87,26 +94,44 @@ def make_group(
         data: label.
         records: by row, those of failed runs included.
         costs: by row.
+        method: the rows, or the gates, that the study is about; None: SPEM and gates of one's own.
     """
     rows = {row: own for row, all_ in records.items() if (own := [r for r in all_ if r["summary"]])}
     values = {row: percents(own, "final_test_top1") for row, own in rows.items()}
     accuracy = {row: summary(list(own.values())) for row, own in values.items()}
     compared = _compare_rows(values, {row: own[0]["against"] for row, own in rows.items()})
-    columns = _fill_columns(rows, accuracy, compared, costs)
+    note = _COST.format(first=next(iter(costs))) if costs else _NO_COST
+    tables = (
+        _make_table(_result_columns(rows, accuracy, compared), []),
+        _make_table(_cost_columns(rows, costs), [note]),
+    )
+    nothing = "No row is compared with another." if rows else "No run came to a result."
+    findings = write_findings(compared) or [nothing]
+    own = [row for row, (first, *_) in rows.items() if _is_own(row, first, method)]
+    return Group(model, data, rows, accuracy, costs, *tables, findings, own)
+
+
+def _is_own(row: str, record: Record, method: Sequence[str] | None) -> bool:
+    if method is not None:
+        return row in method or record["gate"] in method
+    gate = record["recipe"]["gate"]
+    shipped = gate is None or getattr(GATES.get(gate), "__module__", "").startswith("spem.")
+    return gate == "spem" or not shipped
+
+
+def _make_table(columns: Mapping[str, list[TextCell]], notes: list[str]) -> TextTable:
+    """Return the table of some columns, without those that are empty."""
     shown = {
         title: cells
         for title, cells in columns.items()
-        if not rows or any(cell.text != "-" for cell in cells)
+        if not cells or any(cell.text != "-" for cell in cells)
     }
-    note = _COST.format(first=next(iter(costs))) if costs else _NO_COST
-    table = TextTable(list(shown), list(zip(*shown.values(), strict=True)), [note])
-    nothing = "No row is compared with another." if rows else "No run came to a result."
-    return Group(model, data, rows, accuracy, costs, table, _findings(compared) or [nothing])
+    return TextTable(list(shown), list(zip(*shown.values(), strict=True)), notes)
 
 
 def _compare_rows(
     values: Mapping[str, dict[int, float]], baselines: Mapping[str, str | None]
-) -> dict[str, _Comparison]:
+) -> dict[str, Comparison]:
     """Compare the accuracies of each row, by seed, with those of its baseline."""
     found = [
         Difference(0) if other is None else compare_paired(values[row], values.get(other, {}))
@@ -114,27 +139,24 @@ def _compare_rows(
     ]
     corrected = holm([each.p for each in found])
     return {
-        row: _Comparison(other, each, p, "baseline" if other is None else verdict(each, p))
+        row: Comparison(other, each, p, "baseline" if other is None else verdict(each, p))
         for (row, other), each, p in zip(baselines.items(), found, corrected, strict=True)
     }
 
 
-def _fill_columns(
+def _result_columns(
     rows: Mapping[str, list[Record]],
     accuracy: Mapping[str, Summary],
-    compared: Mapping[str, _Comparison],
-    costs: Mapping[str, dict[str, Any]],
+    compared: Mapping[str, Comparison],
 ) -> dict[str, list[TextCell]]:
     """Return the cells of the table of results, by the titles of its columns."""
-    summaries = [own[0]["summary"] for own in rows.values()]
-    measured = [costs.get(row) for row in rows]
     several = len({each.baseline for each in compared.values()} - {None}) > 1
     return {
         "gate": [make_cell(row) for row in rows],
         "n": [make_cell(each.n) for each in accuracy.values()],
         "final test top-1, %": _mean_cells(rows, "final_test_top1"),
         "95 % interval": [
-            TextCell(_interval(each) or "- (n = 1)", each.low) for each in accuracy.values()
+            TextCell(format_interval(each) or "- (n = 1)", each.low) for each in accuracy.values()
         ],
         "difference to the baseline, points": [
             _difference_cell(each, several) for each in compared.values()
@@ -142,6 +164,17 @@ def _fill_columns(
         "p (paired t, Holm)": [_p_cell(c.p, c.difference.reason) for c in compared.values()],
         "p (Wilcoxon)": [_p_cell(each.difference.wilcoxon) for each in compared.values()],
         "verdict": [make_cell(each.verdict) for each in compared.values()],
+    }
+
+
+def _cost_columns(
+    rows: Mapping[str, list[Record]], costs: Mapping[str, dict[str, Any]]
+) -> dict[str, list[TextCell]]:
+    """Return the cells of the table of costs, by the titles of its columns."""
+    summaries = [own[0]["summary"] for own in rows.values()]
+    measured = [costs.get(row) for row in rows]
+    return {
+        "gate": [make_cell(row) for row in rows],
         "at the best validation epoch, %": _mean_cells(rows, "test_top1_at_best_validation"),
         "best test epoch, % (as the paper reports)": _mean_cells(rows, "best_test_top1"),
         "parameters": [TextCell(f"{own['parameters']:,}", own["parameters"]) for own in summaries],
@@ -177,28 +210,19 @@ def _mean_cells(rows: Mapping[str, list[Record]], key: str) -> list[TextCell]:
     return [mean_cell(own, key) for own in rows.values()]
 
 
-def _interval(found: Summary | Difference, sign: str = "") -> str:
-    low, high = found.low, found.high
-    return "" if low is None or high is None else f"[{low:{sign}.2f}, {high:{sign}.2f}]"
-
-
-def _difference_cell(compared: _Comparison, several: bool) -> TextCell:
+def _difference_cell(compared: Comparison, several: bool) -> TextCell:
     """Return the cell of a difference; the baseline is named where a table has several."""
     mean = compared.difference.mean
     if mean is None:
         return TextCell("-")
     baseline = f"to {compared.baseline}" if several else ""
-    words = (f"{mean:+.2f}", _interval(compared.difference, "+"), baseline)
+    words = (f"{mean:+z.2f}", format_interval(compared.difference, "+"), baseline)
     return TextCell(" ".join(filter(None, words)), mean)
 
 
 def _p_cell(p: float | None, reason: str | None = None) -> TextCell:
     missing = f"- ({reason})" if reason else "-"
-    return TextCell(missing if p is None else _p(p), p)
-
-
-def _p(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return TextCell(missing if p is None else format_p(p), p)
 
 
 def _speed_cell(cost: dict[str, Any] | None, kind: str) -> TextCell:
@@ -213,36 +237,3 @@ def _memory_cell(cost: dict[str, Any] | None) -> TextCell:
     if cost is None or cost["memory"] is None:
         return TextCell("-")
     return TextCell(f"{cost['memory'] / 2**20:,.1f}", cost["memory"])
-
-
-def _findings(compared: Mapping[str, _Comparison]) -> list[str]:
-    """Return a sentence for each row that differs, and one for all others with a like verdict."""
-    sentences = []
-    undecided: dict[tuple[str, str], dict[str, str]] = {}
-    for row, (baseline, own, p, word) in compared.items():
-        if baseline is None:
-            continue
-        interval = _interval(own, "+")
-        if word in ("higher", "lower") and own.mean is not None and p is not None:
-            sentences.append(
-                f"{row} is {word} than {baseline} by {abs(own.mean):.2f} points (interval"
-                f" {interval}, n = {own.n}, p {'' if p < 0.001 else '= '}{_p(p)})."
-            )
-            continue
-        clear = word == UNDECIDED and own.low is not None and own.low * (own.high or 0) > 0
-        far = f" ({own.mean:+.2f} {interval})" if clear else ""
-        undecided.setdefault((baseline, _POINTS.sub("", word)), {})[f"{row}{far}"] = word
-    return sentences + [
-        f"Against {baseline}, {_join_verdicts(verdicts)}."
-        for (baseline, _), verdicts in undecided.items()
-    ]
-
-
-def _join_verdicts(verdicts: Mapping[str, str]) -> str:
-    """Return verdicts that differ in their points alone as one clause."""
-    first = next(iter(verdicts.values()))
-    if len(set(verdicts.values())) == 1:
-        return f"{first}: {', '.join(verdicts)}"
-    points = {row: match[1] for row, each in verdicts.items() if (match := _POINTS.search(each))}
-    rows = ", ".join(f"{row} ({own})" for row, own in points.items())
-    return f"{_POINTS.sub('the points in brackets', first)}: {rows}"
