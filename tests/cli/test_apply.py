@@ -197,7 +197,7 @@ def test_data_takes_the_keys_of_a_recipe_and_named_data(capsys, tmp_path):
     assert "data: digits, 10 classes; 1,293 training" in capsys.readouterr().out
     assert (tmp_path / "x.png").exists()
     assert main(["data", "digit"]) == 2
-    assert "unknown data set 'digit'" in capsys.readouterr().err
+    assert "there is no folder digit, nor a data set of that name" in capsys.readouterr().err
 
 
 def test_the_sheet_shows_what_a_run_sees_first(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from spem.gates import GATES
 from spem.models.registry import MODELS
@@ -79,7 +79,7 @@ def _import_file(path: str, found: str) -> None:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be imported: its name must end in .py")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    registries: tuple[dict[str, Any], ...] = (GATES, MODELS)
+    registries: list[dict[str, Any]] = [cast(Any, GATES), MODELS]
     before = [(registry, dict(registry)) for registry in registries]
     try:
         spec.loader.exec_module(module)
