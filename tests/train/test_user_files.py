@@ -9,7 +9,9 @@ import pytest
 
 import spem
 from spem.cli import main
+from spem.compare import costs, gate_costs
 from spem.compare.records import Ledger
+from spem.compare.timing import measure_apart
 from spem.export import load_network
 from spem.models.registry import MODELS
 from spem.models.user_files import import_files, pin_files
@@ -54,6 +56,7 @@ SHORT = ["--data", "digits", "--epochs", "1", "--threads", "1", "--device", "cpu
 def own(tmp_path, monkeypatch):
     """A file that registers the gate `scale` and the network `tiny`; forgotten after the test."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spem.models.user_files._run", [])
     before = [(registry, dict(registry)) for registry in (spem.GATES, MODELS)]
     file = tmp_path / "my_gates.py"
     file.write_text(OWN.format(gate="scale", model="tiny"))
@@ -110,6 +113,20 @@ def test_a_comparison_trains_and_reports_an_imported_gate(own, monkeypatch):
     assert run("report", "compared") == 0  # which reads records alone
     page = Path("compared/report.md").read_text()
     assert f"--import {own}" in page
+
+
+def test_bench_tells_the_process_that_measures_memory_of_an_imported_gate(own, monkeypatch):
+    found = []
+
+    def measure(builds, recipe, backend, rounds):
+        found.append(measure_apart(costs._measure_step_memory, builds[-1], recipe, backend))
+        return [{"gate": None}] * len(builds)
+
+    monkeypatch.setattr(gate_costs, "fastest_kernels", lambda device: "eager")
+    monkeypatch.setattr(gate_costs, "measure_networks", measure)
+    import_files([str(own)])
+    gate_costs.measure_gates("resnet8", ["scale"], size=8, batch=2, threads=1, device="cpu")
+    assert len(found) == 1
 
 
 def test_a_study_names_its_files(own):

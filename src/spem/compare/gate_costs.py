@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from spem import attach, auxiliary_loss, create_model, kernels
 from spem.compare.costs import NetworkWork, make_work, measure_networks, measuring
 from spem.compare.timing import RedCaseError, check_parity, fastest_kernels
 from spem.gates import gate_options
+from spem.models.user_files import files_run, import_files
 from spem.surgery.config import config_of
 from spem.train.recipe import Device, Recipe
 from spem.train.setup import count_macs
@@ -73,7 +75,8 @@ def measure_gates(
             raise ValueError(f"{name} is {number}, must be at least 2")
     threads = torch.get_num_threads() if threads is None else threads
     keys: dict[str, Any] = {"channels_last": channels_last, "device": device, "threads": threads}
-    recipe = Recipe(batch_size=batch, **keys)
+    # The memory of a step is measured in another process, which has to know the same gates.
+    recipe = Recipe(batch_size=batch, import_=files_run(), **keys)
     attached = [None, None, *gates]
     networks = [build_network(model, gate, at) for gate in attached]
     images = _draw_images(networks[0], recipe, size)
@@ -161,6 +164,8 @@ def _draw_images(network: nn.Module, recipe: Recipe, size: int) -> Tensor:
 def _make_gate_work(
     model: str, gate: str | None, at: str, recipe: Recipe, size: int
 ) -> NetworkWork:
+    if parent_process() is not None:
+        import_files(recipe.import_)
     network = build_network(model, gate, at)
     # Folding removes this library's norms alone, which would favour the gated form of another's.
     fold = config_of(build_network(model)) is not None

@@ -12,6 +12,7 @@ from spem.models.registry import MODELS
 
 _SUM = "#sha256="
 _imported: dict[str, str] = {}  # the sums of those that this process has run, by name
+_run: list[str] = []  # the same files, as `import_files` takes them
 
 
 def import_files(files: Iterable[str]) -> None:
@@ -64,6 +65,11 @@ def changed_files(sums: Mapping[str, str]) -> list[str]:
     return [name for name, wanted in sums.items() if _imported.get(name, wanted) != wanted]
 
 
+def files_run() -> list[str]:
+    """Return the files that this process has run, for another process to run them, too."""
+    return list(_run)
+
+
 def _split(file: str) -> tuple[str, str]:
     path, _, wanted = file.partition(_SUM)
     return path, wanted
@@ -91,3 +97,4 @@ def _import_file(path: str, found: str) -> None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} cannot be imported: {reason}") from error
     _imported[place.name] = found
+    _run.append(f"{place}{_SUM}{found}")
