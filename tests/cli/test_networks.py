@@ -9,7 +9,7 @@ from runs import SMALL
 from torch import nn
 
 import spem.models
-from spem import create_model
+from spem import attach, create_model
 from spem.cli import main
 from spem.models import registry
 from spem.models.names import USUAL, imagenet_note
@@ -72,3 +72,12 @@ def test_train_says_what_it_built(keys, line):
     assert line in said
     assert "per 1×8×8 image, 10 classes" in said
     assert "\n" not in said
+
+
+def test_train_names_the_gates_of_a_network_of_the_users():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))
+    attach(network, "spem", at="1")
+    recipe = resolve(SMALL, network)
+    assert "Sequential with spem gates: " in describe(
+        prepare(create_fabric(recipe), recipe, network)
+    )

@@ -20,10 +20,12 @@ from spem.data.describe import describe as describe_data
 from spem.data.folders import OnBadImage
 from spem.data.splits import Dataset
 from spem.export.network import start_from
+from spem.gates import GATES
 from spem.models import create_model
 from spem.models.names import imagenet_note
 from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
+from spem.surgery.slots import find_gates
 from spem.train.devices import count_threads
 from spem.train.loggers import check_logger
 from spem.train.recipe import Recipe, load_recipe
@@ -207,7 +209,11 @@ def describe(job: Job) -> str:
     """Return a line about a network: name, gate, size, multiply-adds, input and classes."""
     recipe, parameters = job.recipe, sum(each.numel() for each in job.model.parameters())
     image = "×".join(map(str, job.dataset.train.images.shape[1:]))
-    gates = f"with {recipe.gate} gates" if recipe.gate else "without gates"
+    classes = {cls: name for name, cls in GATES.items()}
+    attached = (type(gate) for *_, gate in find_gates(job.model))
+    names = dict.fromkeys(classes.get(cls, cls.__name__) for cls in attached)
+    gate = recipe.gate or " and ".join(names)  # a network of the user's may come with gates
+    gates = f"with {gate} gates" if gate else "without gates"
     line = (
         f"{recipe.model} {gates}: {parameters:,} parameters, {job.macs / 1e6:,.1f} M multiply-adds"
         f" per {image} image, {len(job.dataset.classes)} classes"
