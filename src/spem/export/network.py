@@ -125,7 +125,7 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
         ValueError: the file is damaged, or its names or shapes are not the network's.
     """
     path, stored = _read_weights(source)
-    _load(model, path, stored, stored)
+    _load(model, path, stored)
 
 
 def start_from(model: nn.Module, source: str | Path) -> str | None:
@@ -148,9 +148,9 @@ def start_from(model: nn.Module, source: str | Path) -> str | None:
     other = [name for name, value in stored.items() if _differs_in_classes(value, own.get(name))]
     layers = {name.rpartition(".")[0] for name in other}
     if len(layers) != 1:
-        _load(model, path, stored, stored)
+        _load(model, path, stored)
         return None
-    _load(model, path, stored, stored | {name: own[name] for name in other})
+    _load(model, path, stored | {name: own[name] for name in other})
     return (
         f"the classifier {layers.pop()!r} starts anew: it has {len(own[other[0]])} classes, that of"
         f" {source} has {len(stored[other[0]])}"
@@ -179,11 +179,23 @@ def _read_weights(source: str | Path) -> tuple[Path, dict[str, Tensor]]:
         raise ValueError(f"the weight file {path} is damaged: {error}") from error
 
 
-def _load(
-    model: nn.Module, path: Path, stored: dict[str, Tensor], wanted: dict[str, Tensor]
-) -> None:
-    """Load the wanted tensors; where they do not fit, say what differs from the stored ones."""
+def _of_network(path: Path) -> str:
+    """Return which network a run's weights belong to, where its folder says so."""
+    try:
+        config = _read_config(path.with_name("config.json"))
+    except (OSError, ValueError):
+        return ""
+    if config["model"] is None:
+        return ""
+    gate = f"with the gate {config['gate']}" if config["gate"] else "without gates"
+    return f", but of {config['model']} {gate}"
+
+
+def _load(model: nn.Module, path: Path, wanted: dict[str, Tensor]) -> None:
+    """Load the wanted tensors; where they do not fit, say what differs."""
     if key_differences(wanted, model.state_dict()):
-        differences = key_differences(stored, model.state_dict())
-        raise ValueError(f"the weights of {path} are not those of the model: {differences}")
+        differences = key_differences(wanted, model.state_dict())
+        raise ValueError(
+            f"the weights of {path} are not those of the model{_of_network(path)}: {differences}"
+        )
     model.load_state_dict(wanted)
