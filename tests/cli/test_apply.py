@@ -83,6 +83,11 @@ def test_predict_takes_folders_and_names_what_it_could_not_read(capsys, pictures
     assert "not classified: there is no image gone.png" in lines[1]
 
 
+def test_predict_shows_no_table_without_a_row(capsys, pictures):
+    assert main(["predict", NETWORK, "gone.png"]) == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_predict_without_a_bad_picture_succeeds(capsys, pictures):
     assert main(["predict", NETWORK, *map(str, pictures)]) == 0
     assert capsys.readouterr().err == ""
@@ -180,6 +185,7 @@ def test_data_shows_how_a_folder_is_understood(capsys, tmp_path, cifar_folder):
         "files: 20×12 pixels, brought to 16×16",
         "not used: old/",
         "left out: photos/val/cat/bad.png cannot be read",
+        "spem train stops at an image that cannot be read",
         "val/dog/x.png = train/airplane/0.png",
         f"mean [{round(images[:, 0].double().mean().item() / 255, 4)}",
         "the first training images: photos-batches.png",

@@ -84,7 +84,8 @@ def predict(
         print(f"{count:,} pictures: {csv}")
     else:
         rows, unreadable = prediction.rank(batches, classes, top)
-        show(["picture", "class", "probability"], rows)
+        if rows:
+            show(["picture", "class", "probability"], rows)
     for sentence in unreadable:
         print(f"spem: not classified: {sentence}", file=sys.stderr)
     return int(bool(unreadable))

@@ -96,6 +96,11 @@ def show_data(
     recipe = fill_statistics(recipe, dataset)
     announce(recipe, dataset)
     show(["class", "training", "validation", "test"], count_classes(dataset))
+    if dataset.folder is not None and dataset.folder.unreadable:
+        print(
+            "spem train stops at an image that cannot be read: remove it, or give --on-bad-image"
+            " skip, which leaves out up to 1 % of the training images"
+        )
     path = Path(out or f"{Path(data).resolve().name}-batches.png")
     draw_first_batches(path, recipe, dataset)
     print(f"the first training images: {path}")

@@ -77,7 +77,10 @@ class _Reader:
         if self._on_bad_image == "list":
             return
         if self._on_bad_image == "raise":
-            raise ValueError(f"{errors[0]} (`spem data FOLDER` lists all such images)")
+            raise ValueError(
+                f"{errors[0]}; `spem data FOLDER` lists all such images: remove them, or skip them"
+                " where they are few training images (on_bad_image: skip)"
+            )
         if measured:
             raise ValueError(
                 f"{errors[0]}; only training images are skipped, and this one belongs to the"
@@ -86,7 +89,8 @@ class _Reader:
         if len(errors) * _READABLE > count:
             raise ValueError(
                 f"{len(errors)} of {count} training images or more cannot be read, and at most"
-                f" 1 % is skipped: {'; '.join(errors[:3])}"
+                f" 1 % is skipped: {'; '.join(errors[:3])}; remove them (`spem data FOLDER` lists"
+                " all)"
             )
 
 
