@@ -236,7 +236,7 @@ def test_wrong_words_are_refused_in_one_line(tmp_path, capsys, words, message):
 def test_a_folder_is_required(capsys):
     with pytest.raises(SystemExit):
         main(["compare"])
-    assert capsys.readouterr().err == "spem: error: the following arguments are required: out\n"
+    assert capsys.readouterr().err == "spem: error: the following arguments are required: --out\n"
 
 
 def test_the_help_names_the_studies():

@@ -234,7 +234,7 @@ def test_an_attached_model_compiles_whole():
         (Net, {"gate": "se", "reduktion": 4}, "'reduktion'; known: reduction"),
         (Net, {"gate": "se", "at": "layer9.*"}, r"no module of the model is named 'layer9.\*'"),
         (Net, {"gate": "se", "at": lambda n, m: False}, "matches no module of this Net"),
-        (lambda: nn.Sequential(nn.Linear(2, 2)), {"gate": "se"}, "at='residual' matches no module"),
+        (lambda: nn.Sequential(nn.Linear(2, 2)), {"gate": "se"}, "'residual' matches .*a pattern"),
         (Net, {"gate": "se", "at": "fc"}, "'fc' does not tell its channels"),
         (Net, {"gate": "se", "mask": "0000"}, "mask is '0000', must be a list of 0 and 1"),
         (Net, {"gate": "se", "mask": [1]}, "mask has 1 values, the model 4 slots"),

@@ -118,13 +118,24 @@ class Parser(ArgumentParser):
             commands = self._subcommands_action.choices
             message = str(unknown("command", message.split("'")[1], commands, command))
         elif "arguments are required" in message:  # named as `predict.run`
-            message = " ".join(word.rpartition(".")[2] for word in message.split())
+            said, _, needed = message.rpartition(": ")
+            message = f"{said}: {', '.join(self._name(key) for key in needed.split(', '))}"
         elif message.startswith("Parser key"):  # the exceptions keep key and value in the text only
             key, value = message.split('"')[1], message.rpartition("alue: ")[2]
             if action := flags.get(flag := "--" + key.replace("_", "-")):
                 allowed = action.metavar or _placeholder(_hint(action))
+                if allowed == "DICT":
+                    allowed = "a mapping like '{name: value}', with a space after each colon"
                 message = f"{flag} must be {allowed}, got {value!r}"
         sys.exit(fail(message))
+
+    def _name(self, key: str) -> str:
+        """Return what one writes for a key like `predict.run` or `compare.out`: run or --out."""
+        command, _, name = key.rpartition(".")
+        commands = self._subcommands_action.choices if self._subcommands_action else {}
+        flag = f"--{name.replace('_', '-')}"
+        known = commands[command]._option_string_actions if command in commands else {}
+        return flag if flag in known else name
 
 
 def _describe_stray(word: str, given: list[str], flags: Mapping[str, Any], command: str) -> str:

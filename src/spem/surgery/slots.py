@@ -50,7 +50,11 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
                 raise ValueError(f"no module of the model is named {pattern!r}")
         names = [name for name in modules if any(fnmatchcase(name, p) for p in patterns)]
     if not names:
-        raise ValueError(f"at={at!r} matches no module of this {type(model).__name__}")
+        hint = "; name the norms or layers by a pattern, like at='blocks.*.bn'"
+        raise ValueError(
+            f"at={at!r} matches no module of this {type(model).__name__}"
+            f"{hint if isinstance(at, str) else ''}"
+        )
     return {name: last_child(modules[name]) for name in names}
 
 

@@ -94,7 +94,7 @@ class Recipe:
         block: of (pre-activation) ResNets: basic or bottleneck; none: what the depth suggests.
         gate: name of the channel attention; none: no attention.
         init: start of a gate whose options name none: paper, as its authors start it, or identity,
-            with multipliers of exactly 1.
+            with multipliers of exactly 1; with `weights` that have the gate, these count.
         gate_options: keyword arguments of the gate, for example `{alpha: 0.1}`.
         placement: residual, conv, norm or last-stage; none: what the gate's authors do.
         mask: 0 or 1 for every place of a gate, in order; none: gates at all of them.
@@ -105,7 +105,8 @@ class Recipe:
         data: digits, cifar10, cifar100, or the path of an image folder.
         data_dir: folder below which the data sets lie.
         download: fetch the data set when it is absent.
-        image_size: side to which images are brought, in pixels; none: the data's own size.
+        image_size: side to which images are brought, in pixels; none: the data's own size, 32 for
+            a folder.
         validation: fraction of the training images held out; none: no validation split.
         on_bad_image: raise an error at an image of a folder that cannot be read, or skip such
             training images, up to 1 %.
