@@ -2,7 +2,8 @@
 
 import csv
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,32 @@ def atomically(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_leftover(path: Path, names: Collection[str]) -> bool:
+    """Return whether a file was left by a process that died while it wrote one of these names."""
+    match = re.fullmatch(r"\.(.+)\.\d+", path.name)
+    return match is not None and match[1] in names
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove what processes that died have left of these files; nobody else may write them now."""
+    for path in folder.glob(".*"):
+        if is_leftover(path, names):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from spem.compare.planned import deciding_keys, record_key
 from spem.compare.records import Ledger
 from spem.compare.study import Study, load_study, study_names
-from spem.train.checkpoint import FREE_KEYS
+from spem.train.identity import FREE_KEYS, deciding_keys, record_key
 from spem.train.recipe import load_recipe
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import yaml
 
-from spem.train.checkpoint import FREE_KEYS
+from spem.train.identity import FREE_KEYS
 from spem.train.recipe import Recipe
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "spem": "0.1.0", "lightning-fabric": "2.6.6"}

@@ -13,6 +13,7 @@ from spem import create_model
 from spem._files import atomically, write_table, write_text
 from spem.export.network import load_network, load_weights, save_network, start_from
 from spem.train import checkpoint, results
+from spem.train import folder as folders
 from spem.train.recipe import Recipe
 
 CONFIG = {"classes": ["a", "b"], "data": "x", "image_size": [8, 8], "mean": [0.5], "std": [0.5]}
@@ -183,35 +184,35 @@ def test_a_run_that_cannot_be_loaded_says_why(tmp_path):
 def test_unnamed_folders_take_the_next_free_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plain, gated = Recipe(data="some/pictures"), Recipe(gate="spem")
-    names = [str(checkpoint.new_folder(None, recipe)) for recipe in (plain, gated, gated)]
+    names = [str(folders.number_folder(recipe)) for recipe in (plain, gated, gated)]
     stems = ("resnet20-plain-pictures-0", "resnet20-spem-digits-0", "resnet20-spem-digits-1")
     assert names == [f"runs/{stem}" for stem in stems]
 
 
 def test_an_overwritten_folder_loses_the_old_run_and_nothing_else(tmp_path):
-    for name in (*checkpoint.FILES, "notes.txt"):
+    for name in (*folders.FILES, "notes.txt"):
         (tmp_path / name).write_text("old")
     recipe = Recipe(epochs=2)
-    checkpoint.refuse_folder(tmp_path, recipe, resume=False, overwrite=True)
-    checkpoint.new_folder(tmp_path, recipe)
+    folders.refuse_folder(tmp_path, recipe, resume=False, overwrite=True)
+    folders.new_folder(tmp_path, recipe)
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "notes.txt"}
     assert (tmp_path / "recipe.yaml").read_text() == recipe.to_yaml()
 
 
 def test_a_folder_in_use_is_refused_unless_the_recipe_continues_it(tmp_path):
     recipe = Recipe(lr=0.2)
-    checkpoint.refuse_folder(tmp_path, recipe, resume=False, overwrite=False)
+    folders.refuse_folder(tmp_path, recipe, resume=False, overwrite=False)
     with pytest.raises(FileNotFoundError, match="no run to resume"):
-        checkpoint.refuse_folder(tmp_path, recipe, resume=True, overwrite=False)
-    checkpoint.new_folder(tmp_path, recipe)
+        folders.refuse_folder(tmp_path, recipe, resume=True, overwrite=False)
+    folders.new_folder(tmp_path, recipe)
     with pytest.raises(FileExistsError, match="exists"):
-        checkpoint.refuse_folder(tmp_path, recipe, resume=False, overwrite=False)
+        folders.refuse_folder(tmp_path, recipe, resume=False, overwrite=False)
     with pytest.raises(ValueError, match="exclude"):
-        checkpoint.refuse_folder(tmp_path, recipe, resume=True, overwrite=True)
+        folders.refuse_folder(tmp_path, recipe, resume=True, overwrite=True)
     moved = Recipe(lr=0.2, data_dir="elsewhere", progress=False)
-    checkpoint.refuse_folder(tmp_path, moved, resume=True, overwrite=False)
+    folders.refuse_folder(tmp_path, moved, resume=True, overwrite=False)
     with pytest.raises(ValueError, match=r"epochs \(15 there, 3 now\), lr \(0.2 there, 0.1 now\)"):
-        checkpoint.refuse_folder(tmp_path, Recipe(epochs=3), resume=True, overwrite=False)
+        folders.refuse_folder(tmp_path, Recipe(epochs=3), resume=True, overwrite=False)
 
 
 def test_tables_and_curves(tmp_path):

@@ -36,7 +36,7 @@ def printed(monkeypatch, tmp_path):
 def test_without_a_terminal_there_is_a_line_for_each_epoch(printed):
     run, text = printed(False, SHOWN, lambda file: net())
     assert LINE.findall(text) == ["1", "2"]
-    assert len(text.splitlines()) == 2
+    assert len(text.splitlines()) == 4  # two more, of the data and of the network
     last = rows(run.folder)[-1]
     assert f"train loss {float(last['train_loss']):.4f} top-1" in text
     assert f"test loss {float(last['test_loss']):.4f} top-1 {float(last['test_top1']):.2%}" in text
@@ -70,7 +70,7 @@ def test_without_progress_nothing_is_printed(printed, terminal):
 
 def test_replicas_name_their_seeds(printed):
     recipe = replace(SHOWN, model="resnet8", replicas=2, validation=None)
-    lines = printed(False, recipe)[1].splitlines()
+    lines = printed(False, recipe)[1].splitlines()[2:]
     assert [line.partition(": ")[0] for line in lines] == [
         f"seed {seed}, epoch {epoch}/2" for epoch in (1, 2) for seed in (0, 1)
     ]

@@ -16,10 +16,11 @@ from spem import create_model, kernels
 from spem.data.batches import Split, measure_statistics
 from spem.data.dataset import Dataset, load_dataset
 from spem.export.network import load_network
-from spem.train import checkpoint, devices, setup
-from spem.train.checkpoint import FILES
+from spem.train import devices, setup
+from spem.train import folder as folders
 from spem.train.devices import keep_freed_memory
 from spem.train.fitting import fit, resolve
+from spem.train.folder import FILES
 from spem.train.recipe import load_recipe
 
 NOT_FITS = {"placement.json", "per_class.csv", "confusion.png", "mistakes.html"}
@@ -33,7 +34,8 @@ def _own_folder(monkeypatch, tmp_path):
 def test_the_folder_holds_what_was_promised():
     recipe = replace(SMALL, model="resnet8", gate="spem", gate_options={"alpha": 0.2})
     run = fit(recipe)
-    assert {path.name for path in run.folder.iterdir()} == set(FILES) - NOT_FITS
+    found = {path.name for path in run.folder.iterdir()} - {".lock"}
+    assert found == set(FILES) - NOT_FITS
     resolved = replace(recipe, image_size=8, mean=[0.5], std=[0.5])
     assert load_recipe(str(run.folder / "recipe.yaml")) == resolved
     assert run.summary == json.loads((run.folder / "summary.json").read_text())
@@ -173,13 +175,13 @@ def test_the_data_decide_what_a_recipe_leaves_open(capsys):
 def test_a_run_goes_on_with_the_mean_and_std_that_it_began_with(tmp_path):
     recipe = resolve(replace(SMALL, model="resnet8", data="images", validation=0.2))
     assert recipe.mean is recipe.std is None
-    checkpoint.new_folder(tmp_path / "run", replace(recipe, mean=[0.25] * 3, std=[0.75] * 3))
-    checkpoint.refuse_folder(tmp_path / "run", recipe, resume=True, overwrite=False)
+    folders.new_folder(tmp_path / "run", replace(recipe, mean=[0.25] * 3, std=[0.75] * 3))
+    folders.refuse_folder(tmp_path / "run", recipe, resume=True, overwrite=False)
     job = setup.prepare(devices.create_fabric(recipe), recipe, resumed=tmp_path / "run")
     assert (job.recipe.mean, job.recipe.std) == ([0.25] * 3, [0.75] * 3)
     named = replace(recipe, mean=[0.5] * 3)
     with pytest.raises(ValueError, match=r"another recipe: mean \(\[0\.25"):
-        checkpoint.refuse_folder(tmp_path / "run", named, resume=True, overwrite=False)
+        folders.refuse_folder(tmp_path / "run", named, resume=True, overwrite=False)
 
 
 @pytest.mark.usefixtures("images")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spem.compare.planned import deciding_keys, record_key
 from spem.data import cifar
 from spem.train import recipe
+from spem.train.identity import deciding_keys, record_key
 from spem.train.recipe import NAMED_DATA, Recipe, load_recipe, recipe_names
 
 PAPER = {  # METHODS section 21

@@ -14,8 +14,9 @@ from spem import create_model
 from spem.cli import main
 from spem.export.network import load_network
 from spem.train import setup
-from spem.train.checkpoint import FILES, load_checkpoint
+from spem.train.checkpoint import load_checkpoint
 from spem.train.fitting import Interrupted, fit
+from spem.train.folder import FILES
 from spem.train.recipe import Recipe, load_recipe
 from spem.train.run import Run
 
@@ -62,10 +63,11 @@ def test_the_folders_hold_what_was_promised():
     run = fit(replace(TWO, epochs=1))
     assert run.folder.name == "resnet8-spem-digits-0"
     names = {"recipe.yaml", "summary.json", "seed-3", "seed-4"}
-    assert {path.name for path in run.folder.iterdir()} == names
+    assert {path.name for path in run.folder.iterdir()} - {".lock"} == names
     for seed in (3, 4):
         own = run.folder / f"seed-{seed}"
-        assert {path.name for path in own.iterdir()} == set(FILES) - {"placement.json"}
+        others = {"placement.json", "per_class.csv", "confusion.png", "mistakes.html"}
+        assert {path.name for path in own.iterdir()} == set(FILES) - others
         recipe = load_recipe(str(own / "recipe.yaml"))
         assert (recipe.seed, recipe.replicas) == (seed, 1)
     assert load_recipe(str(run.folder / "recipe.yaml")).replicas == 2

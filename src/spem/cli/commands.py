@@ -206,7 +206,7 @@ def _fold_gates(
     from spem.export.network import save_network
     from spem.gates import Gate
     from spem.surgery.deployment import deploy
-    from spem.train.checkpoint import new_folder
+    from spem.train.folder import new_folder
     from spem.train.metrics import evaluate as measure
     from spem.train.results import network_config
 

@@ -70,7 +70,7 @@ def run_command(argv: Sequence[str] | None) -> int:
             print("the same command continues", file=sys.stderr)
         elif folder := getattr(interrupt, "folder", None):
             print(f"continue with: spem train --resume {quote(str(folder))}", file=sys.stderr)
-        return 130
+        return getattr(interrupt, "exit_code", 130)
 
 
 def _import_files(name: str, values: dict[str, Any]) -> None:

@@ -122,7 +122,7 @@ def run_local(runs: Runs, on_end: OnEnd, on_progress: OnProgress, jobs: int = 1)
                     os.kill(child.pid or 0, signal.SIGINT)
                 while running:
                     _report_ended(running, on_end, stopping=True)
-                raise KeyboardInterrupt
+                raise interrupted.error()
 
 
 def _count_cores() -> int:
@@ -218,7 +218,7 @@ def run_ray(runs: Runs, on_end: OnEnd, on_progress: OnProgress, address: str | N
             ray.cancel(task)
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=60)
-            raise KeyboardInterrupt
+            raise interrupted.error()
     finally:
         if started:
             ray.shutdown()

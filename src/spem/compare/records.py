@@ -9,7 +9,8 @@ from typing import Any
 
 from spem._extras import needs_extra
 from spem._files import write_text
-from spem.compare.planned import PlannedRun, deciding_keys, row_name
+from spem.compare.planned import PlannedRun, row_name
+from spem.train.identity import deciding_keys
 
 with needs_extra("train"):
     import yaml

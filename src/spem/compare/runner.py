@@ -16,7 +16,7 @@ from spem._files import write_text
 from spem._messages import say
 from spem.compare import launchers
 from spem.compare.costs import measure_costs
-from spem.compare.planned import PlannedRun, deciding_keys
+from spem.compare.planned import PlannedRun
 from spem.compare.progress import ProgressTable
 from spem.compare.records import (
     Ledger,
@@ -31,6 +31,7 @@ from spem.compare.records import (
 )
 from spem.data.describe import describe
 from spem.train.devices import create_fabric, keep_freed_memory
+from spem.train.identity import deciding_keys
 from spem.train.setup import load_data, prepare
 
 with needs_extra("train"):

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from spem._messages import unknown
 from spem._yaml import read_yaml, shipped_names
-from spem.compare.planned import PlannedRun, record_key, row_name
+from spem.compare.planned import PlannedRun, row_name
 from spem.train.fitting import resolve
+from spem.train.identity import record_key
 from spem.train.recipe import AXES, load_recipe
 
 _STUDIES = resources.files("spem.compare") / "studies"

@@ -1,5 +1,6 @@
 """A trained network as two files: its weights in safetensors and its configuration in JSON."""
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -18,10 +19,12 @@ from spem.surgery.backbone import key_differences
 from spem.surgery.config import NetworkConfig
 
 with needs_extra("train"):
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file, save_file
 
 _log = logging.getLogger("spem")
+# What the header of a weight file says of it.
+_SUM, _IDENTITY = "sha256", "identity"
 
 
 def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
@@ -37,9 +40,21 @@ def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None
         name: value.clone(memory_format=torch.contiguous_format)
         for name, value in model.state_dict().items()
     }
+    mark = {_SUM: _hash_state(state)}
+    if "identity" in config:  # of a run
+        mark[_IDENTITY] = config[_IDENTITY]
     with atomically(folder / "model.safetensors") as temporary:
-        save_file(state, temporary)
+        save_file(state, temporary, mark)
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _hash_state(state: dict[str, Tensor]) -> str:
+    """Return the SHA-256 sum of tensors, with their names, dtypes and shapes."""
+    total = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        total.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def load_network(
@@ -64,8 +79,10 @@ def load_network(
             user's own: it must be given as `model`, or its file be imported before.
     """
     config = _read_config(Path(folder) / "config.json")
+    path, stored = _read_weights(folder)
+    _check_run(path, config)
     if model is not None:
-        load_weights(model, folder)
+        _load(model, path, stored)
         return model.eval(), config
     if config["model"] is None:
         raise ValueError(
@@ -73,8 +90,20 @@ def load_network(
             " spem.export.load_network(folder, model)"
         )
     model = _build_network(folder, config)
-    load_weights(model, folder)
+    _load(model, path, stored)
     return model.eval(), config
+
+
+def _check_run(path: Path, config: dict[str, Any]) -> None:
+    """Raise ValueError where weights are not those of the run that wrote the configuration."""
+    with safe_open(path, "pt") as file:
+        mark = file.metadata() or {}
+    if _SUM not in mark:
+        _log.warning("%s, of an earlier version, has no checksum and names no run", path)
+    elif mark.get(_IDENTITY) != config.get(_IDENTITY):
+        raise ValueError(
+            f"{path} has the weights of another run than {path.parent / 'config.json'}"
+        )
 
 
 def _build_network(folder: str | Path, config: dict[str, Any]) -> nn.Module:
@@ -174,9 +203,17 @@ def _read_weights(source: str | Path) -> tuple[Path, dict[str, Tensor]]:
             f"there is no weight file {path}; bundled networks: {', '.join(bundled_names())}"
         )
     try:
-        return path, load_file(path)
+        with safe_open(path, "pt") as file:
+            mark = file.metadata() or {}
+        stored = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"the weight file {path} is damaged: {error}") from error
+    if _SUM in mark and mark[_SUM] != _hash_state(stored):
+        raise ValueError(f"the weight file {path} is damaged: its content fails its checksum")
+    for name, value in stored.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} of {path} has values that are not finite")
+    return path, stored
 
 
 def _of_network(path: Path) -> str:
@@ -193,9 +230,12 @@ def _of_network(path: Path) -> str:
 
 def _load(model: nn.Module, path: Path, wanted: dict[str, Tensor]) -> None:
     """Load the wanted tensors; where they do not fit, say what differs."""
-    if key_differences(wanted, model.state_dict()):
-        differences = key_differences(wanted, model.state_dict())
+    own = model.state_dict()
+    if differences := key_differences(wanted, own):
         raise ValueError(
             f"the weights of {path} are not those of the model{_of_network(path)}: {differences}"
         )
+    for name, value in wanted.items():
+        if value.dtype != own[name].dtype:
+            raise ValueError(f"{name} of {path} is {value.dtype}, must be {own[name].dtype}")
     model.load_state_dict(wanted)

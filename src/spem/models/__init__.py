@@ -93,19 +93,14 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         1759648
     """
+    plan = _plan_registered if name in MODELS else _plan_network
+    build, block = plan(name, block, gate, gate_options, placement, mask)
     if num_classes is None and pretrained is not None:
         num_classes = bundled_config(bundled_name(name, gate, pretrained))["num_classes"]
     classes = 10 if num_classes is None else num_classes
     check_whole("num_classes", classes)
     check_whole("in_channels", in_channels)
-    sizes = {"num_classes": classes, "in_channels": in_channels}
-    if name in MODELS:
-        model = _build_registered(name, sizes, block, gate, gate_options, placement, mask)
-    else:
-        build, block = _find_network(name, block)
-        gates = Placement(gate, gate_options, placement, mask)
-        model = build(gates=gates, **sizes)
-        gates.finish()
+    model = build(num_classes=classes, in_channels=in_channels)
     bits = None if mask is None else [int(bool(bit)) for bit in mask]
     config = NetworkConfig(name, gate, classes, in_channels, block, placement, bits, gate_options)
     if pretrained is not None:
@@ -114,28 +109,51 @@ def create_model(
     return model
 
 
-def _build_registered(
+def _plan_network(
     name: str,
-    sizes: dict[str, int],
     block: str | None,
     gate: str | None,
     options: dict[str, Any],
     placement: str | None,
     mask: Sequence[int] | None,
-) -> nn.Module:
-    """Return a network of the user's, with gates that start as their authors start them."""
+) -> tuple[Callable[..., nn.Module], str | None]:
+    """Return what builds a network of the library's for numbers of classes and channels."""
+    network, block = _find_network(name, block)
+    gates = Placement(gate, options, placement, mask)
+
+    def build(**sizes: int) -> nn.Module:
+        model = network(gates=gates, **sizes)
+        gates.finish()
+        return model
+
+    return build, block
+
+
+def _plan_registered(
+    name: str,
+    block: str | None,
+    gate: str | None,
+    options: dict[str, Any],
+    placement: str | None,
+    mask: Sequence[int] | None,
+) -> tuple[Callable[..., nn.Module], None]:
+    """Return what builds a network of the user's, with gates that start as their authors do."""
     if block is not None:
         raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
-    model = MODELS[name](**sizes)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"the model {name!r} is {model!r}, must be a torch.nn.Module")
     if gate is None:
         Placement(None, options, placement, mask)  # which refuses options without a gate
-    else:
-        start = "paper" if gate in GATES and "init" in known_options(gate) else None
-        settings: dict[str, Any] = {"init": start, **options}
-        attach(model, gate, at=placement or "residual", mask=mask, **settings)
-    return model
+
+    def build(**sizes: int) -> nn.Module:
+        model = MODELS[name](**sizes)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"the model {name!r} is {model!r}, must be a torch.nn.Module")
+        if gate is not None:
+            start = "paper" if gate in GATES and "init" in known_options(gate) else None
+            settings: dict[str, Any] = {"init": start, **options}
+            attach(model, gate, at=placement or "residual", mask=mask, **settings)
+        return model
+
+    return build, None
 
 
 def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:

@@ -1,6 +1,7 @@
 """`fit`: trains what a recipe says and writes the folder of the run."""
 
 import json
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from spem.data.dataset import image_format
 from spem.export.network import load_network, load_weights
 from spem.gates import GATES, gate_options
 from spem.models.user_files import import_files, pin_files
-from spem.train import checkpoint
+from spem.train import folder as folders
 from spem.train.devices import (
     choose_precision,
     create_fabric,
@@ -26,7 +27,7 @@ from spem.train.devices import (
     settings,
 )
 from spem.train.recipe import NAMED_DATA, Recipe
-from spem.train.replicas import Replicas, replica_folder
+from spem.train.replicas import Replicas
 from spem.train.results import MODEL_KEYS, network_config, write_results
 from spem.train.run import Run
 from spem.train.setup import Job, announce, choose_kernels, describe, prepare
@@ -50,11 +51,14 @@ class Result(NamedTuple):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C stopped the run in `folder`, where its state is saved."""
+    """Ctrl-C or SIGTERM stopped the run in `folder`, where its state is saved.
 
-    def __init__(self, folder: Path):
+    `exit_code` is what shells give the signal: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, folder: Path, exit_code: int = 130):
         super().__init__(f"interrupted; the state of the run is saved in {folder}")
-        self.folder = folder
+        self.folder, self.exit_code = folder, exit_code
 
 
 def fit(
@@ -98,11 +102,12 @@ def fit(
         where the recipe has `ema`.
 
     Raises:
-        ValueError: recipe, data, model and machine do not fit, or a training loss is not finite.
+        ValueError: recipe, data, model and machine do not fit, a training loss is not finite, or
+            another run trains in `out`.
         FileExistsError: `out` is in use.
         FileNotFoundError: the data, the weights or the run to resume are not there.
-        Interrupted: Ctrl-C. A single process has saved its state after the current step; of
-            several, the state after the last epoch is saved.
+        Interrupted: Ctrl-C or SIGTERM. A single process has saved its state after the current step;
+            of several, the state after the last epoch is saved.
     """
     if resume and out is None:
         raise ValueError("resume needs the folder of a run as out")
@@ -110,8 +115,8 @@ def fit(
     fabric = create_fabric(recipe)
     folder = None if out is None else Path(out)
     if folder and fabric.is_global_zero:
-        checkpoint.refuse_folder(folder, recipe, resume=resume, overwrite=overwrite)
-    if folder and resume and checkpoint.is_finished(folder, recipe):
+        folders.refuse_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    if folder and resume and folders.is_finished(folder, recipe):
         say(f"The run in {folder} is finished: nothing is left to train.")
         return _read_result(folder, recipe, model)
     resumed = folder if resume else None
@@ -120,41 +125,44 @@ def fit(
     else:
         ready = prepare(fabric, recipe, model, resumed)
         recipe = replace(recipe, mean=ready.recipe.mean, std=ready.recipe.std)
-    if fabric.is_global_zero:
-        _say(recipe, ready)
-        folder = _take_folder(folder, recipe, resume)
-    try:
-        if isinstance(ready, Job):
-            folder = Path(fabric.launch(partial(_train, job=ready, folder=folder)))
-        else:
-            ready.train(folder := folder or Path())
-    except KeyboardInterrupt:
-        raise Interrupted(folder or Path()) from None
-    return _read_result(folder, recipe, model)
+    with ExitStack() as held:
+        if fabric.is_global_zero:
+            _say(recipe, ready)
+            folder = folder or folders.number_folder(recipe)
+            held.enter_context(folders.locked(folder))
+            _take_folder(folder, recipe, resume=resume, overwrite=overwrite)
+        try:
+            if isinstance(ready, Job):
+                folder = Path(fabric.launch(partial(_train, job=ready, folder=folder)))
+            else:
+                ready.train(folder := folder or Path())
+        except KeyboardInterrupt as interrupt:
+            code = getattr(interrupt, "exit_code", 130)
+            raise Interrupted(folder or Path(), code) from None
+        return _read_result(folder, recipe, model)
 
 
 def _say(recipe: Recipe, ready: Job | Replicas) -> None:
-    """Print what network is trained, unless the recipe asks for silence."""
+    """Print what is trained on what, unless the recipe asks for silence."""
     jobs = [ready] if isinstance(ready, Job) else ready.jobs
     if recipe.progress:
         for job in jobs[:1]:
+            announce(job.recipe, job.dataset)
             say(describe(job))
 
 
-def _take_folder(folder: Path | None, recipe: Recipe, resume: bool) -> Path:
-    """Return the folder of the run, made ready for it."""
-    if folder is None or not resume:
-        return checkpoint.new_folder(folder, recipe)
-    if changed := checkpoint.extend(folder, recipe):
+def _take_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    """Make a folder, which is locked by now, ready for the run."""
+    folders.refuse_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    if not resume:
+        folders.new_folder(folder, recipe)
+    elif changed := folders.extend(folder, recipe):
         say(changed)
-    return folder
 
 
 def _train(fabric: Fabric, job: Job, folder: Path | None) -> str:
     """Train in one process; the first one writes the results. Returns the folder."""
     folder = Path(fabric.broadcast(str(folder)))
-    if fabric.is_global_zero:
-        announce(job.recipe, job.dataset)
     if fabric.world_size > 1:
         # Spawned processes share the memory of what they are given.
         job = job._replace(model=deepcopy(job.model))
@@ -212,7 +220,7 @@ def start_options(recipe: Recipe) -> dict[str, Any]:
 
 def _read_result(folder: Path, recipe: Recipe, model: nn.Module | None) -> Result:
     if model is None:
-        own = folder if recipe.replicas == 1 else replica_folder(folder, recipe.seed)
+        own = folder if recipe.replicas == 1 else folders.replica_folder(folder, recipe.seed)
         model, _ = load_network(own)
     else:
         load_weights(model, folder)

@@ -130,6 +130,8 @@ class Recipe:
         clip_gradient: largest norm of the whole gradient; none: no clipping.
         ema: decay of the moving average of the weights, in (0, 1); with it the averaged weights are
             evaluated and stored.
+        checkpoint_minutes: age of the last checkpoint at which a single process saves its state
+            within an epoch; none: at the end of each epoch only.
         accumulate: micro-batches whose gradients make one step; at most `batch_size`.
         precision: 32, bf16-mixed, 16-mixed, or auto: bf16-mixed on GPUs and CPUs that compute in
             bfloat16, else 32.
@@ -185,6 +187,7 @@ class Recipe:
     label_smoothing: Share = 0.0
     clip_gradient: Positive | None = None
     ema: Fraction | None = None
+    checkpoint_minutes: Positive | None = None
     accumulate: Count = 1
     precision: Precision = "32"
     channels_last: Flag = True

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from spem._extras import needs_extra
-from spem.train import checkpoint
+from spem.train import folder as folders
 from spem.train.devices import create_fabric, create_stream, join_stream, settings
 from spem.train.interrupt import deferred_interrupt
 from spem.train.progress import add_line, progress_bar
 from spem.train.recipe import Recipe
 from spem.train.results import write_results, write_summary
 from spem.train.run import Run
-from spem.train.setup import Job, announce, choose_kernels, prepare
+from spem.train.setup import Job, choose_kernels, prepare
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -51,12 +51,12 @@ class Replicas:
         self._all = [replace(recipe, seed=seed, replicas=1) for seed in seeds]
         self._left: list[tuple[Fabric, Recipe, Job, Path | None]] = []
         for own in self._all:
-            folder = None if resumed is None else replica_folder(resumed, own.seed)
+            folder = None if resumed is None else folders.replica_folder(resumed, own.seed)
             if folder and not (folder / "recipe.yaml").is_file():
                 folder = None
             elif folder:
-                checkpoint.refuse_folder(folder, own, resume=True, overwrite=False)
-            if folder is None or not checkpoint.is_finished(folder, own):
+                folders.refuse_folder(folder, own, resume=True, overwrite=False)
+            if folder is None or not folders.is_finished(folder, own):
                 # Each has its own Fabric: the loss scaling of 16-mixed is part of a run's state.
                 fabric = create_fabric(own)
                 self._left.append((fabric, own, prepare(fabric, own, resumed=folder), folder))
@@ -79,19 +79,18 @@ class Replicas:
         """
         if self._left:
             fabric, _, job, _ = self._left[0]
-            announce(job.recipe, job.dataset)
             kernels = choose_kernels(fabric, self.jobs)
             with settings(fabric, job.recipe), kernels:
                 _train_in_turn([_start(folder, *each) for each in self._left])
-        paths = [replica_folder(folder, own.seed) / "summary.json" for own in self._all]
+        paths = [folders.replica_folder(folder, own.seed) / "summary.json" for own in self._all]
         write_summary(folder, _summarise([json.loads(path.read_text()) for path in paths]))
 
 
 def _start(folder: Path, fabric: Fabric, recipe: Recipe, job: Job, resumed: Path | None) -> Replica:
     fabric.launch()
     recipe = replace(recipe, mean=job.recipe.mean, std=job.recipe.std)
-    own = resumed or checkpoint.new_folder(replica_folder(folder, recipe.seed), recipe)
-    checkpoint.extend(own, recipe)
+    own = resumed or folders.new_folder(folders.replica_folder(folder, recipe.seed), recipe)
+    folders.extend(own, recipe)
     stream = create_stream(fabric.device)
     with torch.cuda.stream(stream):
         return Run(fabric, job, own), stream
@@ -124,6 +123,7 @@ def _take_steps_in_turn(replicas: Sequence[Replica]) -> list[str]:
                 try:
                     with torch.cuda.stream(stream):
                         advance[run](run.take_step())
+                        run.save_if_due()
                 except ValueError as error:
                     errors.append(f"seed {run.recipe.seed}: {error}")
                     del left[run]
@@ -133,13 +133,8 @@ def _take_steps_in_turn(replicas: Sequence[Replica]) -> list[str]:
             with torch.cuda.stream(stream):
                 run.save_within_epoch()
     if left:
-        raise KeyboardInterrupt
+        raise interrupted.error()
     return errors
-
-
-def replica_folder(folder: Path, seed: int) -> Path:
-    """Return the folder of the run of one seed."""
-    return folder / f"seed-{seed}"
 
 
 def _summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:

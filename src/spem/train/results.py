@@ -15,6 +15,8 @@ from spem._files import atomically, write_text
 from spem.export.network import save_network
 from spem.models.user_files import sums_by_name
 from spem.surgery.config import config_of
+from spem.train.folder import sums_of_derived
+from spem.train.identity import identity
 from spem.train.run import Run
 from spem.train.setup import Job
 
@@ -34,10 +36,11 @@ def network_config(model: nn.Module) -> dict[str, Any]:
 def write_results(run: Run) -> None:
     """Write the network, the curves and the summary of a finished run into its folder."""
     folder = run.folder
+    run.write_metrics()  # a process that died may have saved the checkpoint alone
     save_network(folder, run.stored, _run_config(run.job))
     draw_curves(folder / "curves.png", run.history, folder.name)
     # The summary comes last, because a folder with a summary counts as finished.
-    write_summary(folder, _summarise(run))
+    write_summary(folder, _summarise(run) | {"files": sums_of_derived(folder)})
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -49,6 +52,7 @@ def _run_config(job: Job) -> dict[str, Any]:
     recipe, dataset = job.recipe, job.dataset
     return {
         **network_config(job.model),
+        "identity": identity(recipe),
         "classes": list(dataset.classes),
         "data": recipe.data,
         "image_size": list(dataset.train.images.shape[2:]),
@@ -73,6 +77,7 @@ def _summarise(run: Run) -> dict[str, Any]:
         "macs": run.job.macs,
         "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),
         "seed": run.recipe.seed,
+        "identity": identity(run.recipe),
         "threads": run.recipe.threads,
         "precision": run.recipe.precision,
         "import": sums_by_name(run.recipe.import_),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from spem._files import write_table
 from spem.data.batches import Batches
 from spem.data.dataset import Dataset
 from spem.gates import mixing_ratios
-from spem.train.checkpoint import load_checkpoint, save_checkpoint
+from spem.train.checkpoint import check_run, load_checkpoint, mark_run, save_checkpoint
 from spem.train.interrupt import deferred_interrupt
 from spem.train.loggers import log_epoch, open_log
 from spem.train.metrics import create_metrics, evaluate, read
@@ -69,6 +69,7 @@ class Run:
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, Any]] = []
         self._coming: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._saved = monotonic()
         self.checkpoint = folder / "checkpoint.pt"
         if self.checkpoint.exists():
             self._restore()
@@ -84,8 +85,9 @@ class Run:
 
         Raises:
             ValueError: the loss of an epoch is not finite.
-            KeyboardInterrupt: Ctrl-C. A single process has saved its state after the step; each of
-                several ends at once, so the run continues from the state of the last epoch.
+            KeyboardInterrupt: Ctrl-C or SIGTERM. A single process has saved its state after the
+                step; each of several ends at once, so the run continues from the state of the last
+                epoch.
         """
         visible = self.recipe.progress and self.fabric.is_global_zero
         single = self.fabric.world_size == 1
@@ -94,9 +96,11 @@ class Run:
             advance = add_line(bar, self)
             while not self.finished and not interrupted.is_set():
                 advance(self.take_step())
+                if single:
+                    self.save_if_due()
             if not self.finished:
                 self.save_within_epoch()
-                raise KeyboardInterrupt
+                raise interrupted.error()
 
     def close(self) -> None:
         """End the log of the run; nothing can be trained afterwards."""
@@ -200,9 +204,21 @@ class Run:
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self._parts().items()}
             state |= {key: getattr(self, key) for key in _POSITION}
+            state["run"] = mark_run(self.recipe)
             save_checkpoint(self.checkpoint, state)
-            if self.history:
-                write_table(self.folder / "metrics.csv", self.history)
+            self.write_metrics()
+        self._saved = monotonic()
+
+    def write_metrics(self) -> None:
+        """Write the table of the finished epochs, if there are any."""
+        if self.history:
+            write_table(self.folder / "metrics.csv", self.history)
+
+    def save_if_due(self) -> None:
+        """Write the checkpoint if the last one is older than the recipe's `checkpoint_minutes`."""
+        minutes = self.recipe.checkpoint_minutes
+        if minutes is not None and monotonic() - self._saved > 60 * minutes:
+            self.save_within_epoch()
 
     def save_within_epoch(self) -> None:
         """Write the checkpoint unless the epoch has just begun: the last one's end is saved."""
@@ -211,10 +227,15 @@ class Run:
 
     def _restore(self) -> None:
         state, parts = load_checkpoint(self.checkpoint), self._parts()
-        if not isinstance(state, dict) or not {*parts, *_POSITION} <= state.keys():
+        check_run(self.checkpoint, state, self.recipe)
+        if not {*parts, *_POSITION} <= state.keys():
             raise ValueError(f"{self.checkpoint} is no checkpoint of a run with this recipe")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self.checkpoint} does not fit its recipe: {reason}") from error
         for key in _POSITION:
             setattr(self, key, state[key])
 

@@ -1,0 +1,47 @@
+"""Which run a file belongs to: a hash of the recipe keys that decide a run's results."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from spem.train.recipe import Recipe
+
+# The keys that a resumed run may change: where and how it computes, not what. `init` acts through
+# `gate_options`, and files to import are told apart by their sums.
+FREE_KEYS = ("data_dir", "download", "device", "threads", "progress", "logger", "init", "import_")
+FREE_KEYS += ("checkpoint_minutes",)
+# Keys that recipes of earlier versions lack, each with the value that means what these did: with it
+# a run keeps the key and the identity that it had there.
+NEW_KEYS = {"on_bad_image": "raise"}
+
+
+def deciding_keys(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe keys that decide a run's results, without where and how it computes."""
+    return {
+        key: value
+        for key, value in asdict(recipe).items()
+        if key not in FREE_KEYS and not (key in NEW_KEYS and value == NEW_KEYS[key])
+    }
+
+
+def record_key(recipe: Recipe) -> str:
+    """Return the key of a run's record and folder: 16 hexadecimal digits of a hash of its recipe.
+
+    Only `deciding_keys` enter the hash, so the same run on another machine has the same key.
+    """
+    return _hash(deciding_keys(recipe))
+
+
+def identity(recipe: Recipe) -> str:
+    """Return what the files of a run carry: as `record_key`, but for the number of epochs.
+
+    A run may go on to more epochs than it began with.
+    """
+    keys = deciding_keys(recipe)
+    del keys["epochs"]
+    return _hash(keys)
+
+
+def _hash(keys: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]
