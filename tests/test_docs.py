@@ -67,3 +67,12 @@ def test_a_gate_has_a_page_with_its_options(name):
 
 def test_every_page_is_that_of_a_gate():
     assert {page.stem for page in METHODS.glob("*.md")} == {*GATES, "README"}
+
+
+def test_the_pictures_are_those_that_the_script_draws(tmp_path):
+    place = ROOT / "docs" / "pictures"
+    script = runpy.run_path(str(place / "draw.py"))
+    script["draw_diagram"](tmp_path)
+    script["draw_feature_maps"](tmp_path)
+    assert (tmp_path / "spem.svg").read_bytes() == (place / "spem.svg").read_bytes()
+    assert (tmp_path / "max-and-min.png").stat().st_size > 50_000

@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from spem.data.batches import normalise
-from spem.data.dataset import prepare_image
+from spem.data.images import prepare_image
 from spem.export import load_network
 from spem.models.pretrained import find_run
 
@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
 NETWORK = "resnet20-spem-cifar10"
 
 
-def draw_diagram() -> None:
+def draw_diagram(folder: Path) -> None:
     """Draw SPEM as three stages: pooling, excitation and reweighting, recalibration."""
     figure = Figure(figsize=(10, 3.4))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -75,7 +75,7 @@ def draw_diagram() -> None:
     arrow((7.5, 12.4), (7.5, 2.5), (94.5, 2.5), (94.5, 12.4))
     axes.text(51, 3.6, "the feature map itself", ha="center", fontsize=9.5, color=GREY)
     with mpl.rc_context({"svg.hashsalt": "spem", "svg.fonttype": "none"}):
-        figure.savefig(FOLDER / "spem.svg", metadata={"Date": None})
+        figure.savefig(folder / "spem.svg", metadata={"Date": None})
 
 
 def pick_channels(maps: torch.Tensor) -> tuple[int, int]:
@@ -88,7 +88,7 @@ def pick_channels(maps: torch.Tensor) -> tuple[int, int]:
     return best // len(maps), best % len(maps)
 
 
-def draw_feature_maps() -> None:
+def draw_feature_maps(folder: Path) -> None:
     """Draw a photograph and two channels with the same mean, which their extrema tell apart."""
     model, config = load_network(find_run(NETWORK))
     photograph = Image.fromarray(load_sample_image("flower.jpg"))
@@ -111,14 +111,14 @@ def draw_feature_maps() -> None:
     for axes, channel in zip(others, chosen, strict=True):
         own = maps[channel]
         image = axes.imshow(own.numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit)
-        words = f"mean {own.mean():+.2f}\nmaximum {own.max():+.2f}, minimum {own.min():+.2f}"
-        axes.set_title(f"channel {channel} before its gate: {words}", fontsize=10)
+        words = f"mean {own.mean():+.2f}, max {own.max():+.2f}, min {own.min():+.2f}"
+        axes.set_title(f"channel {channel} before its gate\n{words}", fontsize=9)
     for axes in (left, *others):
         axes.set(xticks=[], yticks=[])
     figure.colorbar(image, ax=others, shrink=0.8)
-    figure.savefig(FOLDER / "max-and-min.png", metadata={"Software": None})
+    figure.savefig(folder / "max-and-min.png", metadata={"Software": None})
 
 
 if __name__ == "__main__":
-    draw_diagram()
-    draw_feature_maps()
+    draw_diagram(FOLDER)
+    draw_feature_maps(FOLDER)

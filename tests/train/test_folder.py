@@ -53,7 +53,7 @@ def resume(folder, **changes):
 
 def test_keys_of_later_versions_change_no_key_of_a_run():
     known = FIRST_KEYS | {*FREE_KEYS} | NEW_KEYS.keys()
-    assert {field for field in Recipe.__dataclass_fields__} <= known
+    assert set(Recipe.__dataclass_fields__) <= known
     assert all(getattr(Recipe(), key) == value for key, value in NEW_KEYS.items())
     longer = replace(SHORT, epochs=9)
     assert identity(longer) == identity(SHORT)
@@ -218,7 +218,7 @@ def test_files_and_their_folder_are_flushed(tmp_path, monkeypatch):
     real = os.fsync
 
     def fsync(descriptor):
-        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)

@@ -1,5 +1,6 @@
 """From the words of a command to the call of its function."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -60,6 +61,9 @@ def run_command(argv: Sequence[str] | None) -> int:
     try:
         _import_files(name, values)
         return _COMMANDS[name](*_take_shared(name, values), **values) or 0
+    except BrokenPipeError:  # who reads the output, `head` for example, has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (for the interpreter's last flush)
+        return 141
     except (ValueError, OSError, ImportError) as error:
         return fail(describe_error(error))
     except KeyboardInterrupt as interrupt:

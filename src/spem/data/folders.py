@@ -86,11 +86,11 @@ class _Reader:
                 f"{errors[0]}; only training images are skipped, and this one belongs to the"
                 " images that are measured: repair or remove it"
             )
-        if len(errors) * _READABLE > count:
+        if len(errors) > max(1, count // _READABLE):
             raise ValueError(
                 f"{len(errors)} of {count} training images or more cannot be read, and at most"
-                f" 1 % is skipped: {'; '.join(errors[:3])}; remove them (`spem data FOLDER` lists"
-                " all)"
+                f" 1 %, or one, is skipped: {'; '.join(errors[:3])}; remove them (`spem data FOLDER`"
+                " lists all)"
             )
 
 
@@ -109,7 +109,7 @@ def read_folder(
             images; None: no validation split.
         seed: decides the splits that are drawn.
         on_bad_image: raise an error at the first image that cannot be read; or skip such training
-            images, up to 1 %; or list them all, without limit, to look at a folder.
+            images, up to 1 % or one; or list them all, without limit, to look at a folder.
 
     Raises:
         ValueError: the folder has no known layout, or images cannot be read.
