@@ -1,3 +1,6 @@
+import os
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -60,3 +63,36 @@ def test_a_photo_is_turned_upright(tmp_path):
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no image .*x\.png"):
         prepare_image(tmp_path / "x.png", size=8, channels=3)
+
+
+EPS = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_a_picture_is_what_its_content_says_and_starts_no_program(tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    for name in ("a.png", "a.eps", "a.jpg"):
+        (tmp_path / name).write_text(EPS)
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image"):
+            prepare_image(tmp_path / name, size=8, channels=3)
+    assert not (tmp_path / "started").exists()
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "a.ppm")
+    (tmp_path / "a.ppm").rename(tmp_path / "ppm.png")
+    with pytest.raises(ValueError, match=r"ppm\.png cannot be read as an image"):
+        prepare_image(tmp_path / "ppm.png", size=8, channels=3)
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "b.webp")
+    (tmp_path / "b.webp").rename(tmp_path / "webp.jpg")  # another promised one is welcome
+    assert prepare_image(tmp_path / "webp.jpg", size=8, channels=3).shape == (3, 8, 8)
+
+
+def test_a_picture_is_refused_by_its_declared_size_before_it_is_decoded(tmp_path):
+    Image.new("1", (9, 9)).save(tmp_path / "bomb.png")
+    content = bytearray((tmp_path / "bomb.png").read_bytes())
+    content[16:24] = (30_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="30,000×30,000 pixels|exceeds limit"):
+        prepare_image(tmp_path / "bomb.png", size=8, channels=3)

@@ -89,8 +89,8 @@ class _Reader:
         if len(errors) > max(1, count // _READABLE):
             raise ValueError(
                 f"{len(errors)} of {count} training images or more cannot be read, and at most"
-                f" 1 %, or one, is skipped: {'; '.join(errors[:3])}; remove them (`spem data FOLDER`"
-                " lists all)"
+                f" 1 %, or one, is skipped: {'; '.join(errors[:3])}; remove them"
+                " (`spem data FOLDER` lists all)"
             )
 
 

@@ -1,5 +1,6 @@
 """Picture files: which there are in a folder, and what a network sees of one."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# What these suffixes promise, by content: Pillow knows forty more, one of which starts a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MOST_PIXELS = 100_000_000  # of a picture, by its header: 300 MB when it is decoded
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -69,20 +73,32 @@ def open_image(path: Path) -> "Image.Image":
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read as an image, or its pixels are floating-point numbers.
+        ValueError: it cannot be read as an image of `FORMATS`, has more than `MOST_PIXELS`, or its
+            pixels are floating-point numbers.
     """
     with needs_extra("train"):
         from PIL import Image, ImageOps
     if not path.is_file():
         raise FileNotFoundError(f"there is no image {path}")
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                _refuse_size(image)
+                upright = ImageOps.exif_transpose(image)
     # Pillow's decoders raise many kinds of exceptions, SyntaxError among them.
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} cannot be read as an image: {reason}") from error
     _refuse_floats(upright, path)
     return upright
+
+
+def _refuse_size(image: "Image.Image") -> None:
+    """Raise ValueError for a picture that is too large to decode, by its header."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"it has {width:,}×{height:,} pixels, must have at most {MOST_PIXELS:,}")
 
 
 def _refuse_floats(image: "Image.Image", name: object) -> None:
