@@ -205,7 +205,8 @@ def test_the_runs_on_a_folder_are_planned_before_its_mean_is_known():
 def test_the_key_is_that_of_what_decides_a_run_and_of_nothing_else():
     recipe = load_recipe("digits")
     elsewhere = {"data_dir": "x", "download": True, "device": "cpu", "threads": 7}
-    elsewhere |= {"progress": False, "logger": "wandb", "init": "identity", "import_": ["mine.py"]}
+    elsewhere |= {"progress": False, "logger": "wandb", "init": "identity"}
+    elsewhere |= {"import_": ["mine.py"], "checkpoint_minutes": 5.0}
     assert set(elsewhere) == set(FREE_KEYS)
     assert record_key(replace(recipe, **elsewhere)) == record_key(recipe)
     assert record_key(replace(recipe, seed=1)) != record_key(recipe)
