@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import re
 import zipfile
 
@@ -35,6 +36,33 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         half_a_write(temporary)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
+    path, link = tmp_path / "real.csv", tmp_path / "link.csv"
+    path.write_text("old")
+    link.symlink_to(path)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"  # as /dev/stdout and /dev/null, which no test may touch
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "new")
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(IsADirectoryError), atomically(tmp_path):
+        pytest.fail("the work would be lost")
+    with pytest.raises(FileNotFoundError, match=r"none'$"), atomically(tmp_path / "none" / "x"):
+        pytest.fail("the work would be lost")
 
 
 def test_a_checkpoint_reads_back_equal(tmp_path, state):
