@@ -137,6 +137,8 @@ def test_the_flags_that_commands_share_are_explained(capsys, command):
         ("train --model resnt20", "unknown model 'resnt20'; known: resnet"),
         ("train --data cifar11", "there is no folder cifar11, nor a data set of that name; known"),
         ("train --config papr", "unknown recipe 'papr'; known: paper"),
+        ("train --resume=", "the value of resume is empty"),
+        ("train --epochs 1 --out=", "the value of out is empty"),
         ("train --momentun 0.8", "unknown flag '--momentun'; known: --momentum, --mean, "),
         ("train --batch_size 3", "unknown flag '--batch_size'; known: --batch-size, "),
         ("train --progress false", "--progress takes no value: write --progress, or --no-progress"),

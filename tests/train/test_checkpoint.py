@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import resource
 import zipfile
 
 import pytest
@@ -70,6 +71,23 @@ def test_a_checkpoint_reads_back_equal(tmp_path, state):
     loaded = checkpoint.load_checkpoint(tmp_path / "checkpoint.pt")
     assert torch.equal(loaded.pop("weights"), state.pop("weights"))
     assert loaded == state
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_the_last_checkpoint_stays(tmp_path, state):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save_checkpoint(path, state)
+    whole = path.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoint.save_checkpoint(path, state | {"weights": torch.zeros(10_000)})
+        with pytest.raises(OSError, match=r"model\.safetensors cannot be written"):
+            save_network(tmp_path, nn.Linear(100, 100), CONFIG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_any_damage_to_a_checkpoint_is_found(tmp_path, state):

@@ -31,14 +31,21 @@ def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None
         folder: the run's folder.
         model: the network.
         config: written as `config.json`.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     # Copies, because safetensors takes neither shared memory nor another memory format.
     state = {
         name: value.clone(memory_format=torch.contiguous_format)
         for name, value in model.state_dict().items()
     }
-    with atomically(folder / "model.safetensors") as temporary:
-        save_file(state, temporary)
+    path = folder / "model.safetensors"
+    with atomically(path) as temporary:
+        try:
+            save_file(state, temporary)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 

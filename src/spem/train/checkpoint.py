@@ -42,9 +42,17 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Args:
         path: the file.
         state: tensors, numbers, strings and containers of them.
+
+    Raises:
+        OSError: the file cannot be written; the last one is kept.
     """
-    with atomically(path) as temporary:
-        torch.save(state, temporary)
+    with atomically(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # PyTorch's, about the system's of a full disk
+            if not isinstance(cause := error.__context__, OSError):
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
