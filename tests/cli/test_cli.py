@@ -2,6 +2,7 @@ import re
 import shlex
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -285,3 +286,11 @@ def test_without_the_extra_it_says_how_to_get_it():
 def test_a_search_without_a_gate_is_refused(capsys):
     assert main(["search-placement", "--gate", "none"]) == 2
     assert "needs one" in capsys.readouterr().err
+
+
+def test_letters_that_the_terminal_lacks_end_no_command(monkeypatch):
+    terminal = TextIOWrapper(BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["models", "resnet8"]) == 0
+    terminal.flush()
+    assert b"3\\xd732" in terminal.buffer.getvalue()
