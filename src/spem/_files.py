@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from errno import EISDIR, ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,24 @@ from typing import Any
 def atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary file to write; it is renamed to `path` once it is complete and on the disk.
 
+    Behind a symbolic link, the file that it points to is replaced. A device or a pipe is no file
+    to replace: the block writes to `path` itself.
+
     Args:
         path: the file that is created or replaced, unless the block raises.
+
+    Raises:
+        IsADirectoryError: `path` is a folder.
+        FileNotFoundError: its folder is missing.
     """
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    if not path.parent.is_dir():
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(path.parent))
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.touch()
@@ -56,12 +72,14 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomically(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a CSV file atomically; columns are the keys of the first row, None an empty field."""
-    with atomically(path) as temporary, temporary.open("w", newline="") as file:
+    # Names of files in another encoding than UTF-8 are written with the bytes that they have.
+    text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with atomically(path) as temporary, temporary.open("w", **text) as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)

@@ -1,12 +1,14 @@
 """The commands `evaluate`, `predict` and `data`, on small folders and a bundled network."""
 
 import csv
+import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from spem.cli import main
 from spem.data.batches import Batches, normalise, restore_pixels
@@ -16,7 +18,7 @@ from spem.export.network import load_network
 from spem.models import create_model
 from spem.models.pretrained import FOLDER, find_run
 from spem.surgery.config import config_of
-from spem.train.prediction import find_classifier
+from spem.train.prediction import find_classifier, predict
 from spem.train.preview import draw_first_batches
 from spem.train.recipe import Recipe
 from spem.train.run import hash_seed, order_rows
@@ -95,7 +97,8 @@ def test_predict_without_a_bad_picture_succeeds(capsys, pictures):
 
 @pytest.mark.parametrize("kind", ["probability", "logit", "feature"])
 def test_predict_writes_a_csv_file(capsys, monkeypatch, pictures, kind):
-    monkeypatch.setattr("spem.train.prediction.predict.__kwdefaults__", {"batch_size": 2})
+    small = {"features": False, "batch_size": 2}
+    monkeypatch.setattr("spem.train.prediction.predict.__kwdefaults__", small)
     flags = {"probability": [], "logit": ["--logits"], "feature": ["--features"]}[kind]
     assert main(["predict", NETWORK, "in", "--csv", "out.csv", *flags]) == 1
     assert "5 pictures: out.csv" in capsys.readouterr().out
@@ -116,7 +119,8 @@ def test_predict_writes_a_csv_file(capsys, monkeypatch, pictures, kind):
         ("--logits", "give --csv FILE"),
         ("--csv x.csv --logits --features", "exclude each other"),
         ("--top 0", "top is 0"),
-        ("--csv none/x.csv", "none"),
+        ("--csv none/x.csv", "there is no file or folder none"),
+        ("--csv empty", "is a directory: empty"),
         ("empty", "empty holds no image"),
     ],
 )
@@ -128,6 +132,24 @@ def test_what_predict_refuses(capsys, tmp_path, words, sentence):
     assert sentence in printed.err
     assert printed.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "empty"]
+
+
+def test_names_in_another_encoding_are_written_with_their_bytes(pictures):
+    name = os.fsdecode(b"caf\xe9.png")
+    Path(name).hardlink_to(pictures[0])
+    assert main(["predict", NETWORK, name, "--csv", "out.csv"]) == 0
+    assert b"\ncaf\xe9.png," in Path("out.csv").read_bytes().replace(b"\r", b"")
+
+
+def test_only_features_need_a_linear_classifier(pictures):
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    config = {"classes": ["a", "b"], "in_channels": 3, "image_size": [4, 4], "mean": None}
+    config |= {"std": None}
+    (found,) = predict(model, config, pictures)
+    assert found.logits.shape == (5, 2)
+    assert found.features is None
+    with pytest.raises(ValueError, match="no linear layer of 2 outputs"):
+        next(predict(model, config, pictures, features=True))
 
 
 @pytest.mark.parametrize("name", ["resnet8", "preresnet8", "vgg11", "densenet40", "attention56"])

@@ -2,6 +2,7 @@ import re
 import shlex
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,8 @@ def test_the_flags_that_commands_share_are_explained(capsys, command):
         ("train --model resnt20", "unknown model 'resnt20'; known: resnet"),
         ("train --data cifar11", "there is no folder cifar11, nor a data set of that name; known"),
         ("train --config papr", "unknown recipe 'papr'; known: paper"),
+        ("train --resume=", "the value of resume is empty"),
+        ("train --epochs 1 --out=", "the value of out is empty"),
         ("train --momentun 0.8", "unknown flag '--momentun'; known: --momentum, --mean, "),
         ("train --batch_size 3", "unknown flag '--batch_size'; known: --batch-size, "),
         ("train --progress false", "--progress takes no value: write --progress, or --no-progress"),
@@ -284,3 +287,11 @@ def test_without_the_extra_it_says_how_to_get_it():
 def test_a_search_without_a_gate_is_refused(capsys):
     assert main(["search-placement", "--gate", "none"]) == 2
     assert "needs one" in capsys.readouterr().err
+
+
+def test_letters_that_the_terminal_lacks_end_no_command(monkeypatch):
+    terminal = TextIOWrapper(BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["models", "resnet8"]) == 0
+    terminal.flush()
+    assert b"3\\xd732" in terminal.buffer.getvalue()

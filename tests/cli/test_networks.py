@@ -29,6 +29,19 @@ def test_models_are_listed_with_their_size(capsys, monkeypatch):
     assert re.search(r"resnet56 .*3×32×32 │ +│", printed)
 
 
+def test_a_network_that_cannot_be_built_is_listed_with_its_reason(capsys, monkeypatch):
+    def build(num_classes, in_channels):
+        raise RuntimeError("no weights")
+
+    monkeypatch.setitem(registry.MODELS, "bad", build)
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["models", "bad", "resnet8"]) == 0
+    printed = capsys.readouterr().out
+    assert "cannot be built here: no weights" in printed
+    assert "resnet8" in printed
+    assert main(["models", "resnet21"]) == 2
+
+
 def test_networks_of_the_users_are_listed_too(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "MODELS", models := {})
     monkeypatch.setattr(spem.models, "MODELS", models)

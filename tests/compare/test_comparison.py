@@ -188,16 +188,17 @@ def test_the_command_keeps_what_the_report_says(tmp_path, monkeypatch):
     monkeypatch.setattr(launchers, "run_local", run_local)
     words = ["--gates", "none", "{gate: se, pool: fixed, mix: 0.3}", "--model", "resnet8"]
     words += ["--data", "digits", "--seeds", "2", "--epochs", "3", "--no-flip", "--no-costs"]
+    words += ["--validation", "none"]
     assert main(["compare", *words, "--jobs", "2", "--out", str(tmp_path)]) == 1
     assert {jobs for _, jobs in asked} == {2}
-    options = {"init": "identity", "pool": "fixed", "mix": 0.3}
+    options = {"init": "identity", "pool": "fixed", "mix": 0.3}  # the start is that of `digits`
     assert [recipe.gate_options for recipe, _ in asked] == [{}, options] * 2
     assert {recipe.epochs for recipe, _ in asked} == {3}
     said = yaml.safe_load((tmp_path / "study.yaml").read_text())
     assert said["planned"] == 4
     assert said["commands"] == [
         "spem compare --gates none '{gate: se, pool: fixed, mix: 0.3}' --model resnet8 --data"
-        f" digits --seeds 2 --no-flip --epochs 3 --out {tmp_path}"
+        f" digits --seeds 2 --validation none --no-flip --epochs 3 --out {tmp_path}"
     ]
 
 

@@ -413,3 +413,8 @@ def test_a_pytorch_without_the_private_modules_falls_back(monkeypatch):
             pass
     finally:
         passes.why_not.cache_clear()
+
+
+def test_an_unknown_backend_does_not_work():
+    with pytest.raises(ValueError, match="unknown backend 'cuda'; known: "):
+        kernels.why_not("cuda")

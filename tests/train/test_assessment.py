@@ -1,6 +1,7 @@
 """What `spem evaluate` finds in detail, and the files that it writes."""
 
 import csv
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,3 +136,9 @@ def test_a_page_without_mistakes_says_so(tmp_path):
     data = Dataset("digits", own, None, own, ("a", "b"))
     write_mistakes(tmp_path / "x.html", data, torch.eye(2), own.labels, "title")
     assert "0 of 2 test images are classified wrongly." in (tmp_path / "x.html").read_text()
+
+
+def test_names_that_are_not_utf8_are_drawn_with_question_marks(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    draw_confusion(tmp_path / "x.png", torch.ones(2, 2), [name, "b"], f"a run on {name}")
+    assert (tmp_path / "x.png").exists()

@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 import re
+import resource
 import zipfile
 
 import pytest
@@ -38,11 +40,55 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
+    path, link = tmp_path / "real.csv", tmp_path / "link.csv"
+    path.write_text("old")
+    link.symlink_to(path)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"  # as /dev/stdout and /dev/null, which no test may touch
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "new")
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(IsADirectoryError), atomically(tmp_path):
+        pytest.fail("the work would be lost")
+    with pytest.raises(FileNotFoundError, match=r"none'$"), atomically(tmp_path / "none" / "x"):
+        pytest.fail("the work would be lost")
+
+
 def test_a_checkpoint_reads_back_equal(tmp_path, state):
     checkpoint.save_checkpoint(tmp_path / "checkpoint.pt", state)
     loaded = checkpoint.load_checkpoint(tmp_path / "checkpoint.pt")
     assert torch.equal(loaded.pop("weights"), state.pop("weights"))
     assert loaded == state
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_the_last_checkpoint_stays(tmp_path, state):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save_checkpoint(path, state)
+    whole = path.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoint.save_checkpoint(path, state | {"weights": torch.zeros(10_000)})
+        with pytest.raises(OSError, match=r"model\.safetensors cannot be written"):
+            save_network(tmp_path, nn.Linear(100, 100), CONFIG)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_any_damage_to_a_checkpoint_is_found(tmp_path, state):

@@ -145,6 +145,7 @@ def test_another_gate_starts_without_placement_and_mask(tmp_path):
         ("threads", 0),
         ("threads", 1.5),
         ("seed", -1),
+        ("seed", 2**32),
         ("model", None),
         ("gate_options", None),
         ("gate_options", {"mask": [1, 0]}),

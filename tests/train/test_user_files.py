@@ -64,14 +64,15 @@ def own(tmp_path, monkeypatch):
     for registry, content in before:
         registry.clear()
         registry.update(content)
+    forget()
 
 
-def forget(monkeypatch):
+def forget():
     """Let this process be one that has imported nothing."""
     spem.GATES.pop("scale", None)
     MODELS.pop("tiny", None)
     for name in [name for name in sys.modules if name.startswith("spem_import_")]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
 
 
 def run(*words):
@@ -81,7 +82,7 @@ def run(*words):
         return exit_.code
 
 
-def test_every_command_knows_an_imported_gate_and_network(own, capsys, monkeypatch):
+def test_every_command_knows_an_imported_gate_and_network(own, capsys):
     gated = ["--model", "tiny", "--gate", "scale", "--placement", "1", "--init", "identity"]
     assert run("train", "--import", own, *gated, *SHORT, "--out", "run") == 0
     config = json.loads(Path("run/config.json").read_text())
@@ -90,7 +91,7 @@ def test_every_command_knows_an_imported_gate_and_network(own, capsys, monkeypat
     assert [*config["import"]] == ["my_gates.py"]
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["import"] == config["import"]
-    forget(monkeypatch)
+    forget()
     assert run("evaluate", "run") == 2
     assert "was trained with --import my_gates.py" in capsys.readouterr().err
     assert "scale" not in spem.GATES
@@ -103,13 +104,13 @@ def test_every_command_knows_an_imported_gate_and_network(own, capsys, monkeypat
     assert type(model[1].gate).__name__ == "Scale"
 
 
-def test_a_comparison_trains_and_reports_an_imported_gate(own, monkeypatch):
+def test_a_comparison_trains_and_reports_an_imported_gate(own):
     words = ["--gates", "none", "scale", "--model", "resnet8", "--seeds", "1", *SHORT]
     assert run("compare", *words, "--import", own, "--no-costs", "--out", "compared") == 0
     records = Ledger(Path("compared")).records
     assert [record["gate"] for record in records.values()] == ["none", "scale"]
     assert all(record["summary"]["import"] for record in records.values())
-    forget(monkeypatch)
+    forget()
     assert run("report", "compared") == 0  # which reads records alone
     page = Path("compared/report.md").read_text()
     assert f"--import {own}" in page
@@ -129,6 +130,30 @@ def test_bench_tells_the_process_that_measures_memory_of_an_imported_gate(own, m
     assert len(found) == 1
 
 
+def test_results_of_a_file_that_changed_are_not_taken_for_those_of_the_new_one(own, capsys):
+    words = ["--gates", "scale", "--model", "resnet8", "--seeds", "1", *SHORT, "--no-costs"]
+    assert run("compare", *words, "--import", own, "--out", "compared") == 0
+    text = own.read_text()
+    own.write_text(text.replace("0.5", "0.25"))
+    for gone in ("nothing", "compared/records.jsonl"):
+        Path(gone).unlink(missing_ok=True)  # the run's folder has the sums as well
+        assert run("compare", *words, "--import", own, "--out", "compared") == 2
+        message = "my_gates.py has changed since compared has results of 'scale' with it"
+        assert message in capsys.readouterr().err
+    own.write_text(text)
+    assert run("compare", *words, "--import", own, "--out", "compared") == 0
+
+
+def test_files_of_one_name_must_be_copies(own, tmp_path):
+    copy, other = tmp_path / "a" / own.name, tmp_path / "b" / own.name
+    for file, more in ((copy, ""), (other, "# other")):
+        file.parent.mkdir()
+        file.write_text(own.read_text() + more)
+    import_files([str(own), str(copy)])
+    with pytest.raises(ValueError, match=r"my_gates\.py are different files of one name"):
+        import_files([str(own), str(other)])
+
+
 def test_a_study_names_its_files(own):
     study = f"import: [{own}]\ngates: [none, scale]\nmodels: resnet8\nseeds: 1\n"
     Path("study.yaml").write_text(study)
@@ -137,12 +162,12 @@ def test_a_study_names_its_files(own):
     assert len(Ledger(Path("compared")).records) == 2
 
 
-def test_a_run_goes_on_with_the_file_that_it_began_with_and_with_no_other(own, capsys, monkeypatch):
+def test_a_run_goes_on_with_the_file_that_it_began_with_and_with_no_other(own, capsys):
     files = {"import": [str(own)], "progress": False}
     recipe = load_recipe("digits", model="resnet8", gate="scale", epochs=1, device="cpu", **files)
     folder = fit(recipe, out="run").folder
     (folder / "summary.json").unlink()
-    forget(monkeypatch)
+    forget()
     assert run("train", "--resume", "run") == 2
     assert "the run in run needs --import my_gates.py" in capsys.readouterr().err
     assert "scale" not in spem.GATES
@@ -154,11 +179,11 @@ def test_a_run_goes_on_with_the_file_that_it_began_with_and_with_no_other(own, c
     assert run("train", "--resume", "run", "--import", own) == 0
 
 
-def test_a_process_that_receives_a_job_runs_its_files_first(own, monkeypatch):
+def test_a_process_that_receives_a_job_runs_its_files_first(own):
     settings = {"import": [str(own)], "threads": 1, "device": "cpu"}
     recipe = resolve(load_recipe("digits", model="tiny", gate="scale", placement="1", **settings))
     sent = pickle.dumps(prepare(create_fabric(recipe), recipe))
-    forget(monkeypatch)
+    forget()
     job = pickle.loads(sent)
     assert job.recipe == recipe
     assert type(job.model[1].gate).__name__ == "Scale"
@@ -210,6 +235,15 @@ def test_the_names_of_networks(own):
         spem.create_model("tiny", block="basic")
     with pytest.raises(ValueError, match="mask given without a gate"):
         spem.create_model("tiny", mask=[1])
+    with pytest.raises(ValueError, match="must take the keywords num_classes and in_channels"):
+        spem.register_model("short")(lambda num_classes: 3)
     spem.register_model("wrong")(lambda num_classes, in_channels: 3)
     with pytest.raises(ValueError, match="the model 'wrong' is 3, must be a torch"):
         spem.create_model("wrong")
+
+
+@pytest.mark.parametrize("name", ["", "none", "a/b", "..", "a b", "-x", "a,b", "x\n", None, 5])
+def test_names_that_no_command_or_folder_can_have(name):
+    for register in (spem.register, spem.register_model):
+        with pytest.raises(ValueError, match="must be made of letters"):
+            register(name)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,6 +14,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after `spem`; None: those of the process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what the terminal cannot show ends no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         from spem.cli.dispatch import run_command
     except ImportError as error:

@@ -77,7 +77,7 @@ def predict(
     if logits and features:
         raise ValueError("--logits and --features exclude each other")
     pictures, classes = prediction.list_pictures(images), trained.config["classes"]
-    batches = prediction.predict(trained.model, trained.config, pictures)
+    batches = prediction.predict(trained.model, trained.config, pictures, features=features)
     if csv is not None:
         kind = "logit" if logits else "feature" if features else "probability"
         count, unreadable = prediction.write_predictions(Path(csv), batches, kind, classes)

@@ -59,6 +59,7 @@ def run_command(argv: Sequence[str] | None) -> int:
     given = _parser().parse_args(words, defaults=False)
     name, values = given.subcommand, given[given.subcommand].as_dict()
     try:
+        _refuse_empty(values)
         _import_files(name, values)
         return _COMMANDS[name](*_take_shared(name, values), **values) or 0
     except BrokenPipeError:  # who reads the output, `head` for example, has read enough
@@ -75,6 +76,13 @@ def run_command(argv: Sequence[str] | None) -> int:
         elif folder := getattr(interrupt, "folder", None):
             print(f"continue with: spem train --resume {quote(str(folder))}", file=sys.stderr)
         return getattr(interrupt, "exit_code", 130)
+
+
+def _refuse_empty(values: dict[str, Any]) -> None:
+    """Raise ValueError at an empty word: of a shell's variable without a value, not this folder."""
+    for key, value in values.items():
+        if value == "" or (isinstance(value, list | tuple) and "" in value):
+            raise ValueError(f"the value of {key.replace('_', '-')} is empty")
 
 
 def _import_files(name: str, values: dict[str, Any]) -> None:

@@ -30,17 +30,23 @@ def list_models(patterns: tuple[str, ...]) -> None:
     show(header, [_describe(name) for name in names])
 
 
-def _describe(name: str) -> tuple[str, int, str | None, str, str]:
+def _describe(name: str) -> tuple[str, int | None, str | None, str, str]:
     """Return the row of a network, which is built without memory for its weights."""
     import torch
 
     from spem.models import create_model
     from spem.models.names import imagenet_note
+    from spem.models.registry import MODELS
     from spem.train.setup import count_macs
 
     image, note = f"3×{_SIDE}×{_SIDE}", imagenet_note(name)
     with torch.device("meta"):
-        network = create_model(name)
+        try:
+            network = create_model(name)
+        except Exception as error:
+            if name not in MODELS:
+                raise
+            return name, None, None, image, f"cannot be built here: {error}"
         try:
             macs = f"{count_macs(network, torch.empty(1, 3, _SIDE, _SIDE))[0] / 1e6:,.1f} M"
         except RuntimeError:  # PyTorch's, of a network of the user's

@@ -69,6 +69,7 @@ def compare(
     chosen = load_study(study, small, **given)
     plan = chosen.plan(**recipe_keys)
     flags = {"study": study, "small": small or None, **axes, "seeds": seeds, "config": config}
+    flags = {key: value for key, value in flags.items() if value is not None}
     # A study whose grid was changed no longer answers its question.
     question = None if any(axes.values()) else chosen.question
     about: dict[str, Any] = {"title": chosen.title, "question": question}
@@ -103,7 +104,7 @@ def _write_command(flags: dict[str, Any], out: str) -> str:
     """Return the command line that makes the same comparison."""
     words = ["spem", "compare"]
     for key, value in flags.items():
-        if value is None or (isinstance(value, list | tuple) and not value):
+        if isinstance(value, list | tuple) and not value:
             continue
         flag = f"--{key.replace('_', '-')}"
         if isinstance(value, bool):
@@ -111,5 +112,6 @@ def _write_command(flags: dict[str, Any], out: str) -> str:
         elif key == "import":
             words += [word for file in value for word in (flag, file)]
         else:
-            words += [flag, *map(str, value if key in _LISTS else [value])]
+            values = value if key in _LISTS else ["none" if value is None else value]
+            words += [flag, *map(str, values)]
     return join([*words, "--out", out])

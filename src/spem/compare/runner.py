@@ -30,6 +30,7 @@ from spem.compare.records import (
     row_of,
 )
 from spem.data.describe import describe
+from spem.models.user_files import sums_by_name
 from spem.train.devices import create_fabric, keep_freed_memory
 from spem.train.identity import deciding_keys
 from spem.train.setup import load_data, prepare
@@ -71,6 +72,7 @@ def run_comparison(
     """
     ledger = Ledger(folder)
     _refuse_other_recipes(plan, ledger)
+    _refuse_other_files(plan, ledger)
     pending = _list_pending(plan, ledger)
     about_data = _check(pending)
     elastic = torch.distributed.is_torchelastic_launched()
@@ -172,6 +174,27 @@ def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
                 f"{ledger.folder} holds {run.row!r} of {run.model} on {run.data} with seed"
                 f" {run.recipe.seed} by another recipe ({changes}): name another folder"
             )
+
+
+def _refuse_other_files(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
+    """Raise ValueError where a finished run imported a file that has changed since.
+
+    A key does not tell such runs apart, because files may move; a table would mix them.
+    """
+    for run in plan:
+        record, summary = ledger.records.get(run.key), run.folder_in(ledger.folder) / "summary.json"
+        if record and record["summary"]:
+            imported = record["summary"].get("import") or {}
+        elif summary.exists():
+            imported = json.loads(summary.read_text()).get("import") or {}
+        else:
+            continue
+        for name, now in sums_by_name(run.recipe.import_).items():
+            if imported.get(name, now) != now:
+                raise ValueError(
+                    f"{name} has changed since {ledger.folder} has results of {run.row!r} with it:"
+                    " restore it (a new gate can have a file of its own), or name another folder"
+                )
 
 
 def _name(record: Record) -> tuple[str, str, str, int]:

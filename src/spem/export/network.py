@@ -34,6 +34,9 @@ def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None
         folder: the run's folder.
         model: the network.
         config: written as `config.json`.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     # Copies, because safetensors takes neither shared memory nor another memory format.
     state = {
@@ -43,8 +46,12 @@ def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None
     mark = {_SUM: _hash_state(state)}
     if "identity" in config:  # of a run
         mark[_IDENTITY] = config[_IDENTITY]
-    with atomically(folder / "model.safetensors") as temporary:
-        save_file(state, temporary, mark)
+    path = folder / "model.safetensors"
+    with atomically(path) as temporary:
+        try:
+            save_file(state, temporary, mark)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 

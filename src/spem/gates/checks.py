@@ -1,5 +1,6 @@
 """Checks of the options of gates, and of batches that a gate cannot normalise."""
 
+import re
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -39,6 +40,20 @@ def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
     """Raise ValueError unless a value, of any type, is one of the known names of this kind."""
     if not isinstance(value, str) or value not in known:
         raise unknown(kind, value, known)
+
+
+def check_new_name(kind: str, name: str) -> None:
+    """Raise ValueError unless a name can stand in commands, recipes and names of folders.
+
+    Args:
+        kind: what is named ("gate").
+        name: the new name.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name) or name == "none":
+        raise ValueError(
+            f"the {kind} name {name!r} must be made of letters, digits, '_', '-', '.' and '+',"
+            " begin with one of the first three, and not be 'none'"
+        )
 
 
 def check_normalises(method: str, module: nn.Module, x: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from spem._messages import unknown
 from spem.gates.attention import Attention, Place
-from spem.gates.checks import check_choice
+from spem.gates.checks import check_choice, check_new_name
 
 # `spem.gates` enters the library's own.
 GATES: dict[str, type[Attention]] = {}
@@ -92,11 +92,13 @@ def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
     """Return a decorator that enters a class of gates into `GATES` under a name.
 
     Args:
-        name: the new key of `GATES`.
+        name: the new key of `GATES`, of letters, digits, "_", "-", "." and "+".
 
     Raises:
-        ValueError: the name is taken, or the class derives neither from `Gate` nor `Attention`.
+        ValueError: the name is taken or not allowed, or the class derives neither from `Gate` nor
+            `Attention`.
     """
+    check_new_name("gate", name)
     if name in GATES:
         raise ValueError(f"the gate name {name!r} is taken by {GATES[name].__name__}")
 

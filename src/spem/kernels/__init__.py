@@ -84,8 +84,6 @@ def use(name: str) -> Iterator[None]:
         RuntimeError: it does not work on this machine; the message says why.
     """
     global _forced
-    if name not in _NAMES:
-        raise unknown("backend", name, _NAMES)
     if reason := why_not(name):
         raise RuntimeError(reason)
     before, _forced = _forced, _load(name)
@@ -99,7 +97,12 @@ def why_not(name: str) -> str | None:
     """Return why a backend does not work on this machine; None where it does.
 
     The first question after "compiled" builds the kernels, which takes seconds.
+
+    Raises:
+        ValueError: no backend has this name.
     """
+    if name not in _NAMES:
+        raise unknown("backend", name, _NAMES)
     if name == "compiled" and (reason := cpu_passes.why_not()):
         return f"kernels cannot be compiled here: {reason}"
     if name == "triton":

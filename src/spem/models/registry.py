@@ -1,9 +1,12 @@
 """Networks of the user's, by name."""
 
+import inspect
 import re
 from collections.abc import Callable
 
 from torch import nn
+
+from spem.gates.checks import check_new_name
 
 # Networks that `register_model` has entered; `create_model` knows the families of its own beside.
 MODELS: dict[str, Callable[..., nn.Module]] = {}
@@ -20,10 +23,10 @@ def register_model(
     attaches those, at the place that `placement` names as `at` of `spem.attach` does.
 
     Args:
-        name: the new name.
+        name: the new name, of letters, digits, "_", "-", "." and "+".
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken or not allowed, or the function lacks the keywords.
 
     Example:
         >>> @register_model("plain8")
@@ -33,10 +36,17 @@ def register_model(
         >>> MODELS.pop("plain8")(num_classes=2, in_channels=3)[2]
         Linear(in_features=8, out_features=2, bias=True)
     """
+    check_new_name("model", name)
     if name in MODELS or re.fullmatch(_FAMILIES, name):
         raise ValueError(f"the model name {name!r} is taken")
 
     def enter(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        try:
+            inspect.signature(build).bind(num_classes=10, in_channels=3)
+        except TypeError as error:
+            raise ValueError(
+                f"{build!r} must take the keywords num_classes and in_channels: {error}"
+            ) from error
         MODELS[name] = build
         return build
 

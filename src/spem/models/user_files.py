@@ -18,7 +18,7 @@ _run: list[str] = []  # the same files, as `import_files` takes them
 def import_files(files: Iterable[str]) -> None:
     """Run Python files that register gates and networks (`spem.register`, `spem.register_model`).
 
-    A file that this process has run or imported before is not run again.
+    A file that this process has run or imported before, or a copy of it, is not run again.
 
     Args:
         files: paths; each may end in `#sha256=SUM`, the sum that the file must have.
@@ -39,9 +39,10 @@ def pin_files(files: Iterable[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file has another sum than the one that is given.
+        ValueError: a file has another sum than the one that is given, or two files have one name:
+            runs know files by name and sum.
     """
-    pinned = []
+    pinned, places = [], {}
     for file in files:
         path, wanted = _split(file)
         if not Path(path).is_file():
@@ -51,6 +52,9 @@ def pin_files(files: Iterable[str]) -> list[str]:
             raise ValueError(
                 f"{path} has changed: its SHA-256 sum was {wanted[:12]}…, now it is {found[:12]}…"
             )
+        earlier, other = places.setdefault(Path(path).name, (path, found))
+        if other != found:
+            raise ValueError(f"{earlier} and {path} are different files of one name: rename one")
         pinned.append(f"{path}{_SUM}{found}")
     return pinned
 
@@ -81,6 +85,8 @@ def _import_file(path: str, found: str) -> None:
         return
     # The same name in every process, so that what the file defines can be sent to another one.
     name = f"spem_import_{place.stem}_{found[:12]}"
+    if name in sys.modules:
+        return
     spec = importlib.util.spec_from_file_location(name, place)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be imported: its name must end in .py")

@@ -23,14 +23,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         state: tensors, numbers, strings and containers of them.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; the last one is kept.
     """
     with atomically(path) as temporary:
         try:
             with temporary.open("wb") as file:
                 torch.save(state, file)
-        except RuntimeError as error:  # what PyTorch makes of an error of the file system
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from error
+        except RuntimeError as error:  # PyTorch's, about the system's of a full disk
+            if not isinstance(cause := error.__context__, OSError):
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
         if _find_damaged(temporary) is not None:
             raise OSError(f"{path} was not written as it should be: is the disk failing?")
 

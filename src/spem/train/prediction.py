@@ -22,13 +22,13 @@ class Predictions(NamedTuple):
     Attributes:
         pictures: the files that could be read.
         logits: (N, classes), on the CPU.
-        features: what the last linear layer gets, (N, features), on the CPU.
+        features: what the last linear layer gets, (N, features), on the CPU; None if not asked for.
         unreadable: one sentence for each file that could not be read.
     """
 
     pictures: list[Path]
     logits: Tensor
-    features: Tensor
+    features: Tensor | None
     unreadable: list[str]
 
 
@@ -46,7 +46,12 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def predict(
-    model: nn.Module, config: dict[str, Any], pictures: Sequence[Path], *, batch_size: int = 64
+    model: nn.Module,
+    config: dict[str, Any],
+    pictures: Sequence[Path],
+    *,
+    features: bool = False,
+    batch_size: int = 64,
 ) -> Iterator[Predictions]:
     """Yield what a network says of pictures, in their order.
 
@@ -54,20 +59,25 @@ def predict(
         model: in eval mode, as `spem.export.load_network` returns it, on any device.
         config: returned with it.
         pictures: the files; those that cannot be read are named in the result.
+        features: whether to keep what the last linear layer gets, too.
         batch_size: pictures that are read and computed at once.
 
     Raises:
-        ValueError: the network has no linear layer that gives the logits.
+        ValueError: `features` is true, and the network has no linear layer that gives the logits.
     """
-    classifier = find_classifier(model, len(config["classes"]))
+    classes = len(config["classes"])
+    classifier = find_classifier(model, classes) if features else None
     device = next(model.parameters()).device
     for start in range(0, len(pictures), batch_size):
         read, images, unreadable = _read(pictures[start : start + batch_size], config)
+        pixels = normalise(images.to(device), config["mean"], config["std"])
         with torch.inference_mode(), _inputs_of(classifier) as inputs:
-            pixels = normalise(images.to(device), config["mean"], config["std"])
-            logits = model(pixels) if read else pixels.new_empty(0, classifier.out_features)
-        features = inputs[0] if read else pixels.new_empty(0, classifier.in_features)
-        yield Predictions(read, logits.float().cpu(), features.float().cpu(), unreadable)
+            logits = model(pixels) if read else pixels.new_empty(0, classes)
+        kept = None
+        if classifier:
+            kept = inputs[-1] if read else pixels.new_empty(0, classifier.in_features)
+            kept = kept.float().cpu()
+        yield Predictions(read, logits.float().cpu(), kept, unreadable)
 
 
 def find_classifier(model: nn.Module, classes: int) -> nn.Linear:
@@ -100,7 +110,9 @@ def write_predictions(
         The number of rows, and one sentence for each file that could not be read.
     """
     count, unreadable = 0, []
-    with atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    # Names of files in another encoding than UTF-8 are written with the bytes that they have.
+    text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with atomically(path) as temporary, temporary.open("w", **text) as file:
         table = csv.writer(file)
         for number, batch in enumerate(batches):
             values = _choose(batch, kind)
@@ -140,6 +152,8 @@ def rank(
 
 def _choose(batch: Predictions, kind: Kind) -> Tensor:
     if kind == "feature":
+        if batch.features is None:
+            raise ValueError("the predictions were made without features")
         return batch.features
     return batch.logits if kind == "logit" else batch.logits.softmax(1)
 
@@ -160,9 +174,12 @@ def _read(files: Sequence[Path], config: dict[str, Any]) -> tuple[list[Path], Te
 
 
 @contextmanager
-def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what a layer gets while the block runs."""
+def _inputs_of(layer: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Collect what a layer, if there is one, gets while the block runs."""
     inputs: list[Tensor] = []
+    if layer is None:
+        yield inputs
+        return
     hook = layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     try:
         yield inputs

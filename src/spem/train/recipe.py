@@ -57,6 +57,10 @@ Text = Annotated[str, Allowed("a text", lambda v: isinstance(v, str))]
 Flag = Annotated[bool, Allowed("true or false", lambda v: isinstance(v, bool))]
 Count = Annotated[int, Allowed("a whole number of at least 1", lambda v: _is_int(v) and v >= 1)]
 Natural = Annotated[int, Allowed("a whole number of at least 0", lambda v: _is_int(v) and v >= 0)]
+# What scikit-learn takes, which draws the validation split.
+Seed = Annotated[
+    int, Allowed("a whole number from 0 to 2^32 - 1", lambda v: _is_int(v) and 0 <= v < 2**32)
+]
 Positive = Annotated[float, Allowed("a number above 0", lambda v: _is_number(v) and v > 0)]
 NonNegative = Annotated[
     float, Allowed("a number of at least 0", lambda v: _is_number(v) and v >= 0)
@@ -197,7 +201,7 @@ class Recipe:
     device: Device = "auto"
     devices: Count = 1
     threads: Count | None = None
-    seed: Natural = 0
+    seed: Seed = 0
     replicas: Count = 1
     progress: Flag = True
     logger: LoggerName = "csv"
@@ -212,6 +216,7 @@ class Recipe:
             (self.nesterov and self.momentum == 0, "momentum", "above 0 with nesterov"),
             (graph and several, "devices", "1 with cuda_graph"),
             (self.replicas > 1 and several, "devices", "1 with replicas"),
+            (self.seed + self.replicas > 2**32, "seed", "below 2^32 in all replicas"),
             (graph and self.device in ("cpu", "mps"), "device", "auto or cuda with cuda_graph"),
             # Scaling the loss waits for the device at every step.
             (graph and scaled, "precision", "32 or bf16-mixed with cuda_graph"),
