@@ -118,7 +118,7 @@ def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
         ({"seeds": 0}, "seeds must be a number of at least 1 or a list of seeds, got 0"),
         ({"seeds": []}, "got []"),
         ({"seeds": [0, 1, 0]}, "seeds are repeated: 0"),
-        ({"seeds": [-1]}, "seed must be a whole number of at least 0, got -1"),
+        ({"seeds": [-1]}, "seed must be a whole number from 0 to 2^32 - 1, got -1"),
         ({"gates": ["se", "se"]}, "'se' of resnet8 on digits with seed 0 are the same run"),
         ({"gates": ["se", {"gate": "se", "label": "again"}]}, "'again' of resnet8 on digits"),
         (
