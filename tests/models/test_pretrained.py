@@ -88,7 +88,7 @@ def test_defaults_may_be_spelled_out(bundled, spelled):
     ("changed", "sentence"),
     [
         ({"num_classes": 0}, "num_classes is 0, must be a whole number"),
-        ({"num_classes": 7}, r"num_classes is 7, but .* tells 10 classes apart: .*load_backbone"),
+        ({"num_classes": 7}, r"num_classes is 7, but .* has 10 classes: .*load_backbone"),
         ({"in_channels": 3}, f"in_channels is 3, but {NAME} was trained with 1"),
         ({"name": "resnet14"}, f"unknown pretrained network 'resnet14-spem-digits'; known: {NAME}"),
         ({"placement": "norm"}, f"placement is 'norm', but {NAME} was trained with 'residual'"),

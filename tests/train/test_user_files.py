@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import spem
 from spem.cli import main
@@ -97,6 +98,8 @@ def test_every_command_knows_an_imported_gate_and_network(own, capsys):
     assert "scale" not in spem.GATES
     assert run("evaluate", "run", "--import", own) == 0
     assert run("gate-report", "run", "--import", own) == 0
+    Image.new("L", (8, 8), 99).save("digit.png")
+    assert run("predict", "run", "digit.png", "--import", own) == 0
     assert run("gates", "--import", own) == 0
     printed = capsys.readouterr().out
     assert "Multiplies by a number that is learned." in printed

@@ -85,8 +85,8 @@ def load_pretrained(model: nn.Module, config: NetworkConfig, data: str) -> None:
     stored = NetworkConfig.from_json(bundled_config(name))
     if config.num_classes != stored.num_classes:
         raise ValueError(
-            f"num_classes is {config.num_classes}, but {name} tells {stored.num_classes}"
-            " classes apart: load its state dict into a network of your own classes by"
+            f"num_classes is {config.num_classes}, but {name} has {stored.num_classes}"
+            " classes: load its state dict into a network of your own classes by"
             " spem.load_backbone(model, state_dict, ignore=['fc.*'])"
         )
     trained = _find_settings(stored)
