@@ -125,6 +125,20 @@ def fit(
     else:
         ready = prepare(fabric, recipe, model, resumed)
         recipe = replace(recipe, mean=ready.recipe.mean, std=ready.recipe.std)
+    folder = _train_locked(fabric, ready, folder, recipe, resume=resume, overwrite=overwrite)
+    return _read_result(folder, recipe, model)
+
+
+def _train_locked(
+    fabric: Fabric,
+    ready: Job | Replicas,
+    folder: Path | None,
+    recipe: Recipe,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Path:
+    """Train what is ready in a folder that no other run may use meanwhile; return the folder."""
     with ExitStack() as held:
         if fabric.is_global_zero:
             _say(recipe, ready)
@@ -139,7 +153,7 @@ def fit(
         except KeyboardInterrupt as interrupt:
             code = getattr(interrupt, "exit_code", 130)
             raise Interrupted(folder or Path(), code) from None
-        return _read_result(folder, recipe, model)
+    return folder
 
 
 def _say(recipe: Recipe, ready: Job | Replicas) -> None:
