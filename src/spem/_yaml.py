@@ -11,6 +11,8 @@ with needs_extra("train"):
     import yaml
     from jsonargparse import get_loader
 
+_MOST_BYTES, _DEEPEST = 1 << 20, 20
+
 
 def shipped_names(folder: Traversable) -> list[str]:
     """Return the names, without suffix, of the YAML files in a folder of the package."""
@@ -38,11 +40,23 @@ def read_yaml(name_or_path: str, kind: str, shipped: Traversable) -> dict[str, A
         raise FileNotFoundError(f"there is no {kind} file {name_or_path}")
     else:
         raise unknown(kind, name_or_path, names)
+    return parse_yaml(read_text(source, name_or_path), name_or_path)
+
+
+def read_text(source: Traversable, name: str) -> str:
+    """Return the text of a file, which errors call by `name`.
+
+    Raises:
+        ValueError: it is larger than any file of settings, or no text in UTF-8.
+    """
+    with source.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{name} has more than {_MOST_BYTES:,} bytes: it is no file of settings")
     try:
-        text = source.read_text(encoding="utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name_or_path} is no valid YAML: {error}") from error
-    return parse_yaml(text, name_or_path)
+        raise ValueError(f"{name} is no valid YAML: {error}") from error
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
@@ -52,9 +66,23 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
         ValueError: it is no valid YAML, or no mapping.
     """
     try:
+        _refuse_bombs(text, name)
         settings = get_loader("yaml")(text)  # YAML 1.2's numbers: 1e-4 is one
     except yaml.YAMLError as error:
-        raise ValueError(f"{name} is no valid YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{name[:100]} is no valid YAML: {reason}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{name} must hold one `key: value` a line")
+        raise ValueError(f"{name[:100]} must hold one `key: value` a line")
     return settings
+
+
+def _refuse_bombs(text: str, name: str) -> None:
+    """Raise ValueError for a text that a few characters make endless: aliases, deep nesting."""
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"{name[:100]} has the alias *{event.anchor}: write the value out")
+        if depth > _DEEPEST:
+            raise ValueError(f"{name[:100]} is nested more than {_DEEPEST} deep")

@@ -66,7 +66,7 @@ def test_a_network_gets_the_bundled_weights(bundled):
 def test_the_classes_follow_the_weights(bundled):
     file = bundled / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_classes": 7}))
-    with pytest.raises(ValueError, match="num_classes is 10, but resnet8-spem-digits tells 7 "):
+    with pytest.raises(ValueError, match="num_classes is 10, but resnet8-spem-digits has 7 "):
         create_model("resnet8", "spem", 10, **OPTIONS)
     weights = load_file(bundled / "model.safetensors")
     weights |= {key: weights[key][:7] for key in ("fc.weight", "fc.bias")}

@@ -157,7 +157,7 @@ def test_a_folder_of_failures_is_refused_with_the_first(tmp_path):
     ("name", "text", "message"),
     [
         ("study.yaml", "a: [", "is no valid YAML"),
-        ("study.yaml", "- 1", r"must map keys to values, it holds \[1\]"),
+        ("study.yaml", "- 1", "must hold one `key: value` a line"),
         ("study.yaml", "planned: many", "planned of .* is 'many', must be a whole number"),
         ("costs.jsonl", '{"model": "resnet20"}\n', "is damaged: remove it"),
         ("costs.jsonl", "{", "is damaged: remove it"),

@@ -158,6 +158,7 @@ def images(tmp_path):
 @pytest.mark.usefixtures("images")
 def test_the_data_decide_what_a_recipe_leaves_open(capsys):
     recipe = replace(SMALL, model="resnet8", data="images", std=[0.1, 0.2, 0.3], validation=0.2)
+    recipe = replace(recipe, progress=True)
     run = fit(recipe)
     pixels = load_dataset("images", validation=0.2).train.images / 255
     mean = [round(value.item(), 4) for value in pixels.mean((0, 2, 3))]

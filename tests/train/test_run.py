@@ -92,6 +92,15 @@ def press_ctrl_c_twice():
     press_ctrl_c()
 
 
+@pytest.fixture
+def _ctrl_c_raises():
+    """As in a terminal: a shell's background jobs ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_raises")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("call", [2, 7])
 def test_a_run_stopped_by_ctrl_c_and_resumed_equals_one_that_was_not(variant, call, tmp_path):

@@ -7,13 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from spem._extras import needs_extra
 from spem._files import write_text
+from spem._yaml import parse_yaml, read_text
 from spem.compare.planned import PlannedRun, row_name
 from spem.train.identity import deciding_keys
-
-with needs_extra("train"):
-    import yaml
 
 Record = dict[str, Any]
 _KEYS = {*PlannedRun._fields, "seed", "summary", "history", "error"}
@@ -80,7 +77,7 @@ def _parse(line: str, keys: set[str]) -> dict[str, Any] | None:
     """Return the JSON object of a line, or None if the line is damaged or lacks one of the keys."""
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.keys() >= keys else None
 
@@ -96,6 +93,7 @@ def make_record(run: PlannedRun, folder: Path) -> Record:
         rows = list(csv.DictReader(file))
     history = {name: [_number(row[name]) for row in rows] for name in rows[0]}
     summary = json.loads((folder / "summary.json").read_text())
+    summary.pop("files", None)  # sums of the folder's files, which a record does without
     return _label(run) | {"summary": summary, "history": history, "error": None}
 
 
@@ -144,12 +142,7 @@ def read_study(folder: Path) -> dict[str, Any]:
         ValueError: `spem compare` cannot have written this file.
     """
     path = folder / "study.yaml"
-    try:
-        study = yaml.safe_load(path.read_text()) if path.exists() else {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(study, dict):
-        raise ValueError(f"{path} must map keys to values, it holds {study!r}")
+    study = parse_yaml(read_text(path, str(path)), str(path)) if path.exists() else {}
     for key, (kind, name) in _STUDY.items():
         if not isinstance(study.get(key), kind | None):
             raise ValueError(f"{key} of {path} is {study[key]!r}, must be a {name}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed
 
 from spem._extras import needs_extra
-from spem._files import write_text
+from spem._files import remove_leftovers, write_text
 from spem._messages import say
 from spem.compare import launchers
 from spem.compare.costs import measure_costs
@@ -32,6 +32,7 @@ from spem.compare.records import (
 from spem.data.describe import describe
 from spem.models.user_files import sums_by_name
 from spem.train.devices import create_fabric, keep_freed_memory
+from spem.train.folder import is_finished
 from spem.train.identity import deciding_keys
 from spem.train.setup import load_data, prepare
 
@@ -39,6 +40,7 @@ with needs_extra("train"):
     import yaml
     from filelock import FileLock, Timeout
 
+_FILES = ("study.yaml", "records.jsonl", "costs.jsonl", "report.md", "report.html")
 _KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
 
 
@@ -123,8 +125,16 @@ def _list_pending(plan: Sequence[PlannedRun], ledger: Ledger) -> list[PlannedRun
         run
         for run in plan
         if not (run.key in ledger.records and ledger.records[run.key]["summary"])
-        and not (run.folder_in(ledger.folder) / "summary.json").exists()
+        and not _is_finished(run, ledger.folder)
     ]
+
+
+def _is_finished(run: PlannedRun, comparison: Path) -> bool:
+    """Return whether the folder of a run holds all that its record is made of."""
+    try:
+        return is_finished(run.folder_in(comparison), run.recipe)
+    except (ValueError, OSError):  # the run itself says what is wrong with its folder
+        return False
 
 
 def _without_bars(runs: Sequence[PlannedRun], folder: Path) -> launchers.Runs:
@@ -207,6 +217,7 @@ def _lock(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
+            remove_leftovers(folder, _FILES)
             yield
     except Timeout:
         raise ValueError(
@@ -227,7 +238,7 @@ def _restore_records(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
         if record and record["summary"]:
             if renamed := relabel(record, run):
                 ledger.append(renamed)
-        elif (folder / "summary.json").exists():
+        elif _is_finished(run, ledger.folder):
             ledger.append(make_record(run, folder))
 
 

@@ -139,8 +139,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{error}; those of its seeds lie in {inner}") if inner else error
     try:
         config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no valid JSON: {str(error)[:200]}") from error
     needed = ["model", "gate", "gate_options", "classes", "data", "image_size", "mean", "std"]
     missing = [key for key in needed if not isinstance(config, dict) or key not in config]
     if missing:

@@ -24,7 +24,7 @@ from typing import Any
 
 from spem._extras import needs_extra
 from spem._files import is_leftover, remove_leftovers, write_text
-from spem._messages import not_found, say
+from spem._messages import not_found
 from spem.models.user_files import sums_by_name
 from spem.train.identity import FREE_KEYS, identity
 from spem.train.recipe import Recipe, load_recipe
@@ -158,8 +158,6 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
             f"{folder / damaged[0]} is missing or altered, and there is no checkpoint.pt from which"
             " it could be made again"
         )
-    if damaged:
-        say(f"{', '.join(damaged)} of {folder} will be made again from its checkpoint")
     return not damaged
 
 
@@ -167,7 +165,7 @@ def _read_summary(path: Path) -> dict[str, Any] | None:
     """Return the content of a summary; None where there is none, or it is damaged."""
     try:
         summary = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return summary if isinstance(summary, dict) else None
 
