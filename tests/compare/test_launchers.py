@@ -184,7 +184,8 @@ def die(*_):
 
 
 @linux
-@pytest.mark.parametrize("machines", [1, pytest.param(2, marks=pytest.mark.hard)])
+@pytest.mark.hard
+@pytest.mark.parametrize("machines", [1, 2])
 def test_under_torchrun_two_processes_share_each_run(tmp_path, machines):
     words = ["--seeds", "1", "--epochs", "1", "--devices", "2"]
     port = str(20000 + os.getpid() % 20000)

@@ -16,8 +16,8 @@ FUSED = PASSES.with_name("triton_fused.py")
 _POOLING = "pool or nan or variance or repeat"
 
 
-# Parts, for several test processes. What takes long is left to `make test-hard` (float16) and to
-# `make test-gates` (all gates but one of each family).
+# Parts, for several test processes. What takes long is left to `make test-hard` (float16, float64)
+# and to `make test-gates` (all gates but one of each family).
 @pytest.mark.parametrize(
     ("bodies", "which", "marker"),
     [

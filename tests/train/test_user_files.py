@@ -12,6 +12,7 @@ import spem
 from spem.cli import main
 from spem.compare import costs, gate_costs
 from spem.compare.records import Ledger
+from spem.compare.study import load_study
 from spem.compare.timing import measure_apart
 from spem.export import load_network
 from spem.models.registry import MODELS
@@ -160,9 +161,10 @@ def test_files_of_one_name_must_be_copies(own, tmp_path):
 def test_a_study_names_its_files(own):
     study = f"import: [{own}]\ngates: [none, scale]\nmodels: resnet8\nseeds: 1\n"
     Path("study.yaml").write_text(study)
-    words = ["--study", "study.yaml", *SHORT[2:], "--no-costs", "--out", "compared"]
-    assert run("compare", *words) == 0
-    assert len(Ledger(Path("compared")).records) == 2
+    plan = load_study("study.yaml").plan()
+    assert [planned.recipe.gate for planned in plan] == [None, "scale"]
+    assert plan[1].recipe.gate_options == {"init": "identity"}  # known by now
+    assert plan[1].recipe.import_ == pin_files([str(own)])  # for the processes that train
 
 
 def test_a_run_goes_on_with_the_file_that_it_began_with_and_with_no_other(own, capsys):
