@@ -78,7 +78,7 @@ bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
 	$(BIN)/python benchmarks/training_loop.py
 
 clean:  ## remove the environment and caches; runs and data stay
-	rm -rf .venv .venv-interop .hypothesis .pytest_cache .ruff_cache dist
+	rm -rf .venv .venv-interop .venv-audit .hypothesis .pytest_cache .ruff_cache dist
 
 $(TRAINING): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -44,13 +44,13 @@ def test_a_folder_that_is_missing_is_called_missing(tmp_path):
     [
         (None, "pip install 'spem[train]'"),
         (
-            {"url": "file:///home/my%20code/spem", "dir_info": {"editable": True}},
-            "pip install -e '/home/my code/spem[train]'",
+            {"url": "file:///my%20code/spem", "dir_info": {"editable": True}},
+            "pip install -e '/my code/spem[train]'",
         ),
-        ({"url": "file:///home/spem", "dir_info": {}}, "pip install '/home/spem[train]'"),
+        ({"url": "file:///code/spem", "dir_info": {}}, "pip install '/code/spem[train]'"),
         (
-            {"url": "file:///tmp/spem-0.1.0-py3-none-any.whl", "archive_info": {}},
-            "pip install '/tmp/spem-0.1.0-py3-none-any.whl[train]'",
+            {"url": "file:///wheels/spem-0.1.0-py3-none-any.whl", "archive_info": {}},
+            "pip install '/wheels/spem-0.1.0-py3-none-any.whl[train]'",
         ),
         (
             {"url": "https://example.org/spem.git", "vcs_info": {"vcs": "git"}},

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from errno import EISDIR, ENOENT
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 @contextmanager
@@ -75,11 +75,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
+def open_table(path: Path) -> TextIO:
+    """Open a CSV file for writing.
+
+    Names of files in another encoding than UTF-8 are written with the bytes that they have.
+    """
+    return path.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+
+
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write a CSV file atomically; columns are the keys of the first row, None an empty field."""
-    # Names of files in another encoding than UTF-8 are written with the bytes that they have.
-    text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with atomically(path) as temporary, temporary.open("w", **text) as file:
+    with atomically(path) as temporary, open_table(temporary) as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)

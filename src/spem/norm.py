@@ -151,7 +151,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
 
     def _check_and_count_batch(self, x: Tensor) -> None:
         if self.training or self.running_mean is None:
-            _check_values(x.numel() // self.num_features)
+            check_values(x.numel() // self.num_features)
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
 
@@ -184,11 +184,12 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         """Return mean and biased variance of the batch, (C,), and track them in training."""
         means, variances = present(pooled.mean), present(pooled.var)
         images = self._count_images(means)
-        _check_values(images * pooled.count)
+        check_values(images * pooled.count)
         add = AllReduce.apply if self._synchronises() else None
         mean, var = merge_moments(means, variances, images, add)
         if self.training:
-            self._track(mean.detach(), var.detach(), images * pooled.count)
+            values = images * pooled.count
+            track_statistics(self, mean.detach(), var.detach() * (values / (values - 1)))
         return mean, var
 
     def _synchronises(self) -> bool:
@@ -202,22 +203,28 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         dist.all_reduce(count)
         return int(count)
 
-    def _track(self, mean: Tensor, var: Tensor, values: int) -> None:
-        """Update the running statistics by those of a batch of `values` values a channel."""
-        running = self._running() if self.track_running_stats else None
-        if running is None:
-            return
-        momentum = self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = self.num_batches_tracked.to(mean.dtype).reciprocal()
-        unbiased = var * (values / (values - 1))
-        for buffer, value in zip(running, (mean, unbiased), strict=True):
-            buffer.lerp_(value.to(buffer.dtype), 0.0 if momentum is None else momentum)
+
+def track_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    """Update the running statistics of a norm, if it has any, by those of a batch.
+
+    Args:
+        norm: a BatchNorm.
+        mean: of the batch, (C,).
+        variance: of the batch, unbiased, (C,).
+    """
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
+    momentum = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if momentum is None:  # a cumulative average
+            momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
+    for buffer, value in ((norm.running_mean, mean), (norm.running_var, variance)):
+        buffer.lerp_(value.to(buffer.dtype), 0.0 if momentum is None else momentum)
 
 
-def _check_values(count: int) -> None:
+def check_values(count: int) -> None:
+    """Raise ValueError where a batch has a single value of each channel: it has no variance."""
     if count <= 1:
         raise ValueError("training needs more than one value a channel, got a single one")
 

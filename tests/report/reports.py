@@ -3,12 +3,16 @@
 import json
 import random
 from dataclasses import asdict
+from xml.etree import ElementTree
 
 import yaml
 
+from spem.report.figures import figures
+from spem.report.tables import read_contents
 from spem.train.identity import FREE_KEYS
 from spem.train.recipe import Recipe
 
+SVG = "{http://www.w3.org/2000/svg}"
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "spem": "0.1.0", "lightning-fabric": "2.6.6"}
 
 
@@ -144,4 +148,24 @@ def comparison(seeds=3, groups=("cifar10", "cifar100")):
         for seed in range(seeds)
         for data in groups
         for gate, base in level.items()
+    ]
+
+
+def groups_of(folder, records, costs=()):
+    return read_contents(write(folder, records, costs)).groups
+
+
+def kinds(group):
+    return [picture.name.rsplit("-", 1)[-1] for picture in figures(group)]
+
+
+def texts(svg):
+    return ["".join(each.itertext()) for each in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def rows_of(count, seeds=2):
+    return [
+        record(f"gate {i}", seed, 0.9 + i / 1000, against="gate 0")
+        for i in range(count)
+        for seed in range(seeds)
     ]

@@ -1,7 +1,6 @@
 """A run's folder tells the truth: its states, its lock, and the identity of its files."""
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -225,23 +224,6 @@ def test_files_and_their_folder_are_flushed(tmp_path, monkeypatch):
     with atomically(tmp_path / "file") as temporary:
         temporary.write_text("content")
     assert flushed == [str(temporary), str(tmp_path)]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
-def test_a_full_disk_is_one_sentence_and_the_last_state_is_kept(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    checkpoint.save_checkpoint(path, {"epoch": 1})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(OSError, match=r"[Ff]ile too large|cannot be written"):
-            checkpoint.save_checkpoint(path, {"epoch": 2, "model": torch.zeros(100_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, previous)
-    assert checkpoint.load_checkpoint(path) == {"epoch": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 def test_sigterm_saves_the_state_as_ctrl_c_does(tmp_path):

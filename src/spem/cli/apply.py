@@ -62,7 +62,7 @@ def predict(
     Args:
         trained: the network.
         images: picture files, and folders, which stand for all pictures in them and below.
-        top: number of classes shown for each picture; 5 if not given.
+        top: number of classes shown for each picture.
         csv: write a CSV file with the probabilities of all classes, one row per picture, instead of
             the table.
         logits: write logits to the CSV file instead of probabilities.

@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -12,7 +11,7 @@ from typing import Any
 import torch.distributed
 
 from spem._extras import needs_extra
-from spem._files import remove_leftovers, write_text
+from spem._files import write_text
 from spem._messages import say
 from spem.compare import launchers
 from spem.compare.costs import measure_costs
@@ -32,13 +31,12 @@ from spem.compare.records import (
 from spem.data.describe import describe
 from spem.models.user_files import sums_by_name
 from spem.train.devices import create_fabric, keep_freed_memory
-from spem.train.folder import is_finished
+from spem.train.folder import is_finished, locked
 from spem.train.identity import deciding_keys
 from spem.train.setup import load_data, prepare
 
 with needs_extra("train"):
     import yaml
-    from filelock import FileLock, Timeout
 
 _FILES = ("study.yaml", "records.jsonl", "costs.jsonl", "report.md", "report.html")
 _KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
@@ -83,7 +81,7 @@ def run_comparison(
         return 0
     for line in about_data:
         say(line)
-    with _lock(folder):
+    with locked(folder, _FILES, "another comparison works"):
         ledger = Ledger(folder)
         _restore_records(plan, ledger)
         if about is not None:
@@ -189,7 +187,7 @@ def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
 def _refuse_other_files(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
     """Raise ValueError where a finished run imported a file that has changed since.
 
-    A key does not tell such runs apart, because files may move; a table would mix them.
+    Such runs have the same key, because files may move; a table would mix them.
     """
     for run in plan:
         record, summary = ledger.records.get(run.key), run.folder_in(ledger.folder) / "summary.json"
@@ -209,20 +207,6 @@ def _refuse_other_files(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
 
 def _name(record: Record) -> tuple[str, str, str, int]:
     return row_of(record), record["model"], record["data"], record["seed"]
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep any other comparison out of a folder; the system frees it when its holder dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            remove_leftovers(folder, _FILES)
-            yield
-    except Timeout:
-        raise ValueError(
-            f"another comparison works in {folder}: wait for it, or name another folder"
-        ) from None
 
 
 def _restore_records(plan: Sequence[PlannedRun], ledger: Ledger) -> None:

@@ -86,8 +86,8 @@ def load_network(
             user's own: it must be given as `model`, or its file be imported before.
     """
     config = _read_config(Path(folder) / "config.json")
-    path, stored = _read_weights(folder)
-    _check_run(path, config)
+    path, stored, mark = _read_weights(folder)
+    _check_run(path, mark, config)
     if model is not None:
         _load(model, path, stored)
         return model.eval(), config
@@ -101,10 +101,8 @@ def load_network(
     return model.eval(), config
 
 
-def _check_run(path: Path, config: dict[str, Any]) -> None:
+def _check_run(path: Path, mark: dict[str, str], config: dict[str, Any]) -> None:
     """Raise ValueError where weights are not those of the run that wrote the configuration."""
-    with safe_open(path, "pt") as file:
-        mark = file.metadata() or {}
     if _SUM not in mark:
         _log.warning("%s, of an earlier version, has no checksum and names no run", path)
     elif mark.get(_IDENTITY) != config.get(_IDENTITY):
@@ -160,7 +158,7 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its names or shapes are not the network's.
     """
-    path, stored = _read_weights(source)
+    path, stored, _ = _read_weights(source)
     _load(model, path, stored)
 
 
@@ -179,7 +177,7 @@ def start_from(model: nn.Module, source: str | Path) -> str | None:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or anything but the classifier does not fit.
     """
-    path, stored = _read_weights(source)
+    path, stored, _ = _read_weights(source)
     own = model.state_dict()
     other = [name for name, value in stored.items() if _differs_in_classes(value, own.get(name))]
     layers = {name.rpartition(".")[0] for name in other}
@@ -200,7 +198,8 @@ def _differs_in_classes(stored: Tensor, own: Tensor | None) -> bool:
     return stored.shape[0] != own.shape[0] and stored.shape[1:] == own.shape[1:]
 
 
-def _read_weights(source: str | Path) -> tuple[Path, dict[str, Tensor]]:
+def _read_weights(source: str | Path) -> tuple[Path, dict[str, Tensor], dict[str, str]]:
+    """Return the path, the checked tensors and the header of a weight file."""
     path = Path(source)
     if not path.exists() and str(source) in bundled_names():
         path = find_run(str(source))
@@ -220,7 +219,7 @@ def _read_weights(source: str | Path) -> tuple[Path, dict[str, Tensor]]:
     for name, value in stored.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{name} of {path} has values that are not finite")
-    return path, stored
+    return path, stored, mark
 
 
 def _of_network(path: Path) -> str:

@@ -93,8 +93,15 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         1759648
     """
-    plan = _plan_registered if name in MODELS else _plan_network
-    build, block = plan(name, block, gate, gate_options, placement, mask)
+    if name in MODELS:
+        if block is not None:
+            raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
+        build = partial(_build_registered, name, gate, gate_options, placement, mask)
+        if gate is None:
+            Placement(None, gate_options, placement, mask)  # which refuses options without a gate
+    else:
+        network, block = _find_network(name, block)
+        build = partial(_build_own, network, Placement(gate, gate_options, placement, mask))
     if num_classes is None and pretrained is not None:
         num_classes = bundled_config(bundled_name(name, gate, pretrained))["num_classes"]
     classes = 10 if num_classes is None else num_classes
@@ -109,51 +116,30 @@ def create_model(
     return model
 
 
-def _plan_network(
+def _build_own(network: Callable[..., nn.Module], gates: Placement, **sizes: int) -> nn.Module:
+    """Return a network of the library's for numbers of classes and channels."""
+    model = network(gates=gates, **sizes)
+    gates.finish()
+    return model
+
+
+def _build_registered(
     name: str,
-    block: str | None,
     gate: str | None,
     options: dict[str, Any],
     placement: str | None,
     mask: Sequence[int] | None,
-) -> tuple[Callable[..., nn.Module], str | None]:
-    """Return what builds a network of the library's for numbers of classes and channels."""
-    network, block = _find_network(name, block)
-    gates = Placement(gate, options, placement, mask)
-
-    def build(**sizes: int) -> nn.Module:
-        model = network(gates=gates, **sizes)
-        gates.finish()
-        return model
-
-    return build, block
-
-
-def _plan_registered(
-    name: str,
-    block: str | None,
-    gate: str | None,
-    options: dict[str, Any],
-    placement: str | None,
-    mask: Sequence[int] | None,
-) -> tuple[Callable[..., nn.Module], None]:
-    """Return what builds a network of the user's, with gates that start as their authors do."""
-    if block is not None:
-        raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
-    if gate is None:
-        Placement(None, options, placement, mask)  # which refuses options without a gate
-
-    def build(**sizes: int) -> nn.Module:
-        model = MODELS[name](**sizes)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"the model {name!r} is {model!r}, must be a torch.nn.Module")
-        if gate is not None:
-            start = "paper" if gate in GATES and "init" in known_options(gate) else None
-            settings: dict[str, Any] = {"init": start, **options}
-            attach(model, gate, at=placement or "residual", mask=mask, **settings)
-        return model
-
-    return build, None
+    **sizes: int,
+) -> nn.Module:
+    """Return a network of the user's, with gates that start as their authors do."""
+    model = MODELS[name](**sizes)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model {name!r} is {model!r}, must be a torch.nn.Module")
+    if gate is not None:
+        start = "paper" if gate in GATES and "init" in known_options(gate) else None
+        settings: dict[str, Any] = {"init": start, **options}
+        attach(model, gate, at=placement or "residual", mask=mask, **settings)
+    return model
 
 
 def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from torch import nn
 
 from spem.gates.checks import check_new_name
+from spem.models.names import USUAL
 
 # Networks that `register_model` has entered; `create_model` knows the families of its own beside.
 MODELS: dict[str, Callable[..., nn.Module]] = {}
-_FAMILIES = r"(resnet|preresnet|densenet|vgg|attention)\d+"
+_FAMILIES = "|".join({name.rstrip("0123456789") for name in USUAL})
 
 
 def register_model(
@@ -37,7 +38,7 @@ def register_model(
         Linear(in_features=8, out_features=2, bias=True)
     """
     check_new_name("model", name)
-    if name in MODELS or re.fullmatch(_FAMILIES, name):
+    if name in MODELS or re.fullmatch(rf"({_FAMILIES})\d+", name):
         raise ValueError(f"the model name {name!r} is taken")
 
     def enter(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

@@ -11,8 +11,7 @@ from spem.gates import GATES
 from spem.models.registry import MODELS
 
 _SUM = "#sha256="
-_imported: dict[str, str] = {}  # the sums of those that this process has run, by name
-_run: list[str] = []  # the same files, as `import_files` takes them
+_run: list[str] = []  # those that this process has run, as `import_files` takes them
 
 
 def import_files(files: Iterable[str]) -> None:
@@ -66,7 +65,8 @@ def sums_by_name(files: Iterable[str]) -> dict[str, str]:
 
 def changed_files(sums: Mapping[str, str]) -> list[str]:
     """Return the names of the files that this process has run with other sums than these."""
-    return [name for name, wanted in sums.items() if _imported.get(name, wanted) != wanted]
+    run = sums_by_name(_run)
+    return [name for name, wanted in sums.items() if run.get(name, wanted) != wanted]
 
 
 def files_run() -> list[str]:
@@ -102,5 +102,4 @@ def _import_file(path: str, found: str) -> None:
             registry.update(content)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} cannot be imported: {reason}") from error
-    _imported[place.name] = found
     _run.append(f"{place}{_SUM}{found}")

@@ -76,13 +76,7 @@ def draw_confusion(path: Path, matrix: Tensor, classes: Sequence[str], title: st
         # A layout that matplotlib finds by itself takes half a minute for 100 classes.
         place = (edge / width, 1 - (0.5 + side) / height, side / width, side / height)
         _draw_matrix(figure.add_axes(place), _shares(matrix)[drawn][:, drawn].numpy(), names, size)
-        figure.text(
-            0.2 / width,
-            1 - 0.2 / height,
-            title.encode(errors="replace").decode(),
-            va="top",
-            fontsize=11,
-        )
+        figure.text(0.2 / width, 1 - 0.2 / height, _printable(title), va="top", fontsize=11)
         left, top = (edge + side + 0.3) / width, 1 - 0.5 / height
         figure.text(left, top, _name_worst(matrix, classes), va="top", fontsize=9)
         with atomically(path) as temporary:
@@ -94,9 +88,14 @@ def _shares(matrix: Tensor) -> Tensor:
     return matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
 
 
+def _printable(text: str) -> str:
+    """Return a text in which bytes that are not UTF-8 are ?."""
+    return text.encode(errors="replace").decode()
+
+
 def _shorten(name: str) -> str:
-    """Return a name in one line of at most 24 letters; bytes that are not UTF-8 become ?."""
-    name = " ".join(name.encode(errors="replace").decode().split())
+    """Return a name in one line of at most 24 letters."""
+    name = " ".join(_printable(name).split())
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 

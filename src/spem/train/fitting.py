@@ -166,7 +166,7 @@ def _say(recipe: Recipe, ready: Job | Replicas) -> None:
 
 
 def _take_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    """Make a folder, which is locked by now, ready for the run."""
+    """Make a folder ready for the run; it is locked by now, and may have changed before."""
     folders.refuse_folder(folder, recipe, resume=resume, overwrite=overwrite)
     if not resume:
         folders.new_folder(folder, recipe)

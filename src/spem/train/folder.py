@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import count
@@ -103,27 +103,29 @@ def _refuse_cosine(folder: Path, stored: dict[str, Any], epochs: int) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, and remove what interrupted writes have left in it.
+def locked(
+    folder: Path, files: Sequence[str] = FILES, holder: str = "another run trains"
+) -> Iterator[None]:
+    """Hold a folder, and remove what interrupted writes have left in it.
 
     Args:
         folder: it is created where it is absent.
+        files: names of the files that are written in it; those of a run if not given.
+        holder: what the error says of whoever else holds it.
 
     Raises:
-        ValueError: another run holds it.
+        ValueError: somebody else holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(
-            f"another run trains in {folder}: wait for it, or name another folder"
-        ) from None
+        raise ValueError(f"{holder} in {folder}: wait for it, or name another folder") from None
     except (OSError, NotImplementedError) as error:
         _log.warning("%s cannot be locked (%s): let no other run use it", folder, error)
     try:
-        remove_leftovers(folder, FILES)
+        remove_leftovers(folder, files)
         yield
     finally:
         lock.release()
@@ -228,11 +230,11 @@ def extend(folder: Path, recipe: Recipe) -> str | None:
 def number_folder(recipe: Recipe) -> Path:
     """Create the folder `runs/MODEL-GATE-DATA-N` with the first free number N."""
     name = f"{recipe.model}-{recipe.gate or 'plain'}-{Path(recipe.data).name}"
-    for number in count():
+    numbers = count()
+    while True:
         with suppress(FileExistsError):
-            (path := Path("runs", f"{name}-{number}")).mkdir(parents=True)
+            (path := Path("runs", f"{name}-{next(numbers)}")).mkdir(parents=True)
             return path
-    raise AssertionError("unreachable")
 
 
 def new_folder(folder: Path, recipe: Recipe) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spem._files import atomically
+from spem._files import atomically, open_table
 from spem.data.batches import normalise
 from spem.data.images import find_images, prepare_image
 
@@ -110,9 +110,7 @@ def write_predictions(
         The number of rows, and one sentence for each file that could not be read.
     """
     count, unreadable = 0, []
-    # Names of files in another encoding than UTF-8 are written with the bytes that they have.
-    text: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with atomically(path) as temporary, temporary.open("w", **text) as file:
+    with atomically(path) as temporary, open_table(temporary) as file:
         table = csv.writer(file)
         for number, batch in enumerate(batches):
             values = _choose(batch, kind)

@@ -134,7 +134,7 @@ def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
 
 
 def _plot_splits(axes: "Axes", rows: list[dict[str, Any]], key: str, factor: float) -> None:
-    """Plot a column of each split; line and marker tell them apart without colours, too."""
+    """Plot a column of each split; they differ by line and marker, too, not by colour alone."""
     epochs = [row["epoch"] + 1 for row in rows]
     for split, style in (("train", "C7--^"), ("validation", "C0-o"), ("test", "C1-.s")):
         if rows[0][f"{split}_{key}"] is not None:

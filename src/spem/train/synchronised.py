@@ -1,7 +1,5 @@
 """Batch normalisation by the statistics of all processes, for every norm of a network."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -9,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spem.gates.affine import norm_coefficients
 from spem.kernels.reference import upcast
-from spem.norm import AllReduce, GatedBatchNorm2d
+from spem.norm import AllReduce, GatedBatchNorm2d, check_values, track_statistics
 
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
@@ -53,24 +51,12 @@ class _Synchronised(_BatchNorm):
         wide = upcast(input)
         count = torch.tensor(float(input.numel() // self.num_features), device=input.device)
         dist.all_reduce(count)
-        if count <= 1:
-            raise ValueError("training needs more than one value a channel, got a single one")
+        check_values(int(count))
         mean = AllReduce.apply(wide.sum(places)) / count
         squares = AllReduce.apply((wide - mean.view(shape)).square().sum(places))
-        self._track(mean.detach(), squares.detach() / (count - 1))
+        track_statistics(self, mean.detach(), squares.detach() / (count - 1))
         scale, shift, _ = norm_coefficients(mean, squares / count, self.weight, self.bias, self.eps)
         return (wide * scale.view(shape) + shift.view(shape)).to(input.dtype)
-
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        norm: Any = self  # whose buffers may be None
-        if norm.num_batches_tracked is None:
-            return
-        norm.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # a cumulative average
-            momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
-        for buffer, value in ((norm.running_mean, mean), (norm.running_var, variance)):
-            buffer.lerp_(value.to(buffer.dtype), momentum)
 
 
 class _Synchronised1d(_Synchronised, nn.BatchNorm1d):
