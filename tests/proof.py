@@ -1,12 +1,13 @@
-"""Shares of long proofs: which of their numbered cases a test makes, and with which random numbers.
+"""Shares of long proofs: which of their numbered cases a test makes, with which random numbers.
 
-`make test` makes a few cases of each proof. `make test-hard` makes a share of them, 2 % unless SHARE
-says otherwise: `make test-hard SHARE=2-10` makes the cases from 2 % to 10 %, so that ranges one
-after the other reach the full count. SEED=… draws other cases.
+`make test` makes a few cases of each proof. `make test-hard` makes a share of them, 2 % unless
+SHARE says otherwise: `make test-hard SHARE=2-10` makes the cases from 2 % to 10 %, so that ranges
+one after the other reach the full count. SEED=… draws other cases.
 """
 
 import os
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -25,7 +26,7 @@ def cases(total, few):
     """
     first, last = round(total * _FROM / 100), round(total * _TO / 100)
     bounds = [first + (last - first) * part // _PARTS for part in range(_PARTS + 1)]
-    parts = [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    parts = [range(a, b) for a, b in pairwise(bounds) if a < b]
     hard = [pytest.param(p, marks=pytest.mark.hard, id=f"{p.start}-{p.stop}") for p in parts]
     return [pytest.param(range(few), id="few"), *hard]
 

@@ -71,3 +71,10 @@ def say(text: str) -> None:
         from rich import get_console
 
     get_console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def shorten(value: object) -> str:
+    """TEMP"""
+    import reprlib
+
+    return reprlib.repr(value)

@@ -213,7 +213,7 @@ def test_the_command_keeps_what_the_report_says(tmp_path, monkeypatch):
         (["--gates", "none", "spme"], "unknown gate 'spme'; known: spem"),
         (["--model", "resnet9"], "'none' of resnet9 on digits: depth 9 is neither 6n+2"),
         (["--replicas", "2"], "unknown flag '--replicas'"),
-        (["--seeds", "-1"], "seeds must be a number of at least 1"),
+        (["--seeds", "-1"], "seeds must be a number from 1 to 10,000"),
         (["--seed", "1"], "unknown flag '--seed'; known: --seeds"),
         (["--overrides", "lr=0.05"], "overrides must be mappings of recipe keys, got 'lr=0.05'"),
         (["--overrides", "{lr: 0.05}", "--lr", "0.1"], "lr is part of the name 'lr=0.05'"),

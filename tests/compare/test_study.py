@@ -115,7 +115,7 @@ def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
         ({"gates": []}, "the grid is empty: it has no gate"),
         ({"models": []}, "the grid is empty: it has no model"),
         ({"data": []}, "the grid is empty: it has no data"),
-        ({"seeds": 0}, "seeds must be a number of at least 1 or a list of seeds, got 0"),
+        ({"seeds": 0}, "seeds must be a number from 1 to 10,000 or a list of seeds, got 0"),
         ({"seeds": []}, "got []"),
         ({"seeds": [0, 1, 0]}, "seeds are repeated: 0"),
         ({"seeds": [-1]}, "seed must be a whole number from 0 to 2^32 - 1, got -1"),
@@ -133,7 +133,7 @@ def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
         ({"recipe": {"gate": "se"}}, "gate has an axis of its own in a study"),
         ({"recipe": {"replicas": 2}}, "replicas has an axis of its own"),
         ({"recipe": {"epoch": 2}}, "unknown recipe key 'epoch'; known: epochs"),
-        ({"recipe": 5}, "recipe must map recipe keys to values, got 5"),
+        ({"recipe": 5}, "recipe must be a mapping of texts to values, got 5"),
         ({"baseline": "sa"}, "unknown row to compare with 'sa'; known: "),
         ({"method": "sa"}, "unknown gate or row of method 'sa'; known: "),
         ({"method": [1]}, "method must be a name or a list of names, got [1]"),
@@ -143,9 +143,8 @@ def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
     ],
 )
 def test_a_study_with_a_mistake_is_refused_in_one_sentence(keys, message):
-    study = Study(**SMALL | keys)
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        study.plan()
+        Study(**SMALL | keys).plan()
     assert "\n" not in str(error.value)
 
 

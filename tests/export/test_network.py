@@ -9,7 +9,8 @@ from torch import nn
 
 import spem
 from spem import create_model
-from spem.export.network import load_network, load_weights, save_network, start_from
+from spem.export.network import load_network, save_network
+from spem.export.weights import load_weights, start_from
 
 CONFIG = {"classes": ["a", "b"], "data": "x", "image_size": [8, 8], "mean": [0.5], "std": [0.5]}
 

@@ -190,7 +190,7 @@ def test_overwriting_removes_the_seeds_that_were(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"replicas": 0}, "replicas must be a whole number of at least 1, got 0"),
+        ({"replicas": 0}, "replicas must be a whole number from 1 to 1,024, got 0"),
         ({"replicas": 2, "devices": 2}, "devices must be 1 with replicas, got 2"),
     ],
 )

@@ -5,20 +5,108 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from spem._files import write_text
+from spem._messages import shorten
+from spem._schema import (
+    Bits,
+    Column,
+    Count,
+    Few,
+    Large,
+    Natural,
+    NonNegative,
+    Options,
+    Seed,
+    Text,
+    Texts,
+    check_mapping,
+    check_value,
+    parse_json,
+)
 from spem._yaml import parse_yaml, read_text
 from spem.compare.planned import PlannedRun, row_name
 from spem.train.identity import deciding_keys
+from spem.train.summary import Summary, read_summary
 
 Record = dict[str, Any]
-_KEYS = {*PlannedRun._fields, "seed", "summary", "history", "error"}
-_STUDY = {"title": (str, "text"), "question": (str, "text")}
-_STUDY |= {"planned": (int, "whole number"), "commands": (list, "list"), "method": (list, "list")}
-_COSTS = {"model", "data", "gate", "overrides", "train", "train_ratio", "inference"}
-_COSTS |= {"inference_ratio", "memory", "device", "threads", "kernels", "batch_size", "rounds"}
-_COSTS |= {"torch", "spem"}
+
+
+class _Recipe(TypedDict):
+    """What a report reads of the recipe of a record."""
+
+    model: Text
+    gate: Text | None
+    gate_options: Options
+    block: Text | None
+    placement: Text | None
+    mask: Bits | None
+    data: Text
+    epochs: Count
+    seed: Seed
+
+
+class _History(TypedDict):
+    """What a report reads of the epochs of a record; every other column is such a one, too."""
+
+    epoch: Column
+    test_top1: Column
+
+
+class _Record(TypedDict):
+    """A line of `records.jsonl`."""
+
+    key: Text
+    gate: Text
+    model: Text
+    data: Text
+    overrides: Text
+    against: Text | None
+    seed: Seed
+    recipe: _Recipe
+    summary: Summary | None
+    history: _History | None
+    error: Text | None
+
+
+class _Spread(TypedDict):
+    """Median and quartiles of a cost."""
+
+    median: NonNegative
+    low: NonNegative
+    high: NonNegative
+
+
+class _Cost(TypedDict):
+    """A line of `costs.jsonl`."""
+
+    model: Text
+    data: Text
+    gate: Text
+    overrides: Text
+    train: _Spread
+    train_ratio: _Spread
+    inference: _Spread
+    inference_ratio: _Spread
+    memory: Large | None
+    rounds: Count
+    batch_size: Count
+    threads: Few
+    device: Text
+    kernels: Text
+    torch: Text
+    spem: Text
+
+
+class _Study(TypedDict, total=False):
+    """What `spem compare` writes into `study.yaml`."""
+
+    title: Text | None
+    question: Text | None
+    method: Texts | None
+    planned: Natural | None
+    commands: Texts | None
 
 
 class Ledger:
@@ -38,18 +126,23 @@ class Ledger:
     Attributes:
         records: the last record of each key, in the order of their first lines.
         damaged: the lines that are not records.
+        reason: what is wrong with the first of them; None without any.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / "records.jsonl"
         self.records: dict[str, Record] = {}
         self.damaged: list[str] = []
+        self.reason: str | None = None
         text = self.path.read_text(errors="replace") if self.path.exists() else ""
-        for line in text.splitlines():
-            if record := _parse(line, _KEYS):
-                self.records[record["key"]] = record
-            else:
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                record = _parse_record(line)
+            except ValueError as error:
                 self.damaged.append(line)
+                self.reason = self.reason or f"line {number}: {error}"
+            else:
+                self.records[record["key"]] = record
         self._cut_off = bool(text) and not text.endswith("\n")
 
     def repair(self) -> None:
@@ -73,13 +166,23 @@ def _line(record: Record) -> str:
     return json.dumps(record, separators=(",", ":")) + "\n"
 
 
-def _parse(line: str, keys: set[str]) -> dict[str, Any] | None:
-    """Return the JSON object of a line, or None if the line is damaged or lacks one of the keys."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) and found.keys() >= keys else None
+def _parse_record(line: str) -> Record:
+    """Return the record of a line; raises ValueError where it is none."""
+    record = parse_json(line, _Record)
+    _check_record(record)
+    return record
+
+
+def _check_record(record: Record) -> None:
+    """Raise ValueError unless a record has a result or an error, and one value an epoch."""
+    if (record["summary"] is None) != (record["history"] is None):
+        raise ValueError("a record has both of summary and history, or none of them")
+    if record["summary"] is None and record["error"] is None:
+        raise ValueError("a record without a summary must have an error")
+    for name, column in (record["history"] or {}).items():
+        check_value(f"history.{name}", column, Column)
+        if len(column) != len(record["history"]["epoch"]):
+            raise ValueError(f"history.{name} must have as many values as history.epoch")
 
 
 def make_record(run: PlannedRun, folder: Path) -> Record:
@@ -89,17 +192,22 @@ def make_record(run: PlannedRun, folder: Path) -> Record:
         run: as it was planned.
         folder: of the run, with its summary and metrics.
     """
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    history = {name: [_number(row[name]) for row in rows] for name in rows[0]}
-    summary = json.loads((folder / "summary.json").read_text())
+    try:
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        history = {name: [_number(row[name]) for row in rows] for name in rows[0]}
+    except (ValueError, LookupError, TypeError, csv.Error) as error:
+        raise ValueError(f"{folder / 'metrics.csv'} is damaged: {shorten(str(error))}") from error
+    summary = read_summary(folder)
     summary.pop("files", None)  # sums of the folder's files, which a record does without
-    return _label(run) | {"summary": summary, "history": history, "error": None}
+    record = _label(run) | {"summary": summary, "history": history, "error": None}
+    _check_record(record)
+    return record
 
 
 def make_failure(run: PlannedRun, error: str) -> Record:
     """Return the record of a run that failed, with the sentence that says why."""
-    return _label(run) | {"summary": None, "history": None, "error": error}
+    return _label(run) | {"summary": None, "history": None, "error": error[:2000]}
 
 
 def relabel(record: Record, run: PlannedRun) -> Record | None:
@@ -143,9 +251,10 @@ def read_study(folder: Path) -> dict[str, Any]:
     """
     path = folder / "study.yaml"
     study = parse_yaml(read_text(path, str(path)), str(path)) if path.exists() else {}
-    for key, (kind, name) in _STUDY.items():
-        if not isinstance(study.get(key), kind | None):
-            raise ValueError(f"{key} of {path} is {study[key]!r}, must be a {name}")
+    try:
+        check_mapping("", study, _Study)
+    except ValueError as error:
+        raise ValueError(f"{path} is none that spem compare writes: {error}") from error
     return study
 
 
@@ -157,7 +266,9 @@ def read_costs(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / "costs.jsonl"
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    costs = [cost for line in lines if (cost := _parse(line, _COSTS)) is not None]
-    if len(costs) < len(lines):
-        raise ValueError(f"{path} is damaged: remove it, and the same spem compare measures again")
-    return costs
+    try:
+        return [parse_json(line, _Cost) for line in lines]
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged: remove it, and the same spem compare measures again ({error})"
+        ) from error

@@ -34,6 +34,7 @@ from spem.train.devices import create_fabric, keep_freed_memory
 from spem.train.folder import is_finished, locked
 from spem.train.identity import deciding_keys
 from spem.train.setup import load_data, prepare
+from spem.train.summary import read_summary
 
 with needs_extra("train"):
     import yaml
@@ -190,11 +191,11 @@ def _refuse_other_files(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
     Such runs have the same key, because files may move; a table would mix them.
     """
     for run in plan:
-        record, summary = ledger.records.get(run.key), run.folder_in(ledger.folder) / "summary.json"
+        record = ledger.records.get(run.key)
         if record and record["summary"]:
             imported = record["summary"].get("import") or {}
-        elif summary.exists():
-            imported = json.loads(summary.read_text()).get("import") or {}
+        elif _is_finished(run, ledger.folder):
+            imported = read_summary(run.folder_in(ledger.folder)).get("import") or {}
         else:
             continue
         for name, now in sums_by_name(run.recipe.import_).items():

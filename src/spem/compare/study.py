@@ -1,12 +1,15 @@
 """Studies: which networks are compared, on which data, with which seeds, as YAML."""
 
+import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from itertools import product
 from typing import Any, NamedTuple
 
-from spem._messages import unknown
+from spem._messages import shorten, unknown
+from spem._schema import Options, Seed, Text, Texts, check_value
 from spem._yaml import read_yaml, shipped_names
 from spem.compare.planned import PlannedRun, row_name
 from spem.train.fitting import resolve
@@ -15,6 +18,7 @@ from spem.train.recipe import AXES, load_recipe
 
 _STUDIES = resources.files("spem.compare") / "studies"
 _KEYS_OF_GATES = ("placement", "mask")
+_MOST_RUNS = 10_000
 
 
 class AxisValue(NamedTuple):
@@ -62,19 +66,24 @@ class Study:
         ValueError: a value is not allowed, the grid is empty, or two of its entries are one run.
     """
 
-    title: str | None = None
-    question: str | None = None
+    title: Text | None = None
+    question: Text | None = None
     method: Any = None
-    config: str | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)
-    import_: list[str] = field(default_factory=list)
+    config: Text | None = None
+    recipe: Options = field(default_factory=dict)
+    import_: Texts = field(default_factory=list)
     gates: Any = field(default_factory=lambda: ["none", "spem"])
     models: Any = "resnet20"
     data: Any = "digits"
     overrides: Any = None
     seeds: Any = 3
-    baseline: str | None = None
-    small: dict[str, Any] | None = None
+    baseline: Text | None = None
+    small: Options | None = None
+
+    def __post_init__(self) -> None:
+        for key in fields(self):
+            if key.type is not Any:
+                check_value(key.name.rstrip("_"), getattr(self, key.name), key.type)
 
     def plan(self, **recipe_keys: Any) -> list[PlannedRun]:
         """Return the runs of the grid, those of a seed together.
@@ -85,6 +94,7 @@ class Study:
         Raises:
             ValueError: see the class; or a recipe key or its value is not allowed.
         """
+        seeds = self._list_seeds()
         _refuse_axis_keys(self.recipe)
         _refuse_axis_keys(recipe_keys)
         if files := [*self.import_, *recipe_keys.get("import", [])]:
@@ -100,9 +110,11 @@ class Study:
         if baseline is None:  # the first gate under the same overrides, or else the first row
             several = len(gates) > 1
             baseline = row_name(gates[0].label, "" if several else overrides[0].label)
+        if (count := math.prod(map(len, [seeds, *axes]))) > _MOST_RUNS:
+            raise ValueError(f"the grid has {count:,} runs, must have at most {_MOST_RUNS:,}")
         runs = [
             self._plan_run(seed, values, recipe_keys, baseline)
-            for seed in self._list_seeds()
+            for seed in seeds
             for values in product(*axes)
         ]
         _refuse_collisions(runs)
@@ -119,17 +131,22 @@ class Study:
         if names is not None and not (
             isinstance(names, list) and all(isinstance(name, str) for name in names)
         ):
-            raise ValueError(f"method must be a name or a list of names, got {names!r}")
+            raise ValueError(f"method must be a name or a list of names, got {shorten(names)}")
         return names
 
     def _list_seeds(self) -> list[int]:
-        seeds = list(range(self.seeds)) if type(self.seeds) is int else self.seeds
-        if not isinstance(seeds, list) or not seeds:
+        seeds = self.seeds
+        if type(seeds) is int:
+            seeds = list(range(min(seeds, _MOST_RUNS + 1)))
+        if not isinstance(seeds, list) or not 0 < len(seeds) <= _MOST_RUNS:
             raise ValueError(
-                f"seeds must be a number of at least 1 or a list of seeds, got {self.seeds!r}"
+                f"seeds must be a number from 1 to {_MOST_RUNS:,} or a list of seeds, got"
+                f" {shorten(self.seeds)}"
             )
-        if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}, key=str):
-            raise ValueError(f"seeds are repeated: {', '.join(map(str, repeated))}")
+        for seed in seeds:
+            check_value("seed", seed, Seed)
+        if repeated := [seed for seed, times in Counter(seeds).items() if times > 1]:
+            raise ValueError(f"seeds are repeated: {', '.join(map(str, sorted(repeated)))}")
         return seeds
 
     def _plan_run(
@@ -182,7 +199,9 @@ def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -
     if name_or_path is not None:
         settings = read_yaml(name_or_path, "study", _STUDIES)
     known = {f.name.rstrip("_"): f.name for f in fields(Study)}
-    for key in [*settings, *(settings.get("small") or {})]:
+    small_keys = settings.get("small") or {}
+    check_value("small", small_keys, Options)
+    for key in [*settings, *small_keys]:
         if key not in known:
             raise unknown("study key", key, known)
     if small:
@@ -206,7 +225,9 @@ def _expand_cross(axis: str, value: Any) -> Iterator[Any]:
         return
     lists = value["cross"]
     if not isinstance(lists, dict) or not all(isinstance(v, list) and v for v in lists.values()):
-        raise ValueError(f"cross must map keys to lists of values, got {lists!r} ({axis})")
+        raise ValueError(f"cross must map keys to lists of values, got {shorten(lists)} ({axis})")
+    if (count := math.prod(map(len, lists.values()))) > _MOST_RUNS:
+        raise ValueError(f"cross of {axis} has {count:,} values, must have at most {_MOST_RUNS:,}")
     for chosen in product(*lists.values()):
         own = {key: each for key, each in value.items() if key != "cross"}
         pairs = dict(zip(lists, chosen, strict=True))
@@ -217,15 +238,22 @@ def _expand_cross(axis: str, value: Any) -> Iterator[Any]:
 
 def _read_value(axis: str, value: Any) -> AxisValue:
     if axis == "overrides" and not isinstance(value, dict):
-        raise ValueError(f"overrides must be mappings of recipe keys, got {value!r}")
+        raise ValueError(f"overrides must be mappings of recipe keys, got {shorten(value)}")
     keys = dict(value) if isinstance(value, dict) else {axis: value}
+    check_value(axis, keys, Options)
     label, against = keys.pop("label", None), keys.pop("against", None)
+    if isinstance(label, int | float):
+        label = str(label)
+    check_value("label", label, Text | None)
+    check_value("against", against, Text | None)
     own: dict[str, Any] = {}
     words: list[str] = []
     if axis != "overrides":
         name = keys.pop(axis, "")
         if not ((isinstance(name, str) and name) or (name is None and axis == "gate")):
-            raise ValueError(f"{axis} must be a name or a mapping that holds one, got {value!r}")
+            raise ValueError(
+                f"{axis} must be a name or a mapping that holds one, got {shorten(value)}"
+            )
         own[axis] = None if name == "none" else name
         words = [name or "none"]
     options: dict[str, Any] = {}
@@ -234,25 +262,29 @@ def _read_value(axis: str, value: Any) -> AxisValue:
         own["gate_options"] = options
     _refuse_axis_keys(keys)
     if label is not None:
-        return AxisValue(str(label), own | keys, against, frozenset())
+        return AxisValue(label, own | keys, against, frozenset())
     words += [f"{key}={each}" for key, each in (options | keys).items()]
     return AxisValue(" ".join(words), own | keys, against, frozenset(keys))
 
 
 def _refuse_axis_keys(keys: Any) -> None:
     if not isinstance(keys, dict):
-        raise ValueError(f"recipe must map recipe keys to values, got {keys!r}")
+        raise ValueError(f"recipe must map recipe keys to values, got {shorten(keys)}")
     for key in keys:
         if key in AXES:
-            raise ValueError(f"{key} has an axis of its own in a study, it cannot stand in {keys}")
+            raise ValueError(
+                f"{key} has an axis of its own in a study, it cannot stand in {shorten(keys)}"
+            )
 
 
 def _refuse_collisions(runs: Sequence[PlannedRun]) -> None:
     by_key: dict[str, str] = {}
+    names: set[str] = set()
     for run in runs:
         name = f"{run.row!r} of {run.model} on {run.data} with seed {run.recipe.seed}"
         if run.key in by_key:
             raise ValueError(f"{by_key[run.key]} and {name} are the same run: their recipes agree")
-        if name in by_key.values():
+        if name in names:
             raise ValueError(f"two different runs are both called {name}: give them labels")
         by_key[run.key] = name
+        names.add(name)

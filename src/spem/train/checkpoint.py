@@ -4,11 +4,15 @@ import logging
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from spem._files import atomically
+from spem._messages import shorten
+from spem._schema import History, Natural, NonNegative, check_mapping
 from spem.train.identity import identity
 from spem.train.recipe import Recipe
 
@@ -68,14 +72,35 @@ def mark_run(recipe: Recipe) -> dict[str, Any]:
     return {"identity": identity(recipe), "epochs": recipe.epochs}
 
 
-def check_run(path: Path, state: dict[str, Any], recipe: Recipe) -> None:
-    """Raise ValueError where a checkpoint is that of a run with another recipe.
+class Position(TypedDict):
+    """Where a checkpoint's run is, see `Run`."""
+
+    epoch: Natural
+    step: Natural
+    seconds: NonNegative
+    history: History
+
+
+def check_run(path: Path, state: dict[str, Any], recipe: Recipe, steps: int) -> None:
+    """Raise ValueError where a checkpoint is not that of a run with this recipe.
 
     Args:
         path: of the checkpoint.
         state: its content; `run` holds what `mark_run` returned, which earlier versions lack.
         recipe: of the run that is to go on.
+        steps: of an epoch.
     """
+    position = {key: state[key] for key in Position.__annotations__ if key in state}
+    try:
+        check_mapping("", position, Position)
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint of a run with this recipe: {error}") from error
+    if position["epoch"] != len(position["history"]) or position["step"] >= steps:
+        raise ValueError(
+            f"{path} is no checkpoint of a run with this recipe: it has"
+            f" {len(position['history'])} rows after {position['epoch']} epochs and"
+            f" {position['step']} of {steps} steps"
+        )
     mark = state.get("run")
     if mark is None:
         logging.getLogger("spem").warning("%s, of an earlier version, names no run", path)
@@ -85,3 +110,39 @@ def check_run(path: Path, state: dict[str, Any], recipe: Recipe) -> None:
     # The rates of a cosine schedule depend on the number of epochs.
     if mark.get("epochs") != recipe.epochs and recipe.schedule == "cosine":
         raise ValueError(f"{path} is the checkpoint of a run of {mark.get('epochs')} epochs")
+
+
+def check_form(name: str, stored: Any, own: Any) -> None:
+    """Raise ValueError where a stored state has other types or shapes than a state of its kind.
+
+    Args:
+        name: of the state, for the error.
+        stored: as a checkpoint has it; what it lacks is not looked at.
+        own: of the run that is to go on.
+    """
+    if isinstance(own, int | float) and isinstance(stored, int | float):
+        return
+    if not isinstance(stored, type(own)):
+        raise ValueError(f"{name} is {shorten(stored)}, must be a {type(own).__name__}")
+    if isinstance(own, Tensor):
+        if stored.shape != own.shape:
+            raise ValueError(
+                f"{name} has the shape {tuple(stored.shape)}, must have {tuple(own.shape)}"
+            )
+    elif isinstance(own, dict):
+        for key in own.keys() & stored.keys():
+            check_form(f"{name}.{key}", stored[key], own[key])
+    elif isinstance(own, list | tuple):
+        if len(stored) != len(own):
+            raise ValueError(f"{name} has {len(stored)} values, must have {len(own)}")
+        for index, (one, other) in enumerate(zip(stored, own, strict=True)):
+            check_form(f"{name}.{index}", one, other)
+
+
+def check_optimizer(stored: Any, optimizer: Optimizer) -> None:
+    """Raise ValueError where an optimiser's stored state has other shapes than its parameters."""
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in stored["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape not in ((), own[index].shape):
+                raise ValueError(f"{name} of parameter {index} has the shape {tuple(value.shape)}")

@@ -1,6 +1,5 @@
 """`fit`: trains what a recipe says and writes the folder of the run."""
 
-import json
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
@@ -14,7 +13,8 @@ from torch import nn
 from spem._extras import needs_extra
 from spem._messages import say
 from spem.data.dataset import image_format
-from spem.export.network import load_network, load_weights
+from spem.export.network import load_network
+from spem.export.weights import load_weights
 from spem.gates import GATES, gate_options
 from spem.models.user_files import import_files, pin_files
 from spem.train import folder as folders
@@ -31,6 +31,7 @@ from spem.train.replicas import Replicas
 from spem.train.results import MODEL_KEYS, network_config, write_results
 from spem.train.run import Run
 from spem.train.setup import Job, announce, choose_kernels, describe, prepare
+from spem.train.summary import read_summary
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -238,4 +239,4 @@ def _read_result(folder: Path, recipe: Recipe, model: nn.Module | None) -> Resul
         model, _ = load_network(own)
     else:
         load_weights(model, folder)
-    return Result(folder, json.loads((folder / "summary.json").read_text()), model.eval())
+    return Result(folder, read_summary(folder, recipe.replicas), model.eval())

@@ -12,7 +12,6 @@ A run holds the lock of its folder, which the system frees when the process dies
 
 import csv
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from spem._messages import not_found
 from spem.models.user_files import sums_by_name
 from spem.train.identity import FREE_KEYS, identity
 from spem.train.recipe import Recipe, load_recipe
+from spem.train.summary import read_summary
 
 with needs_extra("train"):
     from filelock import FileLock, Timeout
@@ -142,8 +142,9 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
         ValueError: a file of a finished run is missing or altered, and so is the checkpoint from
             which it could be made again.
     """
-    summary = _read_summary(folder / "summary.json")
-    if summary is None:
+    try:
+        summary = read_summary(folder, recipe.replicas)
+    except (OSError, ValueError):  # none, or a damaged one, which is made again
         return False
     stored = load_recipe(str(folder / "recipe.yaml"))
     if stored.epochs != recipe.epochs:
@@ -161,15 +162,6 @@ def is_finished(folder: Path, recipe: Recipe) -> bool:
             " it could be made again"
         )
     return not damaged
-
-
-def _read_summary(path: Path) -> dict[str, Any] | None:
-    """Return the content of a summary; None where there is none, or it is damaged."""
-    try:
-        summary = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return summary if isinstance(summary, dict) else None
 
 
 def _find_damaged(folder: Path, summary: dict[str, Any], recipe: Recipe) -> list[str]:

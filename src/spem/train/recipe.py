@@ -1,13 +1,32 @@
 """Recipes: the settings of a training run, as a checked dataclass and as YAML."""
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from spem._extras import needs_extra
-from spem._messages import unknown
+from spem._messages import shorten, unknown
+from spem._schema import (
+    OPTIONS,
+    Allowed,
+    Bits,
+    Count,
+    Few,
+    Flag,
+    Fraction,
+    Milestones,
+    NonNegative,
+    Numbers,
+    Pixels,
+    Positive,
+    Positives,
+    Seed,
+    Share,
+    Text,
+    Texts,
+    check_value,
+    whole,
+)
 from spem._yaml import read_yaml, shipped_names
 
 with needs_extra("train"):
@@ -24,67 +43,17 @@ _RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
 _RESERVED += ("block", "placement", "mask", "pretrained")
 
 
-class Allowed(NamedTuple):
-    """The values that a key of a recipe may have: in words, and as a test."""
-
-    words: str
-    accepts: Callable[[Any], bool]
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
-
-
-def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda values: isinstance(values, list) and all(map(accepts, values))
-
-
-def _are_milestones(values: Any) -> bool:
-    return _list_of(_is_int)(values) and values == sorted({n for n in values if n > 0})
-
-
 Schedule = Literal["step", "cosine", "constant"]
 Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 Init = Literal["paper", "identity"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OnBadImage = Literal["raise", "skip"]
 LoggerName = Literal["csv", "tensorboard", "wandb"]
-Text = Annotated[str, Allowed("a text", lambda v: isinstance(v, str))]
-Flag = Annotated[bool, Allowed("true or false", lambda v: isinstance(v, bool))]
-Count = Annotated[int, Allowed("a whole number of at least 1", lambda v: _is_int(v) and v >= 1)]
-Natural = Annotated[int, Allowed("a whole number of at least 0", lambda v: _is_int(v) and v >= 0)]
-# What scikit-learn takes, which draws the validation split.
-Seed = Annotated[
-    int, Allowed("a whole number from 0 to 2^32 - 1", lambda v: _is_int(v) and 0 <= v < 2**32)
-]
-Positive = Annotated[float, Allowed("a number above 0", lambda v: _is_number(v) and v > 0)]
-NonNegative = Annotated[
-    float, Allowed("a number of at least 0", lambda v: _is_number(v) and v >= 0)
-]
-Share = Annotated[float, Allowed("in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)]
-Fraction = Annotated[float, Allowed("in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)]
-Bits = Annotated[
-    list[int], Allowed("a list of 0 and 1", _list_of(lambda v: v in (0, 1) and _is_int(v)))
-]
-Numbers = Annotated[list[float], Allowed("a list of numbers", _list_of(_is_number))]
-Positives = Annotated[
-    list[float], Allowed("a list of numbers above 0", _list_of(lambda v: _is_number(v) and v > 0))
-]
-Milestones = Annotated[
-    list[int], Allowed("a list of ascending whole numbers above 0", _are_milestones)
-]
-Files = Annotated[
-    list[str], Allowed("a list of Python files", _list_of(lambda v: isinstance(v, str)))
-]
-Options = Annotated[
+GateOptions = Annotated[
     dict[str, Any],
     Allowed(
         f"a mapping whose keys are texts other than {', '.join(_RESERVED)}",
-        lambda v: isinstance(v, dict) and all(isinstance(k, str) and k not in _RESERVED for k in v),
+        lambda v: OPTIONS.accepts(v) and not {*v} & {*_RESERVED},
     ),
 ]
 
@@ -163,20 +132,20 @@ class Recipe:
     block: Text | None = None
     gate: Text | None = None
     init: Init = "paper"
-    gate_options: Options = field(default_factory=dict)
+    gate_options: GateOptions = field(default_factory=dict)
     placement: Text | None = None
     mask: Bits | None = None
-    import_: Files = field(default_factory=list)
+    import_: Texts = field(default_factory=list)
     weights: Text | None = None
     data: Text = "digits"
     data_dir: Text = "data"
     download: Flag = False
-    image_size: Count | None = None
+    image_size: Pixels | None = None
     validation: Fraction | None = 0.1
     on_bad_image: OnBadImage = "raise"
     mean: Numbers | None = None
     std: Positives | None = None
-    crop: Natural = 0
+    crop: Annotated[int, whole(0, 1000)] = 0
     flip: Flag = False
     epochs: Count = 15
     batch_size: Count = 128
@@ -199,16 +168,16 @@ class Recipe:
     cuda_graph: Flag = False
     sync_batchnorm: Flag = False
     device: Device = "auto"
-    devices: Count = 1
-    threads: Count | None = None
+    devices: Few = 1
+    threads: Few | None = None
     seed: Seed = 0
-    replicas: Count = 1
+    replicas: Few = 1
     progress: Flag = True
     logger: LoggerName = "csv"
 
     def __post_init__(self) -> None:
         for key in fields(self):
-            _check(key.name.rstrip("_"), getattr(self, key.name), key.type)
+            check_value(key.name.rstrip("_"), getattr(self, key.name), key.type)
         batch, graph, several = self.batch_size, self.cuda_graph, self.devices > 1
         scaled = self.precision == "16-mixed"
         for wrong, key, allowed in (
@@ -222,25 +191,12 @@ class Recipe:
             (graph and scaled, "precision", "32 or bf16-mixed with cuda_graph"),
         ):
             if wrong:
-                raise ValueError(f"{key} must be {allowed}, got {getattr(self, key)!r}")
+                raise ValueError(f"{key} must be {allowed}, got {shorten(getattr(self, key))}")
 
     def to_yaml(self) -> str:
         """Return the complete recipe as YAML that `load_recipe` reads back to an equal one."""
         settings = {key.rstrip("_"): value for key, value in asdict(self).items()}
         return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
-
-
-def _check(key: str, value: object, hint: Any) -> None:
-    """Raise ValueError unless a key's value is what its annotation allows."""
-    if type(None) in get_args(hint):
-        if value is None:
-            return
-        hint = get_args(hint)[0]
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise unknown(key, value, get_args(hint))
-    elif not (allowed := hint.__metadata__[0]).accepts(value):
-        raise ValueError(f"{key} must be {allowed.words}, got {value!r}")
 
 
 def recipe_names() -> list[str]:

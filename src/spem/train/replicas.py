@@ -1,6 +1,5 @@
 """Several seeds of a recipe trained in turn on one device that a single network cannot fill."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +14,10 @@ from spem.train.devices import create_fabric, create_stream, join_stream, settin
 from spem.train.interrupt import deferred_interrupt
 from spem.train.progress import add_line, progress_bar
 from spem.train.recipe import Recipe
-from spem.train.results import write_results, write_summary
+from spem.train.results import write_results
 from spem.train.run import Run
 from spem.train.setup import Job, choose_kernels, prepare
+from spem.train.summary import read_summary, write_summary
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -82,8 +82,8 @@ class Replicas:
             kernels = choose_kernels(fabric, self.jobs)
             with settings(fabric, job.recipe), kernels:
                 _train_in_turn([_start(folder, *each) for each in self._left])
-        paths = [folders.replica_folder(folder, own.seed) / "summary.json" for own in self._all]
-        write_summary(folder, _summarise([json.loads(path.read_text()) for path in paths]))
+        places = [folders.replica_folder(folder, own.seed) for own in self._all]
+        write_summary(folder, _summarise(list(map(read_summary, places))))
 
 
 def _start(folder: Path, fabric: Fabric, recipe: Recipe, job: Job, resumed: Path | None) -> Replica:

@@ -1,6 +1,5 @@
 """The files that a finished run leaves in its folder: network, curves, summary."""
 
-import json
 import platform
 import statistics
 from importlib.metadata import version
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from spem import kernels
-from spem._files import atomically, write_text
+from spem._files import atomically
 from spem.export.network import save_network
 from spem.models.user_files import sums_by_name
 from spem.surgery.config import config_of
@@ -19,6 +18,7 @@ from spem.train.folder import sums_of_derived
 from spem.train.identity import identity
 from spem.train.run import Run
 from spem.train.setup import Job
+from spem.train.summary import write_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,11 +41,6 @@ def write_results(run: Run) -> None:
     draw_curves(folder / "curves.png", run.history, folder.name)
     # The summary comes last, because a folder with a summary counts as finished.
     write_summary(folder, _summarise(run) | {"files": sums_of_derived(folder)})
-
-
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write `summary.json`, which marks a folder as that of a finished run."""
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _run_config(job: Job) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from spem._files import write_table
 from spem.data.batches import Batches
 from spem.data.dataset import Dataset
 from spem.gates import mixing_ratios
-from spem.train.checkpoint import check_run, load_checkpoint, mark_run, save_checkpoint
+from spem.train.checkpoint import (
+    check_form,
+    check_optimizer,
+    check_run,
+    load_checkpoint,
+    mark_run,
+    save_checkpoint,
+)
 from spem.train.interrupt import deferred_interrupt
 from spem.train.loggers import log_epoch, open_log
 from spem.train.metrics import create_metrics, evaluate, read
@@ -227,13 +234,13 @@ class Run:
 
     def _restore(self) -> None:
         state, parts = load_checkpoint(self.checkpoint), self._parts()
-        check_run(self.checkpoint, state, self.recipe)
-        if not {*parts, *_POSITION} <= state.keys():
-            raise ValueError(f"{self.checkpoint} is no checkpoint of a run with this recipe")
+        check_run(self.checkpoint, state, self.recipe, self.steps)
         try:
+            check_optimizer(state["optimizer"], self._training_step.optimizer)
             for name, part in parts.items():
+                check_form(name, state[name], part.state_dict())
                 part.load_state_dict(state[name])
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.checkpoint} does not fit its recipe: {reason}") from error
         for key in _POSITION:

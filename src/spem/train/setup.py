@@ -19,7 +19,7 @@ from spem.data.dataset import load_dataset
 from spem.data.describe import describe as describe_data
 from spem.data.folders import OnBadImage
 from spem.data.splits import Dataset
-from spem.export.network import start_from
+from spem.export.weights import start_from
 from spem.gates import GATES
 from spem.models import create_model
 from spem.models.names import imagenet_note

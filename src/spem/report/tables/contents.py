@@ -28,8 +28,6 @@ _BESIDE = (
     " or a mean of several runs beside our final epoch, each a mean over our seeds. Recipes and"
     " epochs may differ, too, so a distance between the columns is not the effect of anything."
 )
-_SUMMARY_KEYS = {"final_test_top1", "best_test_top1", "test_top1_at_best_validation"}
-_SUMMARY_KEYS |= {"parameters", "macs", "device", "kernels", "versions"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def read_contents(folder: Path) -> Contents:
 
 
 def _finished(ledger: Ledger) -> list[Record]:
-    """Return the records of finished runs, checked; an error says why there is none."""
+    """Return the records of finished runs; an error says why there is none."""
     folder, records = ledger.folder, list(ledger.records.values())
     if not ledger.path.exists():
         if (folder / "study.yaml").exists():
@@ -106,14 +104,9 @@ def _finished(ledger: Ledger) -> list[Record]:
         raise not_found(folder, "comparison", "records.jsonl")
     finished = [record for record in records if record["summary"]]
     if not finished:
-        failed = f"; the first one failed: {records[0]['error']}" if records else ""
-        raise ValueError(f"no run of {folder} has come to a result{failed}")
-    for record in finished:
-        if missing := _SUMMARY_KEYS - record["summary"].keys():
-            lacks = ", ".join(sorted(missing))
-            raise ValueError(
-                f"the record {record['key']} of {ledger.path} lacks {lacks} in its summary"
-            )
+        why = f"; the first one failed: {records[0]['error']}" if records else ""
+        why += f"; records.jsonl is damaged ({ledger.reason})" if ledger.reason else ""
+        raise ValueError(f"no run of {folder} has come to a result{why}")
     return finished
 
 
@@ -133,7 +126,7 @@ def _missing(ledger: Ledger) -> list[str]:
     if n := len(ledger.damaged):
         found.append(
             f"{_count(n, 'line')} of records.jsonl {'is' if n == 1 else 'are'} damaged and left"
-            " out; spem compare writes the records of finished runs anew."
+            f" out ({ledger.reason}); spem compare writes the records of finished runs anew."
         )
     for record in ledger.records.values():
         if not record["summary"]:
