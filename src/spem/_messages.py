@@ -4,12 +4,25 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from errno import ENOENT
 from pathlib import Path
+from reprlib import Repr
 
 from spem._extras import needs_extra
 
+_REPR = Repr()
+_REPR.maxstring = _REPR.maxother = 100
 # So many names are listed whole; of more, the nearest three.
 _FEW = 6
 _COMMANDS = {"gate": "spem gates", "model": "spem models", "recipe key": "spem train --help"}
+
+
+def shorten(value: object) -> str:
+    r"""Return the `repr` of a value for a message: in one line, of about 100 characters at most.
+
+    Example:
+        >>> print(shorten("a\n" + 200 * "b"))
+        'a\nbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb...bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb'
+    """
+    return " ".join(_REPR.repr(value).split())
 
 
 def unknown(kind: str, value: object, known: Iterable[str], listed_by: str = "") -> ValueError:
@@ -27,10 +40,10 @@ def unknown(kind: str, value: object, known: Iterable[str], listed_by: str = "")
     """
     names = sorted(known)
     names.sort(key=lambda name: -SequenceMatcher(None, str(value).lower(), name.lower()).ratio())
-    text = f"unknown {kind} {value!r}; known: {', '.join(names)}"
+    text = f"unknown {kind} {shorten(value)}; known: {', '.join(names)}"
     if len(names) > _FEW:
         command = listed_by or _COMMANDS.get(kind)
-        text = f"unknown {kind} {value!r}; known: {', '.join(names[:3])}, …"
+        text = f"unknown {kind} {shorten(value)}; known: {', '.join(names[:3])}, …"
         text += f"; `{command}` lists all" if command else f" ({len(names)} in all)"
     return ValueError(text)
 
@@ -71,10 +84,3 @@ def say(text: str) -> None:
         from rich import get_console
 
     get_console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def shorten(value: object) -> str:
-    """TEMP"""
-    import reprlib
-
-    return reprlib.repr(value)

@@ -102,10 +102,9 @@ Sides = Annotated[
 ]
 Large = Annotated[int, whole(0, 10**18)]
 # What scikit-learn takes, which draws the validation split.
-Seed = Annotated[
-    int, Allowed("a whole number from 0 to 2^32 - 1", lambda v: _is_int(v) and 0 <= v < 2**32)
-]
-Seeds = Annotated[list[int], list_of("seeds", Seed.__metadata__[0].accepts)]
+_SEED = Allowed("a whole number from 0 to 2^32 - 1", lambda v: _is_int(v) and 0 <= v < 2**32)
+Seed = Annotated[int, _SEED]
+Seeds = Annotated[list[int], list_of("seeds", _SEED.accepts)]
 Positive = Annotated[
     float, Allowed("a number above 0, at most 1e+30", lambda v: _is_number(v) and 0 < v <= 1e30)
 ]

@@ -11,7 +11,7 @@ with needs_extra("train"):
     import yaml
     from jsonargparse import get_loader
 
-_MOST_BYTES, _DEEPEST = 1 << 20, 20
+_MOST_BYTES, _DEEPEST = 1 << 16, 20
 
 
 def shipped_names(folder: Traversable) -> list[str]:

@@ -12,7 +12,7 @@ from spem.norm import GatedBatchNorm2d
 CHANNELS = 16
 
 BAD = [
-    ("se", {"reduction": 0}, "reduction is 0, must be a whole number of at least 1"),
+    ("se", {"reduction": 0}, "reduction is 0, must be a whole number from 1 to"),
     ("sem", {"reduction": 2.5}, "reduction is 2.5, must be a whole number"),
     ("lsas", {"reduction": True}, "reduction is True, must be a whole number"),
     *(
@@ -40,13 +40,13 @@ BAD = [
     ("spa", {"variant": "icme"}, "unknown variant 'icme'; known: icme-"),
     ("spa", {"source_channels": 8}, "icme-a has no source"),
     ("spa", {"variant": "tmm-b", "source_channels": 0}, "source_channels is 0, must be"),
-    ("lsas", {"order": -1}, "order is -1, must be a whole number of at least 0"),
+    ("lsas", {"order": -1}, "order is -1, must be a whole number from 0 to 100"),
     ("danet", {"attention": "spatial"}, "unknown attention 'spatial'; known: "),
     ("srp", {}, "gate 'srp' needs the option 'rho', which has no default"),
     ("srp", {"rho": 0}, r"rho is 0, must lie in \(0, 1\]"),
     ("se", {"pool": "srp"}, "rho is None with pool='srp'"),
     ("ie", {"regions": 2}, "belong to pool='srp'"),
-    ("hpda", {"branches": 1}, "branches is 1, must be a whole number of at least 2"),
+    ("hpda", {"branches": 1}, "branches is 1, must be a whole number from 2 to 256"),
     ("hpda", {"margin": -1}, "margin is -1, must be"),
     ("asr", {"attention": "srm"}, "unknown attention of ASR 'srm'; known: "),
     ("asr", {"attention_options": {"reducton": 4}}, "option of gate 'se' 'reducton'; known: red"),

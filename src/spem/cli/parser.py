@@ -7,7 +7,7 @@ from inspect import isclass, signature
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from spem._extras import needs_extra
-from spem._messages import unknown
+from spem._messages import shorten, unknown
 
 with needs_extra("train"):
     from jsonargparse import (
@@ -126,7 +126,7 @@ class Parser(ArgumentParser):
                 allowed = action.metavar or _placeholder(_hint(action))
                 if allowed == "DICT":
                     allowed = "a mapping like '{name: value}', with a space after each colon"
-                message = f"{flag} must be {allowed}, got {value!r}"
+                message = f"{flag} must be {allowed}, got {shorten(value)}"
         sys.exit(fail(message))
 
     def _name(self, key: str) -> str:
@@ -143,7 +143,7 @@ def _describe_stray(word: str, given: list[str], flags: Mapping[str, Any], comma
     before = given[given.index(word) - 1] if word in given[1:] else ""
     if isinstance(flags.get(before), ActionYesNo):
         return _describe_switch(before)
-    return f"{word!r} is neither a flag nor the value of one; `{command}` lists the flags"
+    return f"{shorten(word)} is neither a flag nor the value of one; `{command}` lists the flags"
 
 
 def _describe_switch(flag: str) -> str:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spem import attach, auxiliary_loss, create_model, kernels
+from spem._messages import shorten
 from spem.compare.costs import NetworkWork, make_work, measure_networks, measuring
 from spem.compare.timing import RedCaseError, check_parity, fastest_kernels
 from spem.gates import gate_options
@@ -132,7 +133,7 @@ def _call_function(path: str) -> nn.Module:
         network = getattr(import_module(module), name)()
     except Exception as error:  # whatever the user's code may raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"model is {path!r}, which gave no network: {reason}") from error
+        raise ValueError(f"model is {shorten(path)}, which gave no network: {reason}") from error
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise ValueError(f"{path} returned an object of {kind}, must return a torch.nn.Module")

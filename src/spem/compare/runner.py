@@ -12,7 +12,7 @@ import torch.distributed
 
 from spem._extras import needs_extra
 from spem._files import write_text
-from spem._messages import say
+from spem._messages import say, shorten
 from spem.compare import launchers
 from spem.compare.costs import measure_costs
 from spem.compare.planned import PlannedRun
@@ -162,7 +162,7 @@ def _check(runs: Sequence[PlannedRun]) -> list[str]:
                 lines += describe(dataset)
             prepare(create_fabric(run.recipe), run.recipe, dataset=dataset)
         except ValueError as error:
-            raise ValueError(f"{run.row!r} of {run.model} on {run.data}: {error}") from error
+            raise ValueError(f"{shorten(run.row)} of {run.model} on {run.data}: {error}") from error
     return lines
 
 
@@ -178,9 +178,11 @@ def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
         if name in others:
             own, other = deciding_keys(run.recipe), others[name]
             differ = [key for key in own if own[key] != other.get(key)]
-            changes = ", ".join(f"{k} {other.get(k)!r} there, {own[k]!r} now" for k in differ)
+            changes = ", ".join(
+                f"{k} {shorten(other.get(k))} there, {shorten(own[k])} now" for k in differ
+            )
             raise ValueError(
-                f"{ledger.folder} holds {run.row!r} of {run.model} on {run.data} with seed"
+                f"{ledger.folder} holds {shorten(run.row)} of {run.model} on {run.data} with seed"
                 f" {run.recipe.seed} by another recipe ({changes}): name another folder"
             )
 
@@ -201,8 +203,9 @@ def _refuse_other_files(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
         for name, now in sums_by_name(run.recipe.import_).items():
             if imported.get(name, now) != now:
                 raise ValueError(
-                    f"{name} has changed since {ledger.folder} has results of {run.row!r} with it:"
-                    " restore it (a new gate can have a file of its own), or name another folder"
+                    f"{name} has changed since {ledger.folder} has results of {shorten(run.row)}"
+                    " with it: restore it (a new gate can have a file of its own), or name another"
+                    " folder"
                 )
 
 

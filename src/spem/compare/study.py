@@ -156,8 +156,8 @@ class Study:
         for value in values:
             if replaced := value.named_keys & recipe_keys.keys():
                 raise ValueError(
-                    f"{min(replaced)} is part of the name {value.label!r}: leave out its flag, or"
-                    " give the mapping a label"
+                    f"{min(replaced)} is part of the name {shorten(value.label)}: leave out its"
+                    " flag, or give the mapping a label"
                 )
         settings = self.recipe | data.recipe | model.recipe | overrides.recipe | gate.recipe
         settings |= recipe_keys
@@ -281,7 +281,7 @@ def _refuse_collisions(runs: Sequence[PlannedRun]) -> None:
     by_key: dict[str, str] = {}
     names: set[str] = set()
     for run in runs:
-        name = f"{run.row!r} of {run.model} on {run.data} with seed {run.recipe.seed}"
+        name = f"{shorten(run.row)} of {run.model} on {run.data} with seed {run.recipe.seed}"
         if run.key in by_key:
             raise ValueError(f"{by_key[run.key]} and {name} are the same run: their recipes agree")
         if name in names:

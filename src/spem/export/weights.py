@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spem._extras import needs_extra
+from spem._messages import shorten
 from spem.export.config import read_config
 from spem.models.pretrained import bundled_names, find_run
 from spem.surgery.backbone import key_differences
@@ -60,8 +61,8 @@ def start_from(model: nn.Module, source: str | Path) -> str | None:
         return None
     load_state(model, path, stored | {name: own[name] for name in other})
     return (
-        f"the classifier {layers.pop()!r} starts anew: it has {len(own[other[0]])} classes, that of"
-        f" {source} has {len(stored[other[0]])}"
+        f"the classifier {shorten(layers.pop())} starts anew: it has {len(own[other[0]])} classes,"
+        f" that of {source} has {len(stored[other[0]])}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.checks import check_choice
 from spem.gates.gate import Gate
@@ -48,10 +49,14 @@ class ASR(Gate):
         super().__init__(channels, init)
         check_choice("attention of ASR", attention, _ATTENTIONS)
         if not isinstance(attention_options, Mapping | None):
-            raise ValueError(f"attention_options is {attention_options!r}, must be a mapping")
+            raise ValueError(
+                f"attention_options is {shorten(attention_options)}, must be a mapping"
+            )
         options = dict(attention_options or {})
         if options.setdefault("init", init) != init:
-            raise ValueError(f"attention_options has init={options['init']!r}, ASR init={init!r}")
+            raise ValueError(
+                f"attention_options has init={shorten(options['init'])}, ASR init={shorten(init)}"
+            )
         self.vector = nn.Parameter(torch.full((1, channels), 0.1))
         self.attention = cast(Gate, create_gate(attention, channels, **options))
         self.behind = cast(Gate, create_gate(attention, channels, **options)) if both else None

@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, init: str = "paper"):
         super().__init__()
-        check_whole("channels", channels)
+        check_whole("channels", channels, most=2**16)
         check_choice("init", init, ("paper", "identity"))
         self.channels = channels
         self.register_buffer("gain", torch.ones(()))

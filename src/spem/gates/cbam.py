@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from spem._messages import shorten
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates.attention import Attention, multiply
 from spem.gates.checks import check_choice, check_normalises, check_odd
@@ -38,7 +39,7 @@ class CBAM(Attention):
         reduction: r.
         pools: any of "avg", "max", "lp" (√Σx²) and "lse" (log Σ exp x), without repetition.
         spatial: False leaves the spatial part out.
-        kernel_size: k of the spatial part, odd.
+        kernel_size: k of the spatial part, odd, at most 999.
         init: "paper", that of the authors' networks (biases and the scale of the spatial norm 0, so
             the spatial multiplier starts at ½), or "identity" (W₂ at 0 too, gain 4; 2 without the
             spatial part).
@@ -64,7 +65,7 @@ class CBAM(Attention):
         width = hidden_width(channels, reduction)
         self.pools = _check_pools(pools)
         if not spatial and kernel_size != 7:
-            raise ValueError(f"kernel_size is {kernel_size!r}, but belongs to spatial=True")
+            raise ValueError(f"kernel_size is {shorten(kernel_size)}, but belongs to spatial=True")
         self.fc1 = nn.Linear(channels, width)
         self.fc2 = nn.Linear(width, channels)
         nn.init.zeros_(self.fc1.bias)
@@ -110,10 +111,12 @@ class _Spatial(nn.Module):
 
 def _check_pools(pools: Sequence[str]) -> tuple[str, ...]:
     if not isinstance(pools, Sequence):
-        raise ValueError(f"pools is {pools!r}, must be a list of names")
+        raise ValueError(f"pools is {shorten(pools)}, must be a list of names")
     names = (pools,) if isinstance(pools, str) else tuple(pools)
     for name in names:
         check_choice("pool of CBAM", name, _POOLS)
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"pools is {names!r}, must name at least one pooling and none twice")
+        raise ValueError(
+            f"pools is {shorten(names)}, must name at least one pooling and none twice"
+        )
     return names

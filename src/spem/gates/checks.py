@@ -5,7 +5,10 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from spem._messages import unknown
+from spem._messages import shorten, unknown
+
+# No option counts further.
+_MOST = 10**6
 
 
 def is_whole(value: object) -> bool:
@@ -18,22 +21,24 @@ def is_number(value: object) -> bool:
     return is_whole(value) or isinstance(value, float)
 
 
-def check_whole(name: str, value: int, least: int = 1) -> None:
-    """Raise ValueError unless an option is a whole number of at least `least`."""
-    if not is_whole(value) or value < least:
-        raise ValueError(f"{name} is {value!r}, must be a whole number of at least {least}")
+def check_whole(name: str, value: int, least: int = 1, most: int = _MOST) -> None:
+    """Raise ValueError unless an option is a whole number from `least` to `most`."""
+    if not is_whole(value) or not least <= value <= most:
+        raise ValueError(
+            f"{name} is {shorten(value)}, must be a whole number from {least} to {most:,}"
+        )
 
 
 def check_odd(name: str, value: int) -> None:
-    """Raise ValueError unless an option is an odd whole number of at least 1."""
-    if not is_whole(value) or value < 1 or value % 2 == 0:
-        raise ValueError(f"{name} is {value!r}, must be an odd whole number")
+    """Raise ValueError unless an option is an odd whole number from 1 to 999."""
+    if not is_whole(value) or not 1 <= value <= 999 or value % 2 == 0:
+        raise ValueError(f"{name} is {shorten(value)}, must be an odd whole number from 1 to 999")
 
 
 def check_finite(name: str, value: float) -> None:
-    """Raise ValueError unless an option is a finite number of at least 0."""
-    if not is_number(value) or not 0 <= value < float("inf"):
-        raise ValueError(f"{name} is {value!r}, must be a finite number of at least 0")
+    """Raise ValueError unless an option is a number from 0 to 1e30."""
+    if not is_number(value) or not 0 <= value <= 1e30:
+        raise ValueError(f"{name} is {shorten(value)}, must be a finite number of at least 0")
 
 
 def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
@@ -51,8 +56,8 @@ def check_new_name(kind: str, name: str) -> None:
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name) or name == "none":
         raise ValueError(
-            f"the {kind} name {name!r} must be made of letters, digits, '_', '-', '.' and '+',"
-            " begin with one of the first three, and not be 'none'"
+            f"the {kind} name {shorten(name)} must be made of letters, digits, '_', '-', '.' and"
+            " '+', begin with one of the first three, and not be 'none'"
         )
 
 

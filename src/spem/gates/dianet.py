@@ -5,6 +5,7 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
+from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.attention import Place
 from spem.gates.gate import hidden_width
@@ -55,7 +56,7 @@ class DIANet(DescriptorGate):
     ):
         super().__init__(channels, init=init, **pooling)
         if not isinstance(leader, DIANet | None):
-            raise ValueError(f"leader is {leader!r}, must be a DIANet gate")
+            raise ValueError(f"leader is {shorten(leader)}, must be a DIANet gate")
         if leader is not None and (leader.channels, leader.reduction) != (channels, reduction):
             raise ValueError(
                 f"the leader has {leader.channels} channels and reduction {leader.reduction}, "

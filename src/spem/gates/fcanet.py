@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spem._messages import unknown
+from spem._messages import shorten, unknown
 from spem.functional import recalibrate
 from spem.gates.attention import Attention, Place
 from spem.gates.checks import check_whole
@@ -35,9 +35,9 @@ class FcaNet(Attention):
 
     Args:
         channels: C.
-        dct_size: side of the projected feature map. With less than 7 every frequency is 0, a scaled
-            mean. The authors give sizes for ImageNet only; `create_model` takes 32, 16, 8 by stage,
-            a definition of this library.
+        dct_size: side of the projected feature map, at most 256. With less than 7 every frequency
+            is 0, a scaled mean. The authors give sizes for ImageNet only; `create_model` takes 32,
+            16, 8 by stage, a definition of this library.
         frequencies: "top", "low" or "bot" and n from 1 to 32: the first n of that list.
         reduction: r.
         init: "paper", PyTorch's layers, or "identity", the second layer at 0 and gain 2.
@@ -66,11 +66,12 @@ class FcaNet(Attention):
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        check_whole("dct_size", dct_size)
+        check_whole("dct_size", dct_size, most=256)
         pairs = _find_pairs(frequencies)
         if channels % len(pairs):
             raise ValueError(
-                f"frequencies is {frequencies!r}: {len(pairs)} does not divide {channels} channels"
+                f"frequencies is {shorten(frequencies)}: {len(pairs)} does not divide"
+                f" {channels} channels"
             )
         self.dct_size, self.frequencies = dct_size, frequencies
         basis = torch.stack([_multiply_cosines(u, v, dct_size) for u, v in pairs])

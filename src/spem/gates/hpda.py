@@ -26,7 +26,7 @@ class HPDA(Attention):
     Args:
         channels: C.
         reduction: r.
-        branches: K.
+        branches: K, from 2 to 256.
         margin: distance beyond which a pair adds nothing.
         weight: of the loss.
         init: "paper", PyTorch's layers, or "identity", the last norm at 0 and gain 2.
@@ -49,7 +49,7 @@ class HPDA(Attention):
         init: str = "paper",
     ):
         super().__init__(channels, init)
-        check_whole("branches", branches, least=2)
+        check_whole("branches", branches, least=2, most=256)
         check_finite("margin", margin)
         check_finite("weight", weight)
         self.margin, self.weight = margin, weight

@@ -19,7 +19,7 @@ class LSAS(SE):
 
     Args:
         channels: C.
-        order: K, at least 0; 0 is SE.
+        order: K, from 0 to 100; 0 is SE.
         reduction, bias: see `SE`.
         init: "paper" (w = ½, b = −½), or "identity" (SE's second layer and b at 0, gain 2^(K+1)).
         **pooling: the descriptor, see `DescriptorGate`.
@@ -45,7 +45,7 @@ class LSAS(SE):
         **pooling: Unpack[Pooling],
     ):
         super().__init__(channels, reduction=reduction, bias=bias, init=init, **pooling)
-        check_whole("order", order, least=0)
+        check_whole("order", order, least=0, most=100)
         start = -0.5 if init == "paper" else 0.0
         self.sub_scale = nn.ParameterList(torch.full((channels,), 0.5) for _ in range(order))
         self.sub_shift = nn.ParameterList(torch.full((channels,), start) for _ in range(order))

@@ -6,6 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.checks import check_choice, check_finite, is_number
 from spem.gates.gate import Gate, present
@@ -138,13 +139,18 @@ def _check_mix(pool: str, mix: float | None, mixing: str, alpha: float | None) -
     check_choice("mixing", mixing, ("squared", "sigmoid"))
     if (mix is None) == (pool == "fixed"):
         raise ValueError(
-            f"mix is {mix!r} with pool={pool!r}: pool='fixed' needs it, no other has it"
+            f"mix is {shorten(mix)} with pool={shorten(pool)}: pool='fixed' needs it, no other has"
+            " it"
         )
     if mix is not None and not (is_number(mix) and 0 <= mix <= 1):
-        raise ValueError(f"mix is {mix!r}, must lie in [0, 1]")
+        raise ValueError(f"mix is {shorten(mix)}, must lie in [0, 1]")
     if mixing == "sigmoid" and pool != "adaptive":
-        raise ValueError(f"mixing='sigmoid' belongs to pool='adaptive', not to pool={pool!r}")
+        raise ValueError(
+            f"mixing='sigmoid' belongs to pool='adaptive', not to pool={shorten(pool)}"
+        )
     if alpha is not None and (pool != "adaptive" or mixing != "squared"):
-        raise ValueError(f"alpha is {alpha!r}, but only pool='adaptive', mixing='squared' has it")
+        raise ValueError(
+            f"alpha is {shorten(alpha)}, but only pool='adaptive', mixing='squared' has it"
+        )
     if alpha is not None:
         check_finite("alpha", alpha)

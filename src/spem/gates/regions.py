@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.checks import check_whole, is_number
 from spem.gates.gate import Gate
@@ -30,8 +31,8 @@ class RegionGate(Gate):
         pool: "srp", or any other name, which leaves the options below no meaning.
         rho: side of a region as a fraction of the feature map's, in (0, 1]; it has no default. The
             sides are max(1, round(rho·H)) and max(1, round(rho·W)), the corners uniform.
-        regions: number of regions, whose means are averaged: positions that several of them cover
-            count as often.
+        regions: number of regions, at most 1000, whose means are averaged: positions that
+            several of them cover count as often.
         per_channel: whether every channel draws its own regions; else all share an image's.
         init: see `Attention`.
 
@@ -57,13 +58,16 @@ class RegionGate(Gate):
         super().__init__(channels, init)
         if (rho is None) == (pool == "srp"):
             raise ValueError(
-                f"rho is {rho!r} with pool={pool!r}: pool='srp' needs it, no other has it"
+                f"rho is {shorten(rho)} with pool={shorten(pool)}: pool='srp' needs it, no other"
+                " has it"
             )
         if rho is not None and not (is_number(rho) and 0 < rho <= 1):
-            raise ValueError(f"rho is {rho!r}, must lie in (0, 1]")
-        check_whole("regions", regions)
+            raise ValueError(f"rho is {shorten(rho)}, must lie in (0, 1]")
+        check_whole("regions", regions, most=1000)
         if rho is None and (regions != 1 or per_channel):
-            raise ValueError(f"regions and per_channel belong to pool='srp', not to pool={pool!r}")
+            raise ValueError(
+                f"regions and per_channel belong to pool='srp', not to pool={shorten(pool)}"
+            )
         self.rho, self.regions, self.per_channel = rho, regions, per_channel
         self.generator: torch.Generator | None = None
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spem._messages import unknown
+from spem._messages import shorten, unknown
 from spem.gates.attention import Attention, Place
 from spem.gates.checks import check_choice, check_new_name
 
@@ -34,19 +34,21 @@ def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
     for option in options.keys() & gate.retired_options:
         if value := options.pop(option):
             warnings.warn(
-                f"the option {option!r} of gate {name!r} is gone and {option}={value!r} has no "
-                "effect any more",
+                f"the option {shorten(option)} of gate {shorten(name)} is gone and "
+                f"{option}={shorten(value)} has no effect any more",
                 stacklevel=2,
             )
     for option, value in options.items():
         if option not in known:
-            raise unknown(f"option of gate {name!r}", option, known)
+            raise unknown(f"option of gate {shorten(name)}", option, known)
         # Any string would count as true, "no" too. The class checks its other options itself.
         if isinstance(known[option], bool) and not isinstance(value, bool):
-            raise ValueError(f"{option} is {value!r}, must be True or False")
+            raise ValueError(f"{option} is {shorten(value)}, must be True or False")
     for option, default in known.items():
         if default is inspect.Parameter.empty and option not in options:
-            raise ValueError(f"gate {name!r} needs the option {option!r}, which has no default")
+            raise ValueError(
+                f"gate {shorten(name)} needs the option {shorten(option)}, which has no default"
+            )
     return gate(channels, **options)
 
 
@@ -66,7 +68,7 @@ def create_gate_at(name: str, channels: int, place: Place, options: Mapping[str,
     gate = create_gate(name, channels, **GATES[name].options_at(place, options))
     if gate.needs_source and place.source_channels is None:
         raise ValueError(
-            f"gate {name!r} with {dict(options)} reads the block's input, which only "
+            f"gate {shorten(name)} with {dict(options)} reads the block's input, which only "
             "the end of a residual branch of a network of create_model gives it"
         )
     return gate
@@ -100,11 +102,11 @@ def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
     """
     check_new_name("gate", name)
     if name in GATES:
-        raise ValueError(f"the gate name {name!r} is taken by {GATES[name].__name__}")
+        raise ValueError(f"the gate name {shorten(name)} is taken by {GATES[name].__name__}")
 
     def enter(gate: type[Attention]) -> type[Attention]:
         if not (isinstance(gate, type) and issubclass(gate, Attention)):
-            raise ValueError(f"{gate!r} must be a class that derives from Gate or Attention")
+            raise ValueError(f"{shorten(gate)} must be a class that derives from Gate or Attention")
         GATES[name] = gate
         return gate
 

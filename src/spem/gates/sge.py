@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spem._messages import shorten
 from spem.gates.attention import Attention, multiply
 from spem.gates.checks import check_finite, is_whole
 from spem.kernels.reference import pool_mean, upcast
@@ -38,7 +39,9 @@ class SGE(Attention):
     def __init__(self, channels: int, *, groups: int = 64, eps: float = 1e-5, init: str = "paper"):
         super().__init__(channels, init)
         if not is_whole(groups) or groups < 1 or channels % groups:
-            raise ValueError(f"groups is {groups!r}, must be a divisor of the {channels} channels")
+            raise ValueError(
+                f"groups is {shorten(groups)}, must be a divisor of the {channels} channels"
+            )
         check_finite("eps", eps)
         self.groups, self.eps = groups, eps
         self.weight = nn.Parameter(torch.zeros(groups))

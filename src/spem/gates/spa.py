@@ -65,7 +65,7 @@ class SPA(Attention):
         if source_channels is not None and kind == "a":
             raise ValueError(f"source_channels is {source_channels}, but {variant} has no source")
         width = channels if source_channels is None else source_channels
-        check_whole("source_channels", width)
+        check_whole("source_channels", width, most=2**16)
         self.variant, self.source_channels = variant, width
         self.needs_source = kind != "a"
         self.matcher: nn.Module | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from spem._messages import unknown
+from spem._messages import shorten, unknown
 from spem.gates import GATES
 from spem.gates import gate_options as known_options
 from spem.gates.checks import check_whole
@@ -43,6 +43,8 @@ _RESIDUAL = {
     "resnet": (ResNet, {"basic": BasicBlock, "bottleneck": Bottleneck}),
     "preresnet": (PreResNet, {"basic": PreBasicBlock, "bottleneck": PreBottleneck}),
 }
+# The deepest that was published has 1,202 layers, of DenseNets 250.
+_DEEPEST = {"resnet": 2000, "preresnet": 2000, "densenet": 500}
 _CONVOLUTIONS = {"basic": 6, "bottleneck": 9}  # of one block in each of the three stages
 
 
@@ -93,9 +95,11 @@ def create_model(
         >>> sum(p.numel() for p in model.parameters())
         1759648
     """
-    if name in MODELS:
+    if isinstance(name, str) and name in MODELS:
         if block is not None:
-            raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
+            raise ValueError(
+                f"block is {shorten(block)}, but {shorten(name)} has no choice of blocks"
+            )
         build = partial(_build_registered, name, gate, gate_options, placement, mask)
         if gate is None:
             Placement(None, gate_options, placement, mask)  # which refuses options without a gate
@@ -106,7 +110,7 @@ def create_model(
         num_classes = bundled_config(bundled_name(name, gate, pretrained))["num_classes"]
     classes = 10 if num_classes is None else num_classes
     check_whole("num_classes", classes)
-    check_whole("in_channels", in_channels)
+    check_whole("in_channels", in_channels, most=1024)
     model = build(num_classes=classes, in_channels=in_channels)
     bits = None if mask is None else [int(bool(bit)) for bit in mask]
     config = NetworkConfig(name, gate, classes, in_channels, block, placement, bits, gate_options)
@@ -134,7 +138,9 @@ def _build_registered(
     """Return a network of the user's, with gates that start as their authors do."""
     model = MODELS[name](**sizes)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"the model {name!r} is {model!r}, must be a torch.nn.Module")
+        raise ValueError(
+            f"the model {shorten(name)} is {shorten(model)}, must be a torch.nn.Module"
+        )
     if gate is not None:
         start = "paper" if gate in GATES and "init" in known_options(gate) else None
         settings: dict[str, Any] = {"init": start, **options}
@@ -144,8 +150,10 @@ def _build_registered(
 
 def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module], str | None]:
     """Return what builds the network of this name, and its block."""
-    match = re.fullmatch(r"([a-z]+)(\d+)", name)
+    match = re.fullmatch(r"([a-z]+)([1-9]\d{0,8})", name) if isinstance(name, str) else None
     family, depth = (match[1], int(match[2])) if match else ("", 0)
+    if depth > _DEEPEST.get(family, depth):
+        raise ValueError(f"depth {depth} of {shorten(name)} must be at most {_DEEPEST[family]:,}")
     if family in _RESIDUAL:
         network, blocks = _RESIDUAL[family]
         block = _choose_block(name, depth) if block is None else block
@@ -153,10 +161,12 @@ def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module
             raise unknown("block", block, blocks)
         count = _CONVOLUTIONS[block]
         if depth < count + 2 or (depth - 2) % count:
-            raise ValueError(f"depth {depth} of {name!r} is not {count}n+2, as {block} blocks need")
+            raise ValueError(
+                f"depth {depth} of {shorten(name)} is not {count}n+2, as {block} blocks need"
+            )
         return partial(network, blocks[block], (depth - 2) // count), block
     if block is not None:
-        raise ValueError(f"block is {block!r}, but {name!r} has no choice of blocks")
+        raise ValueError(f"block is {shorten(block)}, but {shorten(name)} has no choice of blocks")
     if family == "vgg" and depth in vgg.PLANS:
         return partial(VGG, depth), None
     if family == "attention" and depth in residual_attention.PLANS:
@@ -164,7 +174,7 @@ def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module
     if family == "densenet":
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(
-                f"depth {depth} of {name!r} is not 6n+4, as DenseNet-BC needs"
+                f"depth {depth} of {shorten(name)} is not 6n+4, as DenseNet-BC needs"
                 + imagenet_advice(name)
             )
         return partial(DenseNet, (depth - 4) // 6), None

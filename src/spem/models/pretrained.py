@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from spem._extras import needs_extra
-from spem._messages import unknown
+from spem._messages import shorten, unknown
 from spem.gates import GATES, gate_options
 from spem.surgery.config import NetworkConfig
 
@@ -92,7 +92,9 @@ def load_pretrained(model: nn.Module, config: NetworkConfig, data: str) -> None:
     trained = _find_settings(stored)
     for key, value in _find_settings(config).items():
         if value != trained[key]:
-            raise ValueError(f"{key} is {value!r}, but {name} was trained with {trained[key]!r}")
+            raise ValueError(
+                f"{key} is {shorten(value)}, but {name} was trained with {shorten(trained[key])}"
+            )
     model.load_state_dict(load_file(FOLDER / name / "model.safetensors"))
 
 

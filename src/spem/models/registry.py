@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from spem._messages import shorten
 from spem.gates.checks import check_new_name
 from spem.models.names import USUAL
 
@@ -39,14 +40,14 @@ def register_model(
     """
     check_new_name("model", name)
     if name in MODELS or re.fullmatch(rf"({_FAMILIES})\d+", name):
-        raise ValueError(f"the model name {name!r} is taken")
+        raise ValueError(f"the model name {shorten(name)} is taken")
 
     def enter(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         try:
             inspect.signature(build).bind(num_classes=10, in_channels=3)
         except TypeError as error:
             raise ValueError(
-                f"{build!r} must take the keywords num_classes and in_channels: {error}"
+                f"{shorten(build)} must take the keywords num_classes and in_channels: {error}"
             ) from error
         MODELS[name] = build
         return build

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spem._messages import shorten
 from spem.gates import GATES, Attention, Place, create_gate_at, gate_options
 from spem.gates.attention import parameter_groups
 from spem.norm import GatedBatchNorm2d
@@ -94,7 +95,9 @@ def attach(
         _check_optimizer(model, optimizer)
     slots = apply_mask(find_slots(model, at), mask)
     if init is not None and gate in GATES and "init" not in gate_options(gate):
-        raise ValueError(f"init is {init!r}, but gate {gate!r} has no such option: give init=None")
+        raise ValueError(
+            f"init is {shorten(init)}, but gate {shorten(gate)} has no such option: give init=None"
+        )
     gates = _build_gates(slots, gate, options if init is None else {**options, "init": init})
     if not dry_run:
         for slot, new in gates.values():
@@ -186,9 +189,9 @@ def check_gates(model: nn.Module, args: Any) -> None:
         gated = isinstance(module, GatedBatchNorm2d) or apply_gate in module._forward_hooks.values()
         if not gated or not isinstance(getattr(module, "gate", None), Attention):
             raise RuntimeError(
-                f"the gate of {name!r} is lost: something replaced that module, as fusing and "
-                "converting norms do, or detached it alone; detach the gates of the whole model "
-                "before, or attach them after"
+                f"the gate of {shorten(name)} is lost: something replaced that module, as fusing "
+                "and converting norms do, or detached it alone; detach the gates of the whole "
+                "model before, or attach them after"
             )
 
 
@@ -215,7 +218,7 @@ def _build_gates(
         if any(slot is other for other, _ in built.values()):
             continue
         if getattr(slot, "gate", None) is not None:
-            raise ValueError(f"{name!r} has a gate already, or a part of that name")
+            raise ValueError(f"{shorten(name)} has a gate already, or a part of that name")
         channels = output_channels(name, slot)
         # Neighbours of one width share a unit, as a stage does.
         if leader is not None and leader.channels != channels:

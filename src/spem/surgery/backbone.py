@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from spem._messages import shorten
 from spem.gates import Attention
 
 
@@ -47,10 +48,15 @@ def load_backbone(
         ValueError: a key has no place in the model, a place has no key, or shapes differ.
     """
     if not isinstance(state_dict, Mapping):
-        raise ValueError(f"state_dict is {state_dict!r}: load the file first, by torch.load")
+        raise ValueError(f"state_dict is {shorten(state_dict)}: load the file first, by torch.load")
     inner = state_dict.get("state_dict")
     if isinstance(inner, Mapping):
         raise ValueError("this is a whole checkpoint: give its part checkpoint['state_dict']")
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"state_dict must map names to tensors, got {shorten(key)}: {shorten(value)}"
+            )
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
     own = model.state_dict()
     gates = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Attention))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from spem._messages import shorten
 from spem.gates import Attention, Gate, GateStatistics
 from spem.gates.record import pooled_gates
 from spem.norm import GatedBatchNorm2d
@@ -112,7 +113,7 @@ def _fold_constant(model: nn.Module) -> None:
 @torch.no_grad()
 def _fold_into_norm(name: str, norm: GatedBatchNorm2d, multiplier: Tensor) -> None:
     if not norm.affine:
-        raise ValueError(f"the norm {name!r} has no scale and shift to fold its gate into")
+        raise ValueError(f"the norm {shorten(name)} has no scale and shift to fold its gate into")
     scales_shift = not (isinstance(norm.gate, Gate) and norm.gate.reads_input)
     for parameter in (norm.weight, norm.bias) if scales_shift else (norm.weight,):
         parameter.copy_(parameter.double() * multiplier.to(parameter.device).double())
@@ -123,7 +124,9 @@ def _fold_into_conv(name: str, module: nn.Module, attribute: str, multiplier: Te
     """Scale the convolution that a gate follows, the last one of a block, or precedes."""
     conv = getattr(module, "conv3", getattr(module, "conv2", module))
     if not isinstance(conv, nn.Conv2d):
-        raise ValueError(f"the constant gate of {name!r} follows neither a norm nor a convolution")
+        raise ValueError(
+            f"the constant gate of {shorten(name)} follows neither a norm nor a convolution"
+        )
     multiplier = multiplier.double()
     if attribute != "gate" and conv is module:  # the gate of a convolution's input
         conv.weight.copy_(conv.weight.double() * multiplier[:, None, None])

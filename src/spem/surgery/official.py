@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spem._messages import unknown
+from spem._messages import shorten, unknown
 from spem.surgery.backbone import key_differences
 
 
@@ -160,7 +160,7 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
     if any(key.startswith("layer") for key in given):
         if method not in _NETWORKS:
             raise ValueError(
-                f"no official network of {method!r} is known, only of {', '.join(_NETWORKS)}"
+                f"no official network of {shorten(method)} is known, only of {', '.join(_NETWORKS)}"
             )
         renamings = [_rename_network(method, gate, given) for gate in renamings]
     # The one with the fewest keys that it does not know, then with the fewest that it misses.
@@ -172,7 +172,7 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
     absent = _keys(renaming) - given.keys()
     counters = {key for key in absent if key.endswith("num_batches_tracked")}
     if differences := key_differences(given, dict.fromkeys(_keys(renaming) - counters)):
-        raise ValueError(f"not a state dict of {method!r} by its authors: {differences}")
+        raise ValueError(f"not a state dict of {shorten(method)} by its authors: {differences}")
     return {name: _take(source, given) for name, source in renaming.items()}
 
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from spem._messages import shorten
 from spem.gates import Attention
 
 # Blocks by class name, and the child that ends their residual branch; the first that exists is it.
@@ -47,12 +48,12 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
         patterns = [at] if isinstance(at, str) else list(at)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in modules):
-                raise ValueError(f"no module of the model is named {pattern!r}")
+                raise ValueError(f"no module of the model is named {shorten(pattern)}")
         names = [name for name in modules if any(fnmatchcase(name, p) for p in patterns)]
     if not names:
         hint = "; name the norms or layers by a pattern, like at='blocks.*.bn'"
         raise ValueError(
-            f"at={at!r} matches no module of this {type(model).__name__}"
+            f"at={shorten(at)} matches no module of this {type(model).__name__}"
             f"{hint if isinstance(at, str) else ''}"
         )
     return {name: last_child(modules[name]) for name in names}
@@ -117,7 +118,7 @@ def apply_mask(slots: dict[str, nn.Module], mask: Sequence[int] | None) -> dict[
 def check_mask(mask: object) -> None:
     """Raise ValueError unless a mask is a list or tuple of 0 and 1."""
     if not isinstance(mask, list | tuple) or any(bit not in (0, 1) for bit in mask):
-        raise ValueError(f"mask is {mask!r}, must be a list of 0 and 1")
+        raise ValueError(f"mask is {shorten(mask)}, must be a list of 0 and 1")
 
 
 def output_channels(name: str, slot: nn.Module) -> int:
@@ -132,5 +133,7 @@ def output_channels(name: str, slot: nn.Module) -> int:
             width = getattr(module, "num_features", getattr(module, "out_channels", None))
             found = width if isinstance(width, int) else found
     if found is None:
-        raise ValueError(f"{name!r} does not tell its channels: name a norm or a convolution")
+        raise ValueError(
+            f"{shorten(name)} does not tell its channels: name a norm or a convolution"
+        )
     return found

@@ -1,7 +1,6 @@
 """The checkpoint of a run, which is written whole or not at all."""
 
 import logging
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any, TypedDict
@@ -52,7 +51,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         damaged = _find_damaged(path)
         if damaged is None:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    # A damaged archive can raise nearly every built-in exception, one of the system's among them.
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise ValueError(f"the checkpoint {path} is damaged") from error
     if damaged is not None:
         raise ValueError(f"the checkpoint {path} is damaged: {damaged} fails its checksum")
@@ -64,6 +66,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _find_damaged(path: Path) -> str | None:
     """Return the name of the first part that fails its checksum, or None."""
     with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise zipfile.BadZipFile("a part is compressed: it may grow without end")
         return archive.testzip()
 
 

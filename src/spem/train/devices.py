@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 
 from spem._extras import needs_extra
+from spem._messages import shorten
 from spem.train.recipe import Recipe
 
 with needs_extra("train"):
@@ -54,15 +55,19 @@ def _choose_device(recipe: Recipe, machines: int) -> str:
     """Return "cuda", "mps" or "cpu", if there are enough of it and it can do what is asked."""
     device, number = _find_device(recipe, machines)
     if number < recipe.devices:
-        raise ValueError(f"{recipe.devices} of {device!r} are needed, this machine has {number}")
+        raise ValueError(
+            f"{recipe.devices} of {shorten(device)} are needed, this machine has {number}"
+        )
     if recipe.cuda_graph and device != "cuda":
-        raise ValueError(f"cuda_graph needs a CUDA device, and this run would use {device!r}")
+        raise ValueError(
+            f"cuda_graph needs a CUDA device, and this run would use {shorten(device)}"
+        )
     precisions = list(_PRECISIONS[device])
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         precisions.remove("bf16-mixed")
     if recipe.precision not in ("auto", *precisions):
         raise ValueError(
-            f"precision {recipe.precision!r} is not possible on {device!r}, which has"
+            f"precision {shorten(recipe.precision)} is not possible on {shorten(device)}, which has"
             f" {', '.join(precisions)}"
         )
     return device

@@ -23,7 +23,7 @@ from typing import Any
 
 from spem._extras import needs_extra
 from spem._files import is_leftover, remove_leftovers, write_text
-from spem._messages import not_found
+from spem._messages import not_found, shorten
 from spem.models.user_files import sums_by_name
 from spem.train.identity import FREE_KEYS, identity
 from spem.train.recipe import Recipe, load_recipe
@@ -69,7 +69,9 @@ def refuse_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         if differ == ["epochs"] and given["epochs"] > stored["epochs"]:
             _refuse_cosine(folder, stored, given["epochs"])
         elif differ:
-            changes = ", ".join(f"{k} ({stored[k]!r} there, {given[k]!r} now)" for k in differ)
+            changes = ", ".join(
+                f"{k} ({shorten(stored[k])} there, {shorten(given[k])} now)" for k in differ
+            )
             raise ValueError(f"the run in {folder} has another recipe: {changes}")
         _refuse_other_files(folder, stored["import_"], given["import_"])
     elif not overwrite and not _is_free(folder):

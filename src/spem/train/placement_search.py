@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spem._files import write_text
-from spem._messages import say
+from spem._messages import say, shorten
 from spem.data.batches import Batches
 from spem.models import create_model
 from spem.train.fitting import fit
@@ -173,7 +173,9 @@ def search_placement(
     """
     for key in ("gate", "placement", "mask"):
         if (value := getattr(recipe, key)) is not None:
-            raise ValueError(f"the recipe's {key} is {value!r}: the supernet brings its own gates")
+            raise ValueError(
+                f"the recipe's {key} is {shorten(value)}: the supernet brings its own gates"
+            )
     dataset = load_data(recipe)
     if (held_out := dataset.validation) is None:
         raise ValueError("validation is none, but the search judges masks on held-out images")

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from spem._messages import shorten
 from spem.gates import Attention, Place, create_gate_at
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.slots import find_slots, output_channels
@@ -38,7 +39,7 @@ class Supernet(nn.Module):
         slots = find_slots(model, "residual")
         for name, slot in slots.items():
             if not isinstance(slot, GatedBatchNorm2d) or slot.gate is not None:
-                raise ValueError(f"{name!r} must be a GatedBatchNorm2d without a gate")
+                raise ValueError(f"{shorten(name)} must be a GatedBatchNorm2d without a gate")
         self.model = model
         self.names = list(slots)
         self.units = nn.ModuleDict()
