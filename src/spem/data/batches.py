@@ -57,6 +57,7 @@ class Batches:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self._images, self._labels = split.images.to(device), split.labels.to(device)
+        self.device = self._images.device
         self._mean, self._std = _statistics(mean, std, self._images)
         self._batch_size = batch_size
         self._augment = _augmentation(crop, flip, split.images.shape[-2:])

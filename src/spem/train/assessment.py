@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from spem._extras import needs_extra
@@ -10,16 +11,16 @@ from spem._files import write_table
 from spem.data.batches import Batches
 from spem.data.splits import Dataset
 from spem.train.confusion import draw_confusion
-from spem.train.metrics import classify, summarise
+from spem.train.metrics import answer, create_metrics, read, update
 from spem.train.mistakes import write_mistakes
 
 with needs_extra("train"):
-    from torchmetrics.functional.classification import (
-        multiclass_calibration_error,
-        multiclass_confusion_matrix,
-        multiclass_f1_score,
-        multiclass_precision,
-        multiclass_recall,
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import (
+        MulticlassCalibrationError,
+        MulticlassF1Score,
+        MulticlassPrecision,
+        MulticlassRecall,
     )
 
 # Confidences are put in so many bins of equal width.
@@ -34,39 +35,43 @@ class Assessment(NamedTuple):
             mean recall of the classes) and `calibration_error` (expected calibration error: the
             mean distance between confidence and accuracy), fractions of 1 but for the first two.
         per_class: one row per class: `class`, `images`, `precision`, `recall` and `f1`.
-        confusion: number of images by class (row) and predicted class (column), int64.
-        probabilities: of the images in the order of the split, (N, classes).
-        labels: of the images, (N,).
+        labels: of the images in the order of the split, (N,).
+        predicted: class with the largest probability, (N,).
+        confidence: its probability, (N,).
     """
 
     figures: dict[str, Any]
     per_class: list[dict[str, Any]]
-    confusion: Tensor
-    probabilities: Tensor
     labels: Tensor
+    predicted: Tensor
+    confidence: Tensor
 
 
 def assess(model: nn.Module, batches: Batches, classes: tuple[str, ...]) -> Assessment:
     """Measure a classifier on a split in detail.
+
+    Of each image three numbers are kept, whatever the number of classes.
 
     Args:
         model: see `spem.train.metrics.evaluate`; it is left in eval mode.
         batches: of the split.
         classes: names by label.
     """
-    logits, labels = classify(model, batches)
-    probabilities, count = logits.softmax(1), len(classes)
-    each: dict[str, Any] = {"num_classes": count, "average": "none"}
-    columns = {
-        "images": labels.bincount(minlength=count),
-        "precision": multiclass_precision(probabilities, labels, **each),
-        "recall": multiclass_recall(probabilities, labels, **each),
-        "f1": multiclass_f1_score(probabilities, labels, **each),
-    }
-    error = multiclass_calibration_error(probabilities, labels, count, n_bins=_BINS, norm="l1")
+    metrics = create_metrics(len(classes), batches.device)
+    details, found = _create_details(len(classes)).to(batches.device), []
+    for logits, labels in answer(model, batches):
+        update(metrics, logits, labels)
+        probabilities = logits.softmax(1)
+        details.update(probabilities, labels)
+        confidence, predicted = probabilities.max(1)
+        found.append((labels.cpu(), predicted.cpu(), confidence.cpu()))
+    labels, predicted, confidence = map(torch.cat, zip(*found, strict=True))
+    columns = details.compute()
+    error = columns.pop("calibration_error")
+    columns = {"images": labels.bincount(minlength=len(classes)), **columns}
     seen = columns["images"] > 0
-    figures = summarise(logits, labels) | {
-        "balanced_accuracy": round(columns["recall"][seen].mean().item(), 7),
+    figures = {**read(metrics), "images": len(labels)} | {
+        "balanced_accuracy": round(columns["recall"].cpu()[seen].mean().item(), 7),
         "calibration_error": round(error.item(), 7),
     }
     values = [[round(value, 7) for value in column.tolist()] for column in columns.values()]
@@ -74,8 +79,19 @@ def assess(model: nn.Module, batches: Batches, classes: tuple[str, ...]) -> Asse
         {"class": name} | dict(zip(columns, row, strict=True))
         for name, *row in zip(classes, *values, strict=True)
     ]
-    confusion = multiclass_confusion_matrix(probabilities, labels, count)
-    return Assessment(figures, rows, confusion.cpu(), probabilities.cpu(), labels.cpu())
+    return Assessment(figures, rows, labels, predicted, confidence)
+
+
+def _create_details(classes: int) -> MetricCollection:
+    each: dict[str, Any] = {"num_classes": classes, "average": "none"}
+    return MetricCollection(
+        {
+            "precision": MulticlassPrecision(**each),
+            "recall": MulticlassRecall(**each),
+            "f1": MulticlassF1Score(**each),
+            "calibration_error": MulticlassCalibrationError(classes, n_bins=_BINS, norm="l1"),
+        }
+    )
 
 
 def write_assessment(folder: Path, found: Assessment, dataset: Dataset, title: str) -> None:
@@ -89,6 +105,6 @@ def write_assessment(folder: Path, found: Assessment, dataset: Dataset, title: s
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "per_class.csv", found.per_class)
-    draw_confusion(folder / "confusion.png", found.confusion, dataset.classes, title)
-    path = folder / "mistakes.html"
-    write_mistakes(path, dataset, found.probabilities, found.labels, title)
+    answers = found.labels, found.predicted
+    draw_confusion(folder / "confusion.png", *answers, dataset.classes, title)
+    write_mistakes(folder / "mistakes.html", dataset, *answers, found.confidence, title)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spem._extras import needs_extra
@@ -36,22 +37,27 @@ class Confusion(NamedTuple):
     share: float
 
 
-def worst_confusions(matrix: Tensor, most: int) -> list[Confusion]:
+def worst_confusions(labels: Tensor, predicted: Tensor, most: int) -> list[Confusion]:
     """Return the confusions with the largest share of their class's images, the worst first.
 
     Args:
-        matrix: number of images by class (row) and predicted class (column).
+        labels: of the images, (N,).
+        predicted: their predicted classes, (N,).
         most: number of confusions at most.
     """
-    shares = _shares(matrix).numpy()
-    np.fill_diagonal(shares, 0)
-    order = np.argsort(-shares, axis=None, kind="stable")[:most]
-    pairs = zip(*np.unravel_index(order, shares.shape), strict=True)
-    found = [Confusion(int(i), int(j), int(matrix[i, j]), float(shares[i, j])) for i, j in pairs]
-    return [each for each in found if each.share]
+    pairs, counts = torch.stack([labels, predicted]).unique(dim=1, return_counts=True)
+    shares = counts.double() / labels.bincount()[pairs[0]]
+    wrong = (pairs[0] != pairs[1]).nonzero()[:, 0]
+    order = wrong[shares[wrong].argsort(descending=True, stable=True)][:most].tolist()
+    return [
+        Confusion(int(pairs[0, n]), int(pairs[1, n]), int(counts[n]), float(shares[n]))
+        for n in order
+    ]
 
 
-def draw_confusion(path: Path, matrix: Tensor, classes: Sequence[str], title: str) -> None:
+def draw_confusion(
+    path: Path, labels: Tensor, predicted: Tensor, classes: Sequence[str], title: str
+) -> None:
     """Draw a confusion matrix, and name the worst confusions beside it.
 
     Hits are blue and mistakes orange, so that a few mistakes stand out. Of more than 100 classes,
@@ -59,12 +65,14 @@ def draw_confusion(path: Path, matrix: Tensor, classes: Sequence[str], title: st
 
     Args:
         path: the PNG file.
-        matrix: number of images by class (row) and predicted class (column).
+        labels: of the images, (N,).
+        predicted: their predicted classes, (N,).
         classes: names by label.
         title: stands above the picture.
     """
-    mistakes = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
-    drawn = mistakes.argsort(descending=True, stable=True)[:_MOST_CLASSES].sort().values
+    wrong = labels != predicted
+    missed, taken = (v[wrong].bincount(minlength=len(classes)) for v in (labels, predicted))
+    drawn = (missed + taken).argsort(descending=True, stable=True)[:_MOST_CLASSES].sort().values
     names = [_shorten(classes[row]) for row in map(int, drawn)]
     size = 9.0 if len(names) <= 38 else max(5.0, 340 / len(names))  # of letters, in points
     side = max(3.2, 1.25 * size / 72 * len(names))
@@ -75,17 +83,27 @@ def draw_confusion(path: Path, matrix: Tensor, classes: Sequence[str], title: st
         figure = Figure(figsize=(width, height), dpi=150)
         # A layout that matplotlib finds by itself takes half a minute for 100 classes.
         place = (edge / width, 1 - (0.5 + side) / height, side / width, side / height)
-        _draw_matrix(figure.add_axes(place), _shares(matrix)[drawn][:, drawn].numpy(), names, size)
+        _draw_matrix(
+            figure.add_axes(place), _count_shares(labels, predicted, drawn).numpy(), names, size
+        )
         figure.text(0.2 / width, 1 - 0.2 / height, _printable(title), va="top", fontsize=11)
         left, top = (edge + side + 0.3) / width, 1 - 0.5 / height
-        figure.text(left, top, _name_worst(matrix, classes), va="top", fontsize=9)
+        figure.text(left, top, _name_worst(labels, predicted, classes), va="top", fontsize=9)
         with atomically(path) as temporary:
             figure.savefig(temporary, format="png")
 
 
-def _shares(matrix: Tensor) -> Tensor:
-    """Return the shares of the images of each class, by predicted class, in float64."""
-    return matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
+def _count_shares(labels: Tensor, predicted: Tensor, drawn: Tensor) -> Tensor:
+    """Return the shares of the images of the drawn classes, by predicted class, in float64."""
+    row, column = (
+        torch.searchsorted(drawn, each).clamp(max=len(drawn) - 1) for each in (labels, predicted)
+    )
+    kept = (drawn[row] == labels) & (drawn[column] == predicted)
+    matrix = torch.zeros(len(drawn), len(drawn), dtype=torch.float64)
+    ones = torch.ones(int(kept.sum()), dtype=torch.float64)
+    matrix.index_put_((row[kept], column[kept]), ones, accumulate=True)
+    totals = labels.bincount(minlength=int(drawn[-1]) + 1)[drawn]
+    return matrix / totals.clamp(min=1)[:, None]
 
 
 def _printable(text: str) -> str:
@@ -116,14 +134,14 @@ def _draw_matrix(axes: Axes, shares: np.ndarray, names: Sequence[str], size: flo
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", **style)
 
 
-def _name_worst(matrix: Tensor, classes: Sequence[str]) -> str:
-    hits, images = int(matrix.diagonal().sum()), int(matrix.sum())
+def _name_worst(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> str:
+    hits, images = int((labels == predicted).sum()), len(labels)
     lines = [f"{hits:,} of {images:,} images are classified correctly.", ""]
-    worst, totals = worst_confusions(matrix, _LISTED), matrix.sum(1)
+    worst, totals = worst_confusions(labels, predicted, _LISTED), labels.bincount()
     lines.append("Most often confused:" if worst else "No image is confused.")
     for each in worst:
-        label, predicted = (_shorten(classes[n]) for n in (each.label, each.predicted))
+        label, other = (_shorten(classes[n]) for n in (each.label, each.predicted))
         total = f"{each.count:,} of {int(totals[each.label]):,} ({each.share:.0%})"
-        lines.append(f"{label} taken for {predicted}:\n    {total}")
+        lines.append(f"{label} taken for {other}:\n    {total}")
     lines += ["", "Cells: percent of the images of a class;", "blue: correct, orange: wrong."]
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """Loss and accuracy of a classifier, summed up on its device."""
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,21 +55,28 @@ def evaluate(model: nn.Module, batches: Batches) -> dict[str, Any]:
         `loss`, the mean cross-entropy; `top1` and `top5`, fractions of 1, the latter None below
         six classes; `images`, the number of images that this process has measured.
     """
-    return summarise(*classify(model, batches))
+    answers = answer(model, batches)
+    first, _ = start = next(answers)
+    metrics, images = create_metrics(first.shape[1], first.device), 0
+    for logits, labels in chain([start], answers):
+        update(metrics, logits, labels)
+        images += len(labels)
+    return {**read(metrics), "images": images}
 
 
-def classify(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
-    """Return the logits, float32 (N, classes), and the labels, (N,), of a split; see `evaluate`."""
+def answer(model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits, float32 (n, classes), and the labels, (n,), of a split; see `evaluate`.
+
+    One batch after the other, so that memory does not grow with the number of images.
+    """
     model.eval()
-    with torch.inference_mode():
-        logits, labels = zip(*((model(x), y) for x, y in batches.in_order()), strict=True)
-        return torch.cat(logits).float(), torch.cat(labels)
+    for images, labels in batches.in_order():
+        with torch.inference_mode():
+            yield model(images).float(), labels
 
 
-def summarise(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Return loss and accuracy of what `classify` returns; see `evaluate`."""
+def update(metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
+    """Add a batch to the metrics of a split."""
     with torch.inference_mode():
-        metrics = create_metrics(logits.shape[1], logits.device)
         losses = F.cross_entropy(logits, labels, reduction="none")
         metrics.update(value=losses, preds=logits, target=labels)
-    return {**read(metrics), "images": len(labels)}

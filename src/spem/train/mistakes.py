@@ -44,7 +44,12 @@ _FIGURE = """<figure>
 
 
 def write_mistakes(
-    path: Path, dataset: Dataset, probabilities: Tensor, labels: Tensor, title: str
+    path: Path,
+    dataset: Dataset,
+    labels: Tensor,
+    predicted: Tensor,
+    confidence: Tensor,
+    title: str,
 ) -> None:
     """Write one HTML page with the mistakes of which the network is surest, the surest first.
 
@@ -53,18 +58,18 @@ def write_mistakes(
     Args:
         path: the page.
         dataset: the images are those of its test split.
-        probabilities: of the classes for each image, (N, classes).
         labels: of the images, (N,).
+        predicted: class of each image with the largest probability, (N,).
+        confidence: its probability, (N,).
         title: names the network and the data.
     """
-    confidence, best = probabilities.max(1)
-    wrong = (best != labels).nonzero()[:, 0]
+    wrong = (predicted != labels).nonzero()[:, 0]
     shown = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_SHOWN].tolist()
     figures = [
         _FIGURE.format(
             image=_encode(dataset.test.images[row]),
             name=escape(_name(dataset, row)),
-            predicted=escape(dataset.classes[int(best[row])]),
+            predicted=escape(dataset.classes[int(predicted[row])]),
             label=escape(dataset.classes[int(labels[row])]),
             confidence=confidence[row].item(),
         )
