@@ -18,10 +18,10 @@ from spem.export.network import load_network
 from spem.models import create_model
 from spem.models.pretrained import FOLDER, find_run
 from spem.surgery.config import config_of
+from spem.train.order import hash_seed, order_rows
 from spem.train.prediction import find_classifier, predict
 from spem.train.preview import draw_first_batches
 from spem.train.recipe import Recipe
-from spem.train.run import hash_seed, order_rows
 
 NETWORK = "resnet20-spem-cifar10"
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -157,7 +157,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(monkeypatch, tmp_path):
         return ((images * factor, labels) for images, labels in real(self))
 
     monkeypatch.setattr(Run, "_start_epoch", spoil)
-    with pytest.raises(ValueError, match=r"^seed 3: the training loss of epoch 1 is not finite"):
+    with pytest.raises(ValueError, match=r"^seed 3: step 1 of epoch 1 is not finite"):
         fit(TWO, out="all")
     assert (tmp_path / "all" / "seed-4" / "summary.json").exists()
     assert not (tmp_path / "all" / "seed-3" / "summary.json").exists()

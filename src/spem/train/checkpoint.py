@@ -3,7 +3,7 @@
 import logging
 import zipfile
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -83,6 +83,8 @@ class Position(TypedDict):
     step: Natural
     seconds: NonNegative
     history: History
+    skipped: NotRequired[Natural]
+    skipped_in_row: NotRequired[Natural]
 
 
 def check_run(path: Path, state: dict[str, Any], recipe: Recipe, steps: int) -> None:

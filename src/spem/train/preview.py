@@ -9,8 +9,8 @@ from torch import Tensor
 from spem.data.batches import Batches, Split, restore_pixels
 from spem.data.sheet import draw_sheet
 from spem.data.splits import Dataset
+from spem.train.order import hash_seed, order_rows
 from spem.train.recipe import Recipe
-from spem.train.run import hash_seed, order_rows
 
 _SHOWN = 64
 

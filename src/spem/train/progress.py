@@ -89,7 +89,9 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     ]
     number = f"epoch {row['epoch'] + 1:{len(str(epochs))}}/{epochs}"
     speed = f"lr {row['learning_rate']:.3g}, {row['images_per_second']:,.0f} images/s"
-    return f"{number}: {', '.join(splits)}, {speed}"
+    skipped = row.get("skipped_steps")
+    skips = f", {skipped} steps skipped as not finite" if skipped else ""
+    return f"{number}: {', '.join(splits)}, {speed}{skips}"
 
 
 def format_duration(seconds: float) -> str:

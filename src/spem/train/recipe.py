@@ -48,6 +48,7 @@ Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 Init = Literal["paper", "identity"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OnBadImage = Literal["raise", "skip"]
+OnNonfinite = Literal["stop", "skip"]
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 GateOptions = Annotated[
     dict[str, Any],
@@ -103,6 +104,9 @@ class Recipe:
         clip_gradient: largest norm of the whole gradient; none: no clipping.
         ema: decay of the moving average of the weights, in (0, 1); with it the averaged weights are
             evaluated and stored.
+        on_nonfinite: what a step does whose loss or gradient is not finite: stop the run and say
+            where it began, or skip the step; ten skipped in a row stop the run. On a GPU skip waits
+            for each step, and stop names no module.
         checkpoint_minutes: age of the last checkpoint at which a single process saves its state
             within an epoch; none: at the end of each epoch only.
         accumulate: micro-batches whose gradients make one step; at most `batch_size`.
@@ -160,6 +164,7 @@ class Recipe:
     label_smoothing: Share = 0.0
     clip_gradient: Positive | None = None
     ema: Fraction | None = None
+    on_nonfinite: OnNonfinite = "stop"
     checkpoint_minutes: Positive | None = None
     accumulate: Count = 1
     precision: Precision = "32"
@@ -187,6 +192,7 @@ class Recipe:
             (self.replicas > 1 and several, "devices", "1 with replicas"),
             (self.seed + self.replicas > 2**32, "seed", "below 2^32 in all replicas"),
             (graph and self.device in ("cpu", "mps"), "device", "auto or cuda with cuda_graph"),
+            (graph and self.on_nonfinite == "skip", "on_nonfinite", "stop with cuda_graph"),
             # Scaling the loss waits for the device at every step.
             (graph and scaled, "precision", "32 or bf16-mixed with cuda_graph"),
         ):

@@ -8,7 +8,6 @@ from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
@@ -29,7 +28,9 @@ from spem.train.checkpoint import (
 from spem.train.interrupt import deferred_interrupt
 from spem.train.loggers import log_epoch, open_log
 from spem.train.metrics import create_metrics, evaluate, read
+from spem.train.nonfinite import MOST_IN_A_ROW, NotFiniteError
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
+from spem.train.order import hash_seed, order_rows
 from spem.train.progress import add_line, progress_bar
 from spem.train.recipe import Recipe
 from spem.train.setup import Job
@@ -55,6 +56,8 @@ class Run:
         history: one row of `metrics.csv` for each finished epoch.
         epoch, step: the next ones, counted from 0.
         seconds: training time of the running epoch.
+        skipped, skipped_in_row: steps of this epoch that were left out because they were not
+            finite, and those at its end or before it without a step between.
     """
 
     def __init__(self, fabric: Fabric, job: Job, folder: Path):
@@ -74,6 +77,10 @@ class Run:
         self.auxiliary = MeanMetric(nan_strategy="disable").to(fabric.device)
         self.auxiliary.persistent(True)
         self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.skipped = self.skipped_in_row = 0
+        self._position = _POSITION
+        if recipe.on_nonfinite == "skip":
+            self._position += ("skipped", "skipped_in_row")
         self.history: list[dict[str, Any]] = []
         self._coming: Iterator[tuple[Tensor, Tensor]] | None = None
         self._saved = monotonic()
@@ -91,7 +98,7 @@ class Run:
         """Train up to the last epoch of the recipe.
 
         Raises:
-            ValueError: the loss of an epoch is not finite.
+            ValueError: a step or the loss of a split is not finite.
             KeyboardInterrupt: Ctrl-C or SIGTERM. A single process has saved its state after the
                 step; each of several ends at once, so the run continues from the state of the last
                 epoch.
@@ -121,7 +128,8 @@ class Run:
             The row of `metrics.csv` of the epoch that ended, or None within an epoch.
 
         Raises:
-            ValueError: a loss of the epoch that ended is not finite.
+            ValueError: the step is not finite and may not be left out, or a loss of the epoch that
+                ended is not.
         """
         if self._coming is None:
             self._coming = self._start_epoch()
@@ -130,16 +138,38 @@ class Run:
         torch.manual_seed(hash_seed(seed, self.epoch, self.step, rank))
         images, labels = next(self._coming)
         batch = min(self.recipe.batch_size, self.images - self.step * self.recipe.batch_size)
-        for part in self._training_step(images, labels, batch):
+        self.learning_rate = self.schedule.get_last_lr()[0]
+        try:
+            parts = self._training_step(images, labels, batch)
+            self.skipped_in_row = 0
+        except NotFiniteError as error:
+            self._take_bad_step(error.where)
+            parts = []
+        for part in parts:
             self.metrics.update(value=part.losses, preds=part.logits, target=part.labels)
             self.auxiliary.update(part.auxiliary)
-        self.learning_rate = self.schedule.get_last_lr()[0]
         self.schedule.step()
-        if self.average:
+        if self.average and parts:
             self.average.update_parameters(self.model)
         self.step += 1
         self.seconds += perf_counter() - started
         return self._end_epoch() if self.step == self.steps else None
+
+    def _take_bad_step(self, where: str) -> None:
+        """Count a step that is not finite, or raise the error that ends the run."""
+        self.skipped, self.skipped_in_row = self.skipped + 1, self.skipped_in_row + 1
+        what = f"step {self.step + 1} of epoch {self.epoch + 1}"
+        if self.recipe.on_nonfinite == "skip":
+            if self.skipped_in_row == MOST_IN_A_ROW:
+                what = f"{MOST_IN_A_ROW} steps in a row, the last of them {what},"
+            elif self.skipped == self.steps:
+                what = f"every step of epoch {self.epoch + 1}"
+            else:
+                return
+        raise ValueError(
+            f"{what} is not finite, first {where}, at the learning rate {self.learning_rate:.3g};"
+            f" {self._advise()}"
+        )
 
     def _start_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of the epoch from the next step on."""
@@ -165,6 +195,8 @@ class Run:
         row["images_per_second"] = self.images / self.seconds
         row["seconds"] = self.seconds + perf_counter() - started
         row |= {f"mixing.{name}": ratio for name, ratio in mixing_ratios(self.stored).items()}
+        if self.recipe.on_nonfinite == "skip":
+            row["skipped_steps"], self.skipped = self.skipped, 0
         self.history.append(row)
         if self._log:
             log_epoch(self._log, row)
@@ -176,11 +208,12 @@ class Run:
 
     def _check_finite(self, what: str, loss: float) -> None:
         if not math.isfinite(loss):
-            kept = f"the state before it is kept in {self.folder}; "
-            raise ValueError(
-                f"the {what} loss of epoch {self.epoch + 1} is not finite; "
-                f"{kept if self.checkpoint.exists() else ''}a lower lr or a longer warm-up may help"
-            )
+            place = f"epoch {self.epoch + 1}"
+            raise ValueError(f"the {what} loss of {place} is not finite; {self._advise()}")
+
+    def _advise(self) -> str:
+        kept = self.checkpoint.exists() and f"the state before it is kept in {self.folder}; "
+        return f"{kept or ''}a lower lr or a longer warm-up may help"
 
     def _evaluate(self, split: str) -> dict[str, Any]:
         if split not in self.batches:
@@ -210,7 +243,7 @@ class Run:
         """Write the checkpoint and the table of the finished epochs."""
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self._parts().items()}
-            state |= {key: getattr(self, key) for key in _POSITION}
+            state |= {key: getattr(self, key) for key in self._position}
             state["run"] = mark_run(self.recipe)
             save_checkpoint(self.checkpoint, state)
             self.write_metrics()
@@ -243,24 +276,8 @@ class Run:
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.checkpoint} does not fit its recipe: {reason}") from error
-        for key in _POSITION:
+        for key in self._position:
             setattr(self, key, state[key])
-
-
-def hash_seed(seed: int, *position: int) -> int:
-    """Return a seed of 64 bits for one position in a run.
-
-    Args:
-        seed: the run's.
-        position: any whole numbers, such as epoch and step; other positions give unrelated seeds.
-    """
-    return int(np.random.SeedSequence(seed, spawn_key=position).generate_state(1, np.uint64)[0])
-
-
-def order_rows(images: int, seed: int, epoch: int) -> Tensor:
-    """Return the row numbers of the training images in the order of an epoch, (images,)."""
-    shuffle = torch.Generator().manual_seed(hash_seed(seed, epoch))
-    return torch.randperm(images, generator=shuffle)
 
 
 def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str, Batches]:

@@ -1,11 +1,12 @@
 """One step of the optimiser: forward, loss, backward, update; on CUDA also as one CUDA graph."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from spem._extras import needs_extra
 from spem.gates import auxiliary_loss
 from spem.train.devices import record_graph
+from spem.train.nonfinite import NotFiniteError, find_first, is_finite
 from spem.train.recipe import Recipe
 
 with needs_extra("train"):
@@ -42,10 +44,13 @@ class Step:
 
     Attributes:
         network, optimizer: both as `fabric.setup` wraps them.
+        checks: whether each step is checked to be finite before it changes the weights.
     """
 
     def __init__(self, fabric: Fabric, recipe: Recipe, model: nn.Module, optimizer: Optimizer):
         self.fabric, self.recipe, self.model = fabric, recipe, model
+        # A device that computes on its own would be waited for at every step.
+        self.checks = fabric.device.type == "cpu" or recipe.on_nonfinite == "skip"
         network: Any = torch.compile(model) if recipe.compile else model
         self.network, self.optimizer = fabric.setup(network, optimizer)
 
@@ -56,7 +61,14 @@ class Step:
             images: (n, C, H, W).
             labels: (n,).
             batch: number of images in the whole batch, over all processes.
+
+        Raises:
+            NotFiniteError: the loss or the gradient of any process is not finite, and `checks`. The
+                weights are as before, with `skip` the running statistics, too.
         """
+        skips = self.recipe.on_nonfinite == "skip"
+        before = [buffer.clone() for buffer in self.model.buffers()] if skips else []
+        generator = torch.get_rng_state()
         count = min(self.recipe.accumulate, len(labels))
         pieces = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
         smoothing, parts = self.recipe.label_smoothing, []
@@ -71,6 +83,8 @@ class Step:
             parts.append(Part(losses.detach(), logits.detach(), y, auxiliary.detach()))
             # Frees the graph before the next micro-batch builds its own.
             del logits, losses, auxiliary
+        if self.checks and not self._agree(self._is_finite(parts)):
+            self._refuse(images.tensor_split(count), generator, before)
         if (norm := self.recipe.clip_gradient) is not None:
             # The loss scaling of 16-mixed itself skips steps whose gradient is not finite.
             options: Any = {"max_norm": norm, "error_if_nonfinite": False}
@@ -78,6 +92,36 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return parts
+
+    def _is_finite(self, parts: Sequence[Part]) -> bool:
+        """Return whether the losses and, but for 16-mixed, the gradients here are finite."""
+        losses = [loss for part in parts for loss in (part.losses, part.auxiliary)]
+        # The loss scaling of 16-mixed itself skips steps whose gradient is not finite.
+        scaled = self.recipe.precision == "16-mixed"
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return is_finite(losses, [] if scaled else gradients)
+
+    def _agree(self, finite: bool) -> bool:
+        """Return whether a step is finite in every process."""
+        if self.fabric.world_size == 1:
+            return finite
+        least = torch.tensor(float(finite), device=self.fabric.device)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        return bool(least.item())
+
+    def _refuse(
+        self, batches: Sequence[Tensor], generator: Tensor, before: Sequence[Tensor]
+    ) -> NoReturn:
+        """Undo what a step has changed so far, and raise the error that says where it failed."""
+        now = torch.get_rng_state()
+        torch.set_rng_state(generator)  # the same dropout
+        with self.fabric.autocast():
+            where = find_first(self.model, batches)
+        torch.set_rng_state(now)
+        self.optimizer.zero_grad()
+        for buffer, value in zip(self.model.buffers(), before, strict=bool(before)):
+            buffer.copy_(value)
+        raise NotFiniteError(where)
 
 
 class CapturedStep(Step):
@@ -95,6 +139,7 @@ class CapturedStep(Step):
 
     def __init__(self, fabric: Fabric, recipe: Recipe, model: nn.Module, optimizer: Optimizer):
         super().__init__(fabric, recipe, model, optimizer)
+        self.checks = False
         self._early = _WARM_UP
         self._rates = [torch.zeros((), device=fabric.device) for _ in self._groups]
         self._replay: Callable[[], None] | None = None
