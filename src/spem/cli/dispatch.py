@@ -67,6 +67,12 @@ def run_command(argv: Sequence[str] | None) -> int:
         return 141
     except (ValueError, OSError, ImportError) as error:
         return fail(describe_error(error))
+    except RuntimeError as error:
+        from spem.train.failures import describe_failure
+
+        if (sentence := describe_failure(error)) is None:
+            raise
+        return fail(sentence)
     except KeyboardInterrupt as interrupt:
         print("\nspem: interrupted", file=sys.stderr)
         if name == "search-placement":

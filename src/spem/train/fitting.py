@@ -26,6 +26,7 @@ from spem.train.devices import (
     join_stream,
     settings,
 )
+from spem.train.failures import explained
 from spem.train.recipe import NAMED_DATA, Recipe
 from spem.train.replicas import Replicas
 from spem.train.results import MODEL_KEYS, network_config, write_results
@@ -103,8 +104,8 @@ def fit(
         where the recipe has `ema`.
 
     Raises:
-        ValueError: recipe, data, model and machine do not fit, a training loss is not finite, or
-            another run trains in `out`.
+        ValueError: recipe, data, model and machine do not fit, a step is not finite, the device is
+            out of memory or lost, or another run trains in `out`.
         FileExistsError: `out` is in use.
         FileNotFoundError: the data, the weights or the run to resume are not there.
         Interrupted: Ctrl-C or SIGTERM. A single process has saved its state after the current step;
@@ -183,7 +184,11 @@ def _train(fabric: Fabric, job: Job, folder: Path | None) -> str:
         job = job._replace(model=deepcopy(job.model))
     # CUDA cannot record a graph on its default stream.
     stream = create_stream(fabric.device) if job.recipe.cuda_graph else None
-    with settings(fabric, job.recipe), choose_kernels(fabric, [job]), torch.cuda.stream(stream):
+    with ExitStack() as used:
+        used.enter_context(explained(job.recipe, folder))
+        used.enter_context(settings(fabric, job.recipe))
+        used.enter_context(choose_kernels(fabric, [job]))
+        used.enter_context(torch.cuda.stream(stream))
         run = Run(fabric, job, folder)
         run.train()
         if fabric.is_global_zero:

@@ -11,6 +11,7 @@ import torch
 from spem._extras import needs_extra
 from spem.train import folder as folders
 from spem.train.devices import create_fabric, create_stream, join_stream, settings
+from spem.train.failures import explained
 from spem.train.interrupt import deferred_interrupt
 from spem.train.progress import add_line, progress_bar
 from spem.train.recipe import Recipe
@@ -80,7 +81,7 @@ class Replicas:
         if self._left:
             fabric, _, job, _ = self._left[0]
             kernels = choose_kernels(fabric, self.jobs)
-            with settings(fabric, job.recipe), kernels:
+            with explained(job.recipe, folder), settings(fabric, job.recipe), kernels:
                 _train_in_turn([_start(folder, *each) for each in self._left])
         places = [folders.replica_folder(folder, own.seed) for own in self._all]
         write_summary(folder, _summarise(list(map(read_summary, places))))
