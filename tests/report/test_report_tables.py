@@ -61,6 +61,14 @@ def test_the_table_says_what_scipy_says(tmp_path):
     assert none["verdict"] == "baseline"
 
 
+def test_a_run_that_diverged_is_marked_and_said(tmp_path):
+    records = [reports.record(gate, seed, 0.9) for gate in ("none", "se") for seed in (0, 1)]
+    records[3]["history"]["train_loss"][-1] = 1e8
+    table = reports.groups_of(tmp_path, records)[0].table
+    assert [row[0].text for row in table.rows] == ["none", "se (!)"]
+    assert table.notes == ["(!) A run has diverged, its last loss is above 50: se, seeds 1."]
+
+
 def test_equal_differences_have_no_p_though_rounding_would_give_one(tmp_path):
     """Every difference of ECA is 0.4; the rounding of the subtraction makes scipy say 1e-70."""
     assert stats.ttest_rel(FOUND["eca"], FOUND["none"]).pvalue < 1e-60

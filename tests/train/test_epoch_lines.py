@@ -10,7 +10,7 @@ from rich.console import Console
 from runs import SMALL, net, rows
 
 from spem.train.fitting import fit
-from spem.train.progress import format_duration
+from spem.train.progress import describe_epoch, format_duration
 
 LINE = re.compile(
     r"epoch (\d)/2: train loss [\d.]+ top-1 [\d.]+%, validation loss [\d.]+ top-1 [\d.]+%,"
@@ -82,3 +82,10 @@ def test_replicas_name_their_seeds(printed):
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_a_loss_that_says_nothing_any_more_is_marked():
+    row = {f"{split}_{key}": 0.5 for split in ("train", "test") for key in ("loss", "top1")}
+    row |= {"epoch": 0, "validation_loss": None, "learning_rate": 0.1, "images_per_second": 9.0}
+    assert "diverged" not in describe_epoch(row, 1)
+    assert describe_epoch(row | {"test_loss": 1e8}, 1).endswith(", a loss above 50: diverged")

@@ -46,7 +46,7 @@ def failing(monkeypatch):
             r"^out of memory, at a peak of \d+\.\d GiB: accumulate 2 takes batches of",
         ),
         (CPU, {"accumulate": 4}, "GiB: accumulate 8 takes batches of 500 images in about half"),
-        (MEMORY, {"accumulate": 400}, "GiB: a smaller network, or smaller images, take less; the"),
+        (MEMORY, {"accumulate": 260}, "GiB: a smaller network, or smaller images, take less; the"),
         (LOST, {}, "^the device was lost: CUDA error: unspecified launch failure CUDA kernel"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from spem._extras import needs_extra
 from spem._messages import say
+from spem.train.summary import ABSURD_LOSS
 
 with needs_extra("train"):
     from rich import get_console
@@ -89,6 +90,8 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
     ]
     number = f"epoch {row['epoch'] + 1:{len(str(epochs))}}/{epochs}"
     speed = f"lr {row['learning_rate']:.3g}, {row['images_per_second']:,.0f} images/s"
+    if max(row[f"{split}_loss"] or 0 for split in ("train", "validation", "test")) > ABSURD_LOSS:
+        speed += ", a loss above 50: diverged"
     skipped = row.get("skipped_steps")
     skips = f", {skipped} steps skipped as not finite" if skipped else ""
     return f"{number}: {', '.join(splits)}, {speed}{skips}"

@@ -115,7 +115,8 @@ def _train_in_turn(replicas: Sequence[Replica]) -> None:
 def _take_steps_in_turn(replicas: Sequence[Replica]) -> list[str]:
     """Return the errors of the runs whose loss is not finite; they are left out from then on."""
     errors = []
-    left = dict(replicas)
+    # One that was killed after its last checkpoint lacks its results alone.
+    left = {run: stream for run, stream in replicas if not run.finished}
     recipe = replicas[0][0].recipe
     with deferred_interrupt(True) as interrupted, progress_bar(recipe.progress) as bar:
         advance = {run: add_line(bar, run, f"seed {run.recipe.seed}, ") for run in left}

@@ -22,6 +22,10 @@ from spem._schema import (
 _Imported = TypedDict("_Imported", {"import": NotRequired[Names]})
 
 
+# Guessing among a million classes has a cross-entropy of 14: a larger loss means a lost run.
+ABSURD_LOSS = 50.0
+
+
 class Summary(_Imported):
     """What `summary.json` holds, and with it the record of a run; older ones lack some keys."""
 

@@ -20,7 +20,9 @@ from spem.report.tables.findings import (
     format_p,
     write_findings,
 )
+from spem.train.summary import ABSURD_LOSS
 
+_DIVERGED = "(!)"
 _COST = (
     "Speeds and memory were measured after the runs, one network at a time, in turns: median"
     " [quartiles] of the rounds; × is the time over that of {first}, paired by round. The option"
@@ -102,7 +104,7 @@ def make_group(
     compared = _compare_rows(values, {row: own[0]["against"] for row, own in rows.items()})
     note = _COST.format(first=next(iter(costs))) if costs else _NO_COST
     tables = (
-        _make_table(_result_columns(rows, accuracy, compared), []),
+        _make_table(_result_columns(rows, accuracy, compared), _note_diverged(rows)),
         _make_table(_cost_columns(rows, costs), [note]),
     )
     nothing = "No row is compared with another." if rows else "No run came to a result."
@@ -152,7 +154,10 @@ def _result_columns(
     """Return the cells of the table of results, by the titles of its columns."""
     several = len({each.baseline for each in compared.values()} - {None}) > 1
     return {
-        "gate": [make_cell(row) for row in rows],
+        "gate": [
+            TextCell(f"{row} {_DIVERGED}" if _list_diverged(own) else row, row)
+            for row, own in rows.items()
+        ],
         "n": [make_cell(each.n) for each in accuracy.values()],
         "final test top-1, %": _mean_cells(rows, "final_test_top1"),
         "95 % interval": [
@@ -165,6 +170,24 @@ def _result_columns(
         "p (Wilcoxon)": [_p_cell(each.difference.wilcoxon) for each in compared.values()],
         "verdict": [make_cell(each.verdict) for each in compared.values()],
     }
+
+
+def _list_diverged(records: Sequence[Record]) -> list[int]:
+    """Return the seeds of the runs that ended with an absurd loss."""
+    losses = ("train_loss", "validation_loss", "test_loss")
+    return [
+        record["seed"]
+        for record in records
+        if max(record["history"].get(name, [0])[-1] or 0 for name in losses) > ABSURD_LOSS
+    ]
+
+
+def _note_diverged(rows: Mapping[str, list[Record]]) -> list[str]:
+    """Return a sentence about the runs that ended with an absurd loss, if there are any."""
+    found = {row: seeds for row, own in rows.items() if (seeds := _list_diverged(own))}
+    runs = "; ".join(f"{row}, seeds {', '.join(map(str, seeds))}" for row, seeds in found.items())
+    sentence = f"{_DIVERGED} A run has diverged, its last loss is above {ABSURD_LOSS:g}: {runs}."
+    return [sentence] if found else []
 
 
 def _cost_columns(
