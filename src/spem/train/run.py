@@ -120,6 +120,7 @@ class Run:
         """End the log of the run; nothing can be trained afterwards."""
         if self._log:
             self._log.finalize("success" if self.finished else "aborted")
+            self._log = None
 
     def take_step(self) -> dict[str, Any] | None:
         """Take one step on this process's share of the next batch; the last one ends the epoch.
