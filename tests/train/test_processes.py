@@ -52,12 +52,9 @@ def check_equal(one, other):
     assert all((value == others[name]).all() for name, value in weights.items())
 
 
-@pytest.mark.parametrize("victim", ["all", "parent", "first", "second"])
-@pytest.mark.parametrize("number", range(1))
-def test_a_run_of_two_processes_that_is_killed_is_resumed_bit_for_bit(
-    victim, number, whole, tmp_path
-):
-    generator = random.Random(f"{victim}/{number}")
+@pytest.mark.parametrize("victim", ["parent", "first"])
+def test_a_run_of_two_processes_that_is_killed_is_resumed_bit_for_bit(victim, whole, tmp_path):
+    generator = random.Random(victim)
     process = start(*WORDS, "--out", "run", cwd=tmp_path)
     try:
         for line in process.stdout or ():
@@ -66,14 +63,11 @@ def test_a_run_of_two_processes_that_is_killed_is_resumed_bit_for_bit(
         time.sleep(generator.uniform(0, 1.5))
         trainers = children(process.pid)
         assert len(trainers) == 2, trainers
-        victims = {"all": [process.pid, *trainers], "parent": [process.pid]}
-        victims |= {"first": trainers[:1], "second": trainers[1:]}
-        for pid in victims[victim]:
-            os.kill(pid, signal.SIGKILL)
+        os.kill(process.pid if victim == "parent" else trainers[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    if victim in ("first", "second"):
+    if victim == "first":
         assert process.returncode == 2
         assert "a process of the run died (SIGKILL)" in errors.splitlines()[-1]
         assert "the state of the last epoch is kept in run" in errors.splitlines()[-1]
