@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
-from spem._files import write_text
+from spem._files import errors_name, write_text
 from spem._messages import shorten
 from spem._schema import (
     Bits,
@@ -155,7 +155,7 @@ class Ledger:
 
     def append(self, record: Record) -> None:
         """Add a record; it is on the disk when this returns."""
-        with self.path.open("a") as file:
+        with errors_name(self.path), self.path.open("a") as file:
             file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""A device that is out of memory, or lost: one sentence with what helps."""
+"""A device that is out of memory or lost, a process that died: one sentence with what helps."""
 
 import os
 import sys
@@ -7,6 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.multiprocessing.spawn import (
+    ProcessException,
+    ProcessExitedException,
+    ProcessRaisedException,
+)
 
 from spem.train.recipe import Recipe
 
@@ -62,6 +67,26 @@ def explained(recipe: Recipe, folder: Path) -> Iterator[None]:
         sentence = describe_failure(error, advice)
         if sentence is None:
             raise
-        if any(folder.rglob("checkpoint.pt")):
-            sentence += f"; the state of the last epoch is kept in {folder}"
-        raise ValueError(sentence) from error
+        raise ValueError(sentence + _tell_saved(folder)) from error
+
+
+def describe_process(error: ProcessException, folder: Path) -> Exception:
+    """Return the error of one of several processes as if there were one alone.
+
+    Args:
+        error: of the process that has started them.
+        folder: of the run.
+    """
+    if isinstance(error, ProcessRaisedException):
+        kind, _, text = str(error).strip().rpartition("\n")[2].partition(": ")
+        return {"ValueError": ValueError, "OSError": OSError}.get(kind, lambda _: error)(text)
+    if isinstance(error, ProcessExitedException):
+        how = error.signal_name or f"exit code {error.exit_code}"
+        why = f"a process of the run died ({how}), perhaps for want of memory"
+        return ChildProcessError(why + _tell_saved(folder))
+    return error
+
+
+def _tell_saved(folder: Path) -> str:
+    saved = any(folder.rglob("checkpoint.pt"))
+    return f"; the state of the last epoch is kept in {folder}" if saved else ""

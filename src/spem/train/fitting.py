@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.multiprocessing.spawn import ProcessException
 
 from spem._extras import needs_extra
 from spem._messages import say
@@ -26,7 +27,7 @@ from spem.train.devices import (
     join_stream,
     settings,
 )
-from spem.train.failures import explained
+from spem.train.failures import describe_process, explained
 from spem.train.recipe import NAMED_DATA, Recipe
 from spem.train.replicas import Replicas
 from spem.train.results import MODEL_KEYS, network_config, write_results
@@ -106,6 +107,8 @@ def fit(
     Raises:
         ValueError: recipe, data, model and machine do not fit, a step is not finite, the device is
             out of memory or lost, or another run trains in `out`.
+        OSError: a file cannot be written, or one of several processes died; the last saved state
+            is kept.
         FileExistsError: `out` is in use.
         FileNotFoundError: the data, the weights or the run to resume are not there.
         Interrupted: Ctrl-C or SIGTERM. A single process has saved its state after the current step;
@@ -152,6 +155,8 @@ def _train_locked(
                 folder = Path(fabric.launch(partial(_train, job=ready, folder=folder)))
             else:
                 ready.train(folder := folder or Path())
+        except ProcessException as error:
+            raise describe_process(error, folder or Path()) from error
         except KeyboardInterrupt as interrupt:
             code = getattr(interrupt, "exit_code", 130)
             raise Interrupted(folder or Path(), code) from None

@@ -1,8 +1,18 @@
-"""The order of the images of an epoch, and the random numbers of a step."""
+"""The order of the images of an epoch, its batches, and the random numbers of a step."""
+
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from spem._extras import needs_extra
+from spem.data.batches import Batches
+from spem.data.splits import Dataset
+from spem.train.recipe import Recipe
+
+with needs_extra("train"):
+    from lightning_fabric import Fabric
 
 
 def hash_seed(seed: int, *position: int) -> int:
@@ -19,3 +29,23 @@ def order_rows(images: int, seed: int, epoch: int) -> Tensor:
     """Return the row numbers of the training images in the order of an epoch, (images,)."""
     shuffle = torch.Generator().manual_seed(hash_seed(seed, epoch))
     return torch.randperm(images, generator=shuffle)
+
+
+def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str, Batches]:
+    """Return this process's batches of the train, test and, if there is one, validation split."""
+    make = partial(
+        Batches,
+        mean=recipe.mean,
+        std=recipe.std,
+        device=fabric.device,
+        channels_last=recipe.channels_last,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    batches = {
+        "train": make(dataset.train, recipe.batch_size, crop=recipe.crop, flip=recipe.flip),
+        "test": make(dataset.test),
+    }
+    if dataset.validation is not None:
+        batches["validation"] = make(dataset.validation)
+    return batches

@@ -100,16 +100,23 @@ def _start(folder: Path, fabric: Fabric, recipe: Recipe, job: Job, resumed: Path
 def _train_in_turn(replicas: Sequence[Replica]) -> None:
     """Train runs, one step of each after the other, and write the results of those that finish."""
     try:
+        for run, stream in replicas:
+            if run.finished:
+                with torch.cuda.stream(stream):
+                    _finish(run)
         errors = _take_steps_in_turn(replicas)
     finally:
         for run, stream in replicas:
             run.close()
-            if run.finished:
-                with torch.cuda.stream(stream):
-                    write_results(run)
             join_stream(stream)
     if errors:
         raise ValueError("; ".join(errors))
+
+
+def _finish(run: Run) -> None:
+    """Write the results of a run whose last state is saved."""
+    run.close()
+    write_results(run)
 
 
 def _take_steps_in_turn(replicas: Sequence[Replica]) -> list[str]:
@@ -126,10 +133,11 @@ def _take_steps_in_turn(replicas: Sequence[Replica]) -> list[str]:
                     with torch.cuda.stream(stream):
                         advance[run](run.take_step())
                         run.save_if_due()
+                        if run.finished:
+                            _finish(run)
+                            del left[run]
                 except ValueError as error:
                     errors.append(f"seed {run.recipe.seed}: {error}")
-                    del left[run]
-                if run.finished:
                     del left[run]
         for run, stream in left.items():
             with torch.cuda.stream(stream):

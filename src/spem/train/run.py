@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any
@@ -14,8 +13,6 @@ from torch import Tensor
 
 from spem._extras import needs_extra
 from spem._files import write_table
-from spem.data.batches import Batches
-from spem.data.dataset import Dataset
 from spem.gates import mixing_ratios
 from spem.train.checkpoint import (
     check_form,
@@ -30,9 +27,8 @@ from spem.train.loggers import log_epoch, open_log
 from spem.train.metrics import create_metrics, evaluate, read
 from spem.train.nonfinite import MOST_IN_A_ROW, NotFiniteError
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
-from spem.train.order import hash_seed, order_rows
+from spem.train.order import hash_seed, order_rows, split_batches
 from spem.train.progress import add_line, progress_bar
-from spem.train.recipe import Recipe
 from spem.train.setup import Job
 from spem.train.step import create_step
 
@@ -120,6 +116,7 @@ class Run:
         """End the log of the run; nothing can be trained afterwards."""
         if self._log:
             self._log.finalize("success" if self.finished else "aborted")
+            self._log = None
 
     def take_step(self) -> dict[str, Any] | None:
         """Take one step on this process's share of the next batch; the last one ends the epoch.
@@ -278,23 +275,3 @@ class Run:
             raise ValueError(f"{self.checkpoint} does not fit its recipe: {reason}") from error
         for key in self._position:
             setattr(self, key, state[key])
-
-
-def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str, Batches]:
-    """Return this process's batches of the train, test and, if there is one, validation split."""
-    make = partial(
-        Batches,
-        mean=recipe.mean,
-        std=recipe.std,
-        device=fabric.device,
-        channels_last=recipe.channels_last,
-        rank=fabric.global_rank,
-        world_size=fabric.world_size,
-    )
-    batches = {
-        "train": make(dataset.train, recipe.batch_size, crop=recipe.crop, flip=recipe.flip),
-        "test": make(dataset.test),
-    }
-    if dataset.validation is not None:
-        batches["validation"] = make(dataset.validation)
-    return batches
