@@ -10,6 +10,7 @@ from spem._extras import needs_extra
 
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = 100
+_CONTROLS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\n\t"}
 # So many names are listed whole; of more, the nearest three.
 _FEW = 6
 _COMMANDS = {"gate": "spem gates", "model": "spem models", "recipe key": "spem train --help"}
@@ -74,6 +75,18 @@ def describe_error(error: Exception) -> str:
     return f"{str(error.strerror).lower()}: {error.filename}"
 
 
+def printable(text: str) -> str:
+    r"""Return a text in which control characters are written out, but for ends of lines and tabs.
+
+    A terminal would obey them: the name of a folder could hide or change what else it shows.
+
+    Example:
+        >>> print(printable("a\x1b[31mb"))
+        a\x1b[31mb
+    """
+    return text.translate(_CONTROLS)
+
+
 def say(text: str) -> None:
     """Print a line at once, above a running progress bar.
 
@@ -83,4 +96,4 @@ def say(text: str) -> None:
     with needs_extra("train"):
         from rich import get_console
 
-    get_console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    get_console().print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from spem._messages import printable, say
 from spem.cli.trained import Trained, TrainedRuns
 from spem.compare.tables import show
 
@@ -43,7 +44,7 @@ def evaluate(runs: TrainedRuns, *, out: str | None = None) -> None:
             write_assessment(folder, found, dataset, f"{name} on {dataset.name}")
     for name, folder in folders.items():
         where = f"in {folder}" if folder else f"of {name}: give --out FOLDER to get them"
-        print(f"per_class.csv, confusion.png, mistakes.html {where}")
+        say(f"per_class.csv, confusion.png, mistakes.html {where}")
 
 
 def predict(
@@ -81,11 +82,11 @@ def predict(
     if csv is not None:
         kind = "logit" if logits else "feature" if features else "probability"
         count, unreadable = prediction.write_predictions(Path(csv), batches, kind, classes)
-        print(f"{count:,} pictures: {csv}")
+        say(f"{count:,} pictures: {csv}")
     else:
         rows, unreadable = prediction.rank(batches, classes, top)
         if rows:
             show(["picture", "class", "probability"], rows)
     for sentence in unreadable:
-        print(f"spem: not classified: {sentence}", file=sys.stderr)
+        print(printable(f"spem: not classified: {sentence}"), file=sys.stderr)
     return int(bool(unreadable))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spem._messages import not_found
+from spem._messages import not_found, say
 from spem.cli.trained import Trained
 from spem.compare.tables import show
 from spem.train.recipe import Recipe, load_recipe
@@ -61,7 +61,7 @@ def train(
     result = fit(recipe, out=out, resume=bool(resume), overwrite=overwrite)
     rows = ((name, _count_from_one(key, result.summary[key])) for key, name in _RESULTS.items())
     show(["result", ""], rows)
-    print(f"run folder: {result.folder}")
+    say(f"run folder: {result.folder}")
 
 
 def _count_from_one(key: str, value: Any) -> Any:
@@ -103,7 +103,7 @@ def show_data(
         )
     path = Path(out or f"{Path(data).resolve().name}-batches.png")
     draw_first_batches(path, recipe, dataset)
-    print(f"the first training images: {path}")
+    say(f"the first training images: {path}")
 
 
 def list_gates(*, channels: int = 64) -> None:
@@ -168,7 +168,7 @@ def search_placement(
         ("validation top-1 of the supernet without gates", found.accuracy[1]),
     ]
     show(["placement", ""], rows)
-    print(f"run folder: {found.folder}")
+    say(f"run folder: {found.folder}")
 
 
 def report_gates(trained: Trained, *, fold: float | None = None, out: str | None = None) -> None:
@@ -219,7 +219,7 @@ def _fold_gates(
     if out is not None:
         folder = new_folder(Path(out), trained.load_recipe())
         save_network(folder, folded, {**trained.config, **network_config(folded)})
-        print(f"run folder: {folder}")
+        say(f"run folder: {folder}")
 
 
 def report(folder: str) -> None:

@@ -7,7 +7,7 @@ from inspect import isclass, signature
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from spem._extras import needs_extra
-from spem._messages import shorten, unknown
+from spem._messages import printable, shorten, unknown
 
 with needs_extra("train"):
     from jsonargparse import (
@@ -29,7 +29,7 @@ set_loader("recipe", _read, exceptions=(YAMLError,))
 
 def fail(message: str) -> int:
     """Print on one line of stderr what is wrong with the input, and return the exit code for it."""
-    print("spem: error:", " ".join(message.split()), file=sys.stderr)
+    print("spem: error:", printable(" ".join(message.split())), file=sys.stderr)
     return 2
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from spem._extras import needs_extra
-from spem._messages import say
+from spem._messages import printable, say
 from spem.compare.planned import PlannedRun
 from spem.compare.records import Record
 from spem.train.progress import format_duration
@@ -96,7 +96,9 @@ class ProgressTable:
         )
         for row in rows:
             cells = (row[0].model, row[0].data, row[0].row, *self._results(row))
-            table.add_row(*map(Text, cells))  # a name with [b] in it is no markup
+            table.add_row(
+                *(Text(printable(cell)) for cell in cells)
+            )  # a name with [b] in it is no markup
         return table
 
     def _results(self, runs: list[PlannedRun]) -> tuple[str, str, str]:

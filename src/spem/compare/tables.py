@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from spem._extras import needs_extra
+from spem._messages import printable
 
 
 def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -15,7 +16,7 @@ def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with needs_extra("train"):
         from rich.console import Console
         from rich.table import Table
-    table = Table(*header)
+    table = Table(*map(_text, header))
     for row in rows:
         table.add_row(*map(_text, row))
     # A name is what it is: [b] is no markup and :+1: no picture.
@@ -29,4 +30,6 @@ def _text(value: object) -> str:
         return f"{value['mean']:.4g} ± {value['std']:.2g} (n = {value['n']})"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return printable(str(value)).replace("\n", "\\n")

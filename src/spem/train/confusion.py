@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spem._extras import needs_extra
 from spem._files import atomically
+from spem._messages import printable
 
 with needs_extra("train"):
     from matplotlib import rc_context
@@ -107,8 +108,8 @@ def _count_shares(labels: Tensor, predicted: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _printable(text: str) -> str:
-    """Return a text in which bytes that are not UTF-8 are ?."""
-    return text.encode(errors="replace").decode()
+    """Return a text in which bytes that are not UTF-8 are ?, and no control characters."""
+    return printable(text).encode(errors="replace").decode()
 
 
 def _shorten(name: str) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from spem import kernels
 from spem._files import atomically
+from spem._messages import printable
 from spem.export.network import save_network
 from spem.models.user_files import sums_by_name
 from spem.surgery.config import config_of
@@ -110,7 +111,7 @@ def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
 
     # One panel above the other, so that the text can be read on a phone.
     figure = Figure(figsize=(6, 6.6), dpi=150, layout="constrained")
-    figure.suptitle(title, parse_math=False, wrap=True)
+    figure.suptitle(printable(title), parse_math=False, wrap=True)
     upper, lower = figure.subplots(2, 1, sharex=True)
     _plot_splits(upper, rows, "loss", 1)
     _plot_splits(lower, rows, "top1", 100)

@@ -7,6 +7,7 @@ from textwrap import wrap
 from typing import Any
 
 from spem._extras import needs_extra
+from spem._messages import printable
 from spem.compare.records import Record
 from spem.report.figures.svg import PALETTE
 from spem.report.significance import Summary
@@ -126,7 +127,7 @@ def columns(records: Sequence[Record], key: str) -> np.ndarray:
 
 def label(row: str) -> str:
     """Return the name of a row in lines of a length that leaves room for a drawing."""
-    return "\n".join(wrap(row, 24, max_lines=3, placeholder=" …")) or row
+    return "\n".join(wrap(printable(row), 24, max_lines=3, placeholder=" …")) or row
 
 
 def error_bars(summary: Summary) -> list[list[float]] | None:
