@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spem import kernels
+from spem._checks import check_names, check_tensor
 from spem._messages import unknown
 
 STATISTICS = ("mean", "var", "max", "min")
@@ -75,9 +76,10 @@ def pool(x: Tensor, statistics: Iterable[str] = STATISTICS) -> Pooled:
         tensor([[4.]])
     """
     check_map("x", x)
-    wanted = set(statistics)
-    for name in wanted.difference(STATISTICS):
-        raise unknown("statistic", name, STATISTICS)
+    wanted = check_names("statistics", statistics)
+    for name in wanted:
+        if name not in STATISTICS:
+            raise unknown("statistic", name, STATISTICS)
     check_positions(x)
     ordered = tuple(name for name in STATISTICS if name in wanted)
     return Pooled.of(kernels.chosen(x).pool(x, ordered).values, x.shape[2] * x.shape[3])
@@ -106,7 +108,10 @@ def recalibrate(
         ValueError: a shape or dtype does not fit x.
     """
     check_map("x", x)
+    check_tensor("scale", scale)
     for name, value in (("scale", scale), ("shift", shift)):
+        if value is not None:
+            check_tensor(name, value)
         if value is not None and value.shape != x.shape[:2]:
             raise ValueError(f"{name} is {tuple(value.shape)}, must be {tuple(x.shape[:2])}")
     if residual is not None:
@@ -116,6 +121,7 @@ def recalibrate(
 
 def check_residual(x: Tensor, residual: Tensor) -> None:
     """Raise ValueError unless a residual has the shape and dtype of x, to which it is added."""
+    check_tensor("residual", residual)
     if residual.shape != x.shape or residual.dtype != x.dtype:
         raise ValueError(
             f"residual is {tuple(residual.shape)} {residual.dtype}, "
@@ -131,6 +137,7 @@ def check_positions(x: Tensor) -> None:
 
 def check_map(name: str, x: Tensor) -> None:
     """Raise ValueError unless x is a floating-point feature map (N, C, H, W)."""
+    check_tensor(name, x)
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(
             f"{name} is {tuple(x.shape)} {x.dtype}, must be (N, C, H, W) in floating point"

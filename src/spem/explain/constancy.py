@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_module
 from spem.gates.record import GateStatistics, pooled_gates, record_gates
 
 
@@ -23,6 +24,7 @@ def gate_report(
     Raises:
         ValueError: the model has no such gate, or there are no images.
     """
+    check_module(model)
     moments = {name: _Moments() for name in pooled_gates(model)}
     if not moments:
         raise ValueError("the model has no gates whose multipliers follow from pooled values")

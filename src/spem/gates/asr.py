@@ -6,9 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_choice
 from spem._messages import shorten
 from spem.functional import Pooled
-from spem.gates.checks import check_choice
 from spem.gates.gate import Gate
 from spem.gates.registry import create_gate
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from spem.gates.checks import check_choice, check_whole
+from spem._checks import check_choice, check_tensor, check_whole
 from spem.kernels.reference import upcast
 
 
@@ -129,6 +129,7 @@ class Attention(nn.Module):
 
     def check_map(self, x: Tensor) -> None:
         """Raise ValueError unless x is (N, C, H, W) with the channels of this gate."""
+        check_tensor("x", x)
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(
                 f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)}"

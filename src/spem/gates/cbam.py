@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_choice, check_normalises, check_odd
 from spem._messages import shorten
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates.attention import Attention, multiply
-from spem.gates.checks import check_choice, check_normalises, check_odd
 from spem.gates.gate import hidden_width, present
 from spem.kernels.reference import upcast
 

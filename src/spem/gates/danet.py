@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_choice
 from spem.gates.attention import Attention
-from spem.gates.checks import check_choice
 from spem.kernels.reference import upcast
 
 

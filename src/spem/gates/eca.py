@@ -5,8 +5,8 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
+from spem._checks import check_odd
 from spem.functional import Pooled
-from spem.gates.checks import check_odd
 from spem.gates.pooling import DescriptorGate, Pooling
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_whole
 from spem._messages import shorten, unknown
 from spem.functional import recalibrate
 from spem.gates.attention import Attention, Place
-from spem.gates.checks import check_whole
 from spem.gates.gate import hidden_width
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from spem import kernels
+from spem._checks import check_whole
 from spem.functional import (
     STATISTICS,
     Pooled,
@@ -14,7 +15,6 @@ from spem.functional import (
     recalibrate,
 )
 from spem.gates.attention import Attention
-from spem.gates.checks import check_whole
 from spem.gates.excitation import gate_excitation
 from spem.kernels import fused
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_choice, check_finite
 from spem.functional import Pooled
-from spem.gates.checks import check_choice, check_finite
 from spem.gates.gate import Gate, present
 from spem.kernels.reference import upcast
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_finite, check_normalises, check_whole
 from spem.gates.attention import Attention, multiply
-from spem.gates.checks import check_finite, check_normalises, check_whole
 from spem.gates.gate import hidden_width
 from spem.kernels.reference import upcast
 

@@ -5,8 +5,8 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_whole
 from spem.functional import Pooled
-from spem.gates.checks import check_whole
 from spem.gates.pooling import Pooling
 from spem.gates.se import SE
 

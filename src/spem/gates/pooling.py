@@ -6,9 +6,9 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_choice, check_finite, is_number
 from spem._messages import shorten
 from spem.functional import Pooled
-from spem.gates.checks import check_choice, check_finite, is_number
 from spem.gates.gate import Gate, present
 from spem.gates.regions import RegionGate, Regions
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from spem._checks import check_whole, is_number
 from spem._messages import shorten
 from spem.functional import Pooled
-from spem.gates.checks import check_whole, is_number
 from spem.gates.gate import Gate
 from spem.kernels.reference import pool_mean, upcast
 

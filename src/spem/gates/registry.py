@@ -5,9 +5,9 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spem._checks import check_choice, check_new_name
 from spem._messages import shorten, unknown
 from spem.gates.attention import Attention, Place
-from spem.gates.checks import check_choice, check_new_name
 
 # `spem.gates` enters the library's own.
 GATES: dict[str, type[Attention]] = {}

@@ -5,8 +5,8 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_whole
 from spem.functional import Pooled
-from spem.gates.checks import check_whole
 from spem.gates.eca import channel_conv
 from spem.gates.pooling import DescriptorGate, Pooling
 

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_finite, is_whole
 from spem._messages import shorten
 from spem.gates.attention import Attention, multiply
-from spem.gates.checks import check_finite, is_whole
 from spem.kernels.reference import pool_mean, upcast
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from spem._checks import check_choice, check_normalises, check_whole
+from spem._messages import shorten
 from spem.functional import recalibrate
 from spem.gates.attention import Attention, Place, multiply
-from spem.gates.checks import check_choice, check_normalises, check_whole
 from spem.gates.gate import hidden_width
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
@@ -63,7 +64,9 @@ class SPA(Attention):
         check_choice("variant", variant, _VARIANTS)
         paper, kind = variant.split("-")
         if source_channels is not None and kind == "a":
-            raise ValueError(f"source_channels is {source_channels}, but {variant} has no source")
+            raise ValueError(
+                f"source_channels is {shorten(source_channels)}, but {variant} has no source"
+            )
         width = channels if source_channels is None else source_channels
         check_whole("source_channels", width, most=2**16)
         self.variant, self.source_channels = variant, width

@@ -5,8 +5,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_choice
 from spem.functional import Pooled
-from spem.gates.checks import check_choice
 from spem.gates.deployed import DeployedGate, DeployedSPEM
 from spem.gates.gate import Gate, present
 from spem.gates.pooling import DescriptorGate

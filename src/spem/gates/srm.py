@@ -5,8 +5,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_finite
 from spem.functional import Pooled
-from spem.gates.checks import check_finite
 from spem.gates.deployed import DeployedSRM, style_deviation
 from spem.gates.gate import Gate, present
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from spem._checks import check_choice, check_whole
 from spem._messages import shorten, unknown
 from spem.gates import GATES
 from spem.gates import gate_options as known_options
-from spem.gates.checks import check_whole
 from spem.models import residual_attention, vgg
 from spem.models.densenet import DenseNet
 from spem.models.names import USUAL, imagenet_advice
@@ -157,8 +157,7 @@ def _find_network(name: str, block: str | None) -> tuple[Callable[..., nn.Module
     if family in _RESIDUAL:
         network, blocks = _RESIDUAL[family]
         block = _choose_block(name, depth) if block is None else block
-        if block not in blocks:
-            raise unknown("block", block, blocks)
+        check_choice("block", block, blocks)
         count = _CONVOLUTIONS[block]
         if depth < count + 2 or (depth - 2) % count:
             raise ValueError(

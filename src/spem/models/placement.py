@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spem._messages import unknown
+from spem._checks import check_choice
 from spem.gates import GATES, Attention, Place, create_gate_at
 from spem.surgery.slots import check_mask
 
@@ -39,10 +39,10 @@ class Placement:
         given = [*options, *(name for name, value in places.items() if value is not None)]
         if gate is None and given:
             raise ValueError(f"{', '.join(given)} given without a gate: name one, or leave it out")
-        if gate is not None and gate not in GATES:
-            raise unknown("gate", gate, GATES)
-        if placement is not None and placement not in PLACEMENTS:
-            raise unknown("placement", placement, PLACEMENTS)
+        if gate is not None:
+            check_choice("gate", gate, GATES)
+        if placement is not None:
+            check_choice("placement", placement, PLACEMENTS)
         if mask is not None:
             check_mask(mask)
         self.gate, self.options, self.mask = gate, options, mask

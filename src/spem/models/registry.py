@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from spem._checks import check_new_name
 from spem._messages import shorten
-from spem.gates.checks import check_new_name
 from spem.models.names import USUAL
 
 # Networks that `register_model` has entered; `create_model` knows the families of its own beside.

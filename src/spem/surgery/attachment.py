@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spem._checks import check_choice, check_module
 from spem._messages import shorten
 from spem.gates import GATES, Attention, Place, create_gate_at, gate_options
 from spem.gates.attention import parameter_groups
@@ -90,6 +91,8 @@ def attach(
         ValueError: nothing matches, a slot has a gate already, the model is compiled or wrapped,
             the optimizer does not hold its parameters, or a gate or option is not allowed.
     """
+    check_module(model)
+    check_choice("gate", gate, GATES)
     _refuse_wrapped(model)
     if optimizer is not None:
         _check_optimizer(model, optimizer)
@@ -129,6 +132,7 @@ def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     Raises:
         ValueError: the model has no gate in a place that `attach` uses.
     """
+    check_module(model)
     slots = list(find_gates(model))
     if not slots:
         raise ValueError("the model has no gates to detach")

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from spem._checks import check_module, check_names
 from spem._messages import shorten
 from spem.gates import Attention
 
@@ -47,6 +48,7 @@ def load_backbone(
     Raises:
         ValueError: a key has no place in the model, a place has no key, or shapes differ.
     """
+    check_module(model)
     if not isinstance(state_dict, Mapping):
         raise ValueError(f"state_dict is {shorten(state_dict)}: load the file first, by torch.load")
     inner = state_dict.get("state_dict")
@@ -60,7 +62,8 @@ def load_backbone(
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
     own = model.state_dict()
     gates = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Attention))
-    ignored = sorted(k for k in own.keys() | given.keys() if any(fnmatchcase(k, p) for p in ignore))
+    patterns = check_names("ignore", ignore)
+    ignored = sorted(k for k in own | given if any(fnmatchcase(k, p) for p in patterns))
     new = [key for key in own if key.startswith(gates) and key not in given]
     left_out = {*ignored, *new}
     given, own = ({k: v for k, v in d.items() if k not in left_out} for d in (given, own))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_module
 from spem._messages import shorten
 from spem.gates import Attention, Gate, GateStatistics
 from spem.gates.record import pooled_gates
@@ -49,6 +50,7 @@ def deploy(
             negative, the report is of another model, a constant gate follows no norm or convolution
             into which it could be folded, or an example is missing.
     """
+    check_module(model)
     if (constant_gates is None) != (report is None):
         raise ValueError("constant_gates and report belong together: measure with gate_report")
     if constant_gates is not None and not constant_gates >= 0:

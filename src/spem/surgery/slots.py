@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from spem._checks import check_names
 from spem._messages import shorten
 from spem.gates import Attention
 
@@ -38,16 +39,16 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
         ValueError: nothing matches.
     """
     modules = dict(model.named_modules())
-    if at == "residual":
+    if isinstance(at, str) and at == "residual":
         names = [name for name in map(_find_ending, modules.items()) if name]
-    elif at == "stage":
+    elif isinstance(at, str) and at == "stage":
         names = [n for n in modules if _STAGE.fullmatch(n) and not _inside_stage(n)]
     elif callable(at):
         names = [name for name, module in modules.items() if at(name, module)]
     else:
-        patterns = [at] if isinstance(at, str) else list(at)
+        patterns = check_names("at", at)
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in modules):
+            if not pattern or not any(fnmatchcase(name, pattern) for name in modules):
                 raise ValueError(f"no module of the model is named {shorten(pattern)}")
         names = [name for name in modules if any(fnmatchcase(name, p) for p in patterns)]
     if not names:

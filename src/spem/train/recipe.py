@@ -104,7 +104,7 @@ class Recipe:
         clip_gradient: largest norm of the whole gradient; none: no clipping.
         ema: decay of the moving average of the weights, in (0, 1); with it the averaged weights are
             evaluated and stored.
-        on_nonfinite: what a step does whose loss or gradient is not finite: stop the run and say
+        on_nonfinite: what a step does whose loss is not finite: stop the run and say
             where it began, or skip the step; ten skipped in a row stop the run. On a GPU skip waits
             for each step, and stop names no module.
         checkpoint_minutes: age of the last checkpoint at which a single process saves its state

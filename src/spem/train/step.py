@@ -94,12 +94,15 @@ class Step:
         return parts
 
     def _is_finite(self, parts: Sequence[Part]) -> bool:
-        """Return whether the losses and, but for 16-mixed, the gradients here are finite."""
+        """Return whether the losses and, where steps are skipped, the gradients here are finite.
+
+        A loss is told in no time; a run that stops at the next step has lost as little.
+        """
         losses = [loss for part in parts for loss in (part.losses, part.auxiliary)]
         # The loss scaling of 16-mixed itself skips steps whose gradient is not finite.
-        scaled = self.recipe.precision == "16-mixed"
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return is_finite(losses, [] if scaled else gradients)
+        if self.recipe.on_nonfinite == "stop" or self.recipe.precision == "16-mixed":
+            return is_finite(losses, [])
+        return is_finite(losses, [p.grad for p in self.model.parameters() if p.grad is not None])
 
     def _agree(self, finite: bool) -> bool:
         """Return whether a step is finite in every process."""

@@ -1,4 +1,4 @@
-"""Checks of the options of gates, and of batches that a gate cannot normalise."""
+"""Checks of arguments: the options of gates, tensors, modules, names."""
 
 import re
 from collections.abc import Iterable
@@ -45,6 +45,29 @@ def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
     """Raise ValueError unless a value, of any type, is one of the known names of this kind."""
     if not isinstance(value, str) or value not in known:
         raise unknown(kind, value, known)
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    """Raise ValueError unless an argument is a tensor, or what stands for one in a trace."""
+    if not hasattr(value, "is_floating_point"):
+        raise ValueError(f"{name} is {shorten(value)}, must be a tensor")
+
+
+def check_module(model: nn.Module) -> None:
+    """Raise ValueError unless a model is a module."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {shorten(model)}, must be a torch.nn.Module")
+
+
+def check_names(name: str, values: Iterable[str]) -> list[str]:
+    """Return names as a list, a single one, too; raise ValueError unless all are texts."""
+    if isinstance(values, str):
+        return [values]
+    plain = isinstance(values, Iterable) and not isinstance(values, Tensor)
+    found = list(values) if plain else []
+    if not plain or not all(isinstance(each, str) for each in found):
+        raise ValueError(f"{name} is {shorten(values)}, must be names")
+    return found
 
 
 def check_new_name(kind: str, name: str) -> None:
