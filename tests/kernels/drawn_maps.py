@@ -73,7 +73,9 @@ def rectified(compute, given, dtype):
     """Take the cotangent away where rounding may decide on which side of 0 a result lies."""
     with torch.no_grad():
         out = compute({name: None if t is None else t.double() for name, t in given.items()})
-    near = out.abs() <= 16 * torch.finfo(dtype).eps * out.abs().max()
+    # Below the smallest normal number the spacing no longer shrinks, and results become 0.
+    info = torch.finfo(dtype)
+    near = out.abs() <= 16 * info.eps * out.abs().max().clamp(min=info.smallest_normal)
     given["cotangent"] = given["cotangent"].masked_fill(near, 0)
 
 
