@@ -253,3 +253,14 @@ def test_autocast_keeps_statistics_in_float32():
         out = norm(nn.Conv2d(3, 3, 1)(torch.randn(2, 3, 4, 4)), relu=True)
     assert out.dtype == torch.bfloat16
     assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_large_float16_maps_are_finite(layout):
+    norm = GatedBatchNorm2d(4)
+    x = (torch.randn(3, 4, 7, 7) * 1e4).to(torch.float16, memory_format=layout).requires_grad_()
+    out = norm(x)
+    out.backward(torch.randn_like(out))
+    assert out.dtype == torch.float16
+    assert out.stride() == x.stride()
+    assert x.grad.isfinite().all()

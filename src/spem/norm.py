@@ -103,6 +103,9 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         """Return the normalised x, without gate, addition and ReLU."""
         if self._synchronises() or backend.prefers_own_norm(x, False):
             return self._run_one_pass(backend, x, None, None, False)
+        if x.dtype is torch.float16 and x.is_cpu and not x.is_contiguous():
+            # PyTorch's gradient in NHWC overflows at feature maps of 1e4.
+            return super().forward(upcast(x)).to(x.dtype)
         return super().forward(x)
 
     def _run_one_pass(

@@ -13,17 +13,21 @@ pytestmark = pytest.mark.skipif(
 )
 PASSES = Path(__file__).with_name("triton_parity.py")
 FUSED = PASSES.with_name("triton_fused.py")
+RANDOM = PASSES.with_name("triton_differential.py")
 _POOLING = "pool or nan or variance or repeat"
 
 
-# Parts, for several test processes. What takes long is left to `make test-hard` (float16, float64)
-# and to `make test-gates` (all gates but one of each family).
+# Parts, for several test processes. What takes long is left to `make test-hard` (float16,
+# float64, most random cases) and to `make test-gates` (all gates but one of each family).
 @pytest.mark.parametrize(
     ("bodies", "which", "marker"),
     [
         (PASSES, _POOLING, ""),
         (PASSES, f"not ({_POOLING})", ""),
         (FUSED, "test", ""),
+        (RANDOM, "test", ""),
+        pytest.param(RANDOM, "operations", "hard", marks=pytest.mark.hard),
+        pytest.param(RANDOM, "gates", "hard", marks=pytest.mark.hard),
         pytest.param(PASSES, "test", "hard", marks=pytest.mark.hard),
         pytest.param(FUSED, "test", "gates", marks=pytest.mark.gates),
     ],
