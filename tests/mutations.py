@@ -83,7 +83,7 @@ def mutate_value(draw, value):
             place[key] = nested(draw.choice((5, 50, 400)))
         elif kind == 2 and isinstance(place, dict):
             place[draw.choice(("x", "seed", "gate", "import", "a.b", ""))] = place.pop(key)
-        elif kind == 3 and isinstance(place[key], int | float) and place[key] == place[key]:
+        elif kind == 3 and type(place[key]) in (int, float) and abs(place[key]) < 1e300:
             place[key] = draw.choice((-place[key], place[key] * 1000, place[key] + 0.5, str(key)))
         else:
             place[key] = deepcopy(draw.choice(NASTY))

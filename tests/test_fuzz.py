@@ -50,7 +50,7 @@ def reader(few):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a finished run of a small network."""
-    recipe = replace(SMALL, model="resnet8", gate="spem", epochs=1)
+    recipe = replace(SMALL, model="resnet8", gate="spem", epochs=1, schedule="constant")
     return fit(recipe, out=tmp_path_factory.mktemp("fuzz") / "run").folder
 
 
@@ -76,7 +76,7 @@ class Place:
         )
         self.state = torch.load(run / "checkpoint.pt", weights_only=True)
         self.model, _ = load_network(run)
-        recipe = replace(load_recipe(str(run / "recipe.yaml")), epochs=2, schedule="constant")
+        recipe = replace(load_recipe(str(run / "recipe.yaml")), epochs=2)
         self.fabric = create_fabric(recipe)
         self.job = prepare(self.fabric, resolve(recipe))
 

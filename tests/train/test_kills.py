@@ -157,7 +157,7 @@ def finish(name, folder, expected):
     assert results(folder) == expected
 
 
-FEW = {"plain": 4, "replicas": 1, "compare": 2}
+FEW = {"plain": 2, "replicas": 1, "compare": 1}
 PLACES = [
     pytest.param(name, *part.values, marks=part.marks, id=f"{name}-{part.id}")
     for name in WORKS

@@ -150,5 +150,6 @@ def check_optimizer(stored: Any, optimizer: Optimizer) -> None:
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in stored["state"].items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape not in ((), own[index].shape):
-                raise ValueError(f"{name} of parameter {index} has the shape {tuple(value.shape)}")
+            fits = isinstance(value, Tensor) and value.shape == own[index].shape
+            if value is not None and not fits:
+                raise ValueError(f"{name} of parameter {index} is {shorten(value)}")
