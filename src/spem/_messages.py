@@ -41,6 +41,7 @@ def unknown(kind: str, value: object, known: Iterable[str], listed_by: str = "")
     """
     names = sorted(known)
     names.sort(key=lambda name: -SequenceMatcher(None, str(value).lower(), name.lower()).ratio())
+    names = [shorten(name)[1:-1] for name in names]
     text = f"unknown {kind} {shorten(value)}; known: {', '.join(names)}"
     if len(names) > _FEW:
         command = listed_by or _COMMANDS.get(kind)
