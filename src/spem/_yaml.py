@@ -4,6 +4,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from spem._checks import check_path
 from spem._extras import needs_extra
 from spem._messages import unknown
 
@@ -31,6 +32,7 @@ def read_yaml(name_or_path: str, kind: str, shipped: Traversable) -> dict[str, A
         FileNotFoundError: there is no such file.
         ValueError: the name is unknown, or the file holds no mapping in valid YAML.
     """
+    check_path(kind, name_or_path)
     names = shipped_names(shipped)
     if name_or_path in names:
         source = shipped / f"{name_or_path}.yaml"

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_whole, is_number
 from spem._extras import needs_extra
+from spem._messages import shorten
 
 
 class Split(NamedTuple):
@@ -54,8 +56,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        check_whole("batch_size", batch_size)
         self._images, self._labels = split.images.to(device), split.labels.to(device)
         self.device = self._images.device
         self._mean, self._std = _statistics(mean, std, self._images)
@@ -154,6 +155,8 @@ def _statistics(
     tensors = []
     for name, values in (("mean", mean), ("std", std)):
         values = [0.5] * channels if values is None else values
+        if not isinstance(values, Sequence) or not all(map(is_number, values)):
+            raise ValueError(f"{name} is {shorten(values)}, must be a list of numbers")
         if len(values) != channels:
             raise ValueError(f"{name} has {len(values)} values, the images {channels} channels")
         tensors.append(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
@@ -163,8 +166,7 @@ def _statistics(
 
 
 def _augmentation(crop: int, flip: bool, size: torch.Size) -> nn.Sequential:
-    if crop < 0:
-        raise ValueError(f"crop is {crop}; it must be at least 0")
+    check_whole("crop", crop, least=0, most=min(size))
     steps = nn.Sequential()
     if crop or flip:
         with needs_extra("train"):

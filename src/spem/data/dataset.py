@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from spem._extras import needs_extra
+from spem._schema import Fraction, Pixels, Seed, Text, check_value
 from spem.data import cifar
 from spem.data.batches import Split
 from spem.data.folders import TEST_FRACTION, OnBadImage, read_folder
@@ -49,10 +50,12 @@ def load_dataset(
         FileNotFoundError: CIFAR or one of its files is missing.
         ConnectionError: the download failed.
     """
-    if validation is not None and not 0 < validation < 1:
-        raise ValueError(f"validation is {validation}; it must be None or between 0 and 1")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size is {image_size}; it must be at least 1")
+    check_value("name", name, Text)
+    check_value("seed", seed, Seed)
+    if validation is not None:
+        check_value("validation", validation, Fraction)
+    if image_size is not None:
+        check_value("image_size", image_size, Pixels)
     size = image_size or image_format(name)[1]
     if name == "digits":
         dataset = _digits(size)

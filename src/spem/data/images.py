@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from spem._checks import check_path
 from spem._extras import needs_extra
+from spem._messages import shorten
+from spem._schema import Sides, check_value
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,10 +61,12 @@ def prepare_image(
     with needs_extra("train"):
         import numpy as np
         from PIL import Image, ImageOps
-    if channels not in (1, 3):
-        raise ValueError(f"channels is {channels}; an image file has 1 (grey) or 3 (RGB)")
-    height, width = (size, size) if isinstance(size, int) else size
-    loaded = image if isinstance(image, Image.Image) else open_image(Path(image))
+    if not isinstance(channels, int) or channels not in (1, 3):
+        raise ValueError(f"channels is {shorten(channels)}; an image file has 1 (grey) or 3 (RGB)")
+    sides = (size, size) if isinstance(size, int) else size
+    check_value("size", list(sides) if isinstance(sides, Sequence) else sides, Sides)
+    height, width = sides
+    loaded = image if isinstance(image, Image.Image) else open_image(check_path("image", image))
     _refuse_floats(loaded, image)
     converted = _eight_bits(loaded).convert("L" if channels == 1 else "RGB")
     fitted = ImageOps.fit(converted, (width, height), Image.Resampling.BILINEAR)

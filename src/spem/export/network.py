@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_path
 from spem._extras import needs_extra
 from spem._files import atomically, write_text
 from spem.export.config import read_config
@@ -82,7 +83,7 @@ def load_network(
         ValueError: a file is damaged, the weights are not those of `model`, or the network is the
             user's own: it must be given as `model`, or its file be imported before.
     """
-    config = read_config(Path(folder) / "config.json")
+    config = read_config(check_path("folder", folder) / "config.json")
     path = find_weights(folder)
     mark, shapes = read_header(path)
     _check_run(path, mark, config)

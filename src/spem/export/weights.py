@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_module, check_path
 from spem._extras import needs_extra
 from spem._messages import shorten
 from spem.export.config import read_config
@@ -32,6 +33,7 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or its names or shapes are not the network's.
     """
+    check_module(model)
     path = find_weights(source)
     load_state(model, path, read_weights(path))
 
@@ -75,7 +77,7 @@ def _differs_in_classes(stored: Tensor, own: Tensor | None) -> bool:
 
 def find_weights(source: str | Path) -> Path:
     """Return the weight file of a folder, a bundled network, or that is named itself."""
-    path = Path(source)
+    path = check_path("source", source)
     if not path.exists() and str(source) in bundled_names():
         path = find_run(str(source))
     path = path / "model.safetensors" if path.is_dir() else path

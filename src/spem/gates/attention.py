@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from spem._checks import check_choice, check_tensor, check_whole
+from spem._checks import check_choice, check_module, check_tensor, check_whole
 from spem.kernels.reference import upcast
 
 
@@ -166,6 +166,7 @@ def auxiliary_loss(model: nn.Module) -> Tensor:
     Returns:
         A scalar on the model's device, 0 where no gate has such a loss.
     """
+    check_module(model)
     gates = (module for module in model.modules() if isinstance(module, Attention))
     terms = [term for gate in gates if (term := gate.auxiliary_loss()) is not None]
     if terms:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from spem._checks import check_path
 from spem._extras import needs_extra
 from spem._files import write_text
 from spem._messages import say
@@ -24,7 +25,7 @@ def report(folder: str) -> None:
     Args:
         folder: of a comparison, with records.jsonl.
     """
-    contents = read_contents(Path(folder))
+    contents = read_contents(check_path("folder", folder))
     pictures = [figures(group) for group in contents.groups]
     place = Path(folder, "figures")
     place.mkdir(exist_ok=True)

@@ -49,16 +49,7 @@ def load_backbone(
         ValueError: a key has no place in the model, a place has no key, or shapes differ.
     """
     check_module(model)
-    if not isinstance(state_dict, Mapping):
-        raise ValueError(f"state_dict is {shorten(state_dict)}: load the file first, by torch.load")
-    inner = state_dict.get("state_dict")
-    if isinstance(inner, Mapping):
-        raise ValueError("this is a whole checkpoint: give its part checkpoint['state_dict']")
-    for key, value in state_dict.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(
-                f"state_dict must map names to tensors, got {shorten(key)}: {shorten(value)}"
-            )
+    check_state(state_dict)
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
     own = model.state_dict()
     gates = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Attention))
@@ -71,6 +62,19 @@ def load_backbone(
         raise ValueError(f"nothing was loaded, the backbone would lose weights: {differences}")
     model.load_state_dict(given, strict=False)
     return Loaded(sorted(given), new, ignored)
+
+
+def check_state(state_dict: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless a state dict maps names to tensors."""
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict is {shorten(state_dict)}: load the file first, by torch.load")
+    if isinstance(state_dict.get("state_dict"), Mapping):
+        raise ValueError("this is a whole checkpoint: give its part checkpoint['state_dict']")
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"state_dict must map names to tensors, got {shorten(key)}: {shorten(value)}"
+            )
 
 
 def key_differences(

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spem._messages import shorten, unknown
-from spem.surgery.backbone import key_differences
+from spem._checks import check_choice
+from spem._messages import shorten
+from spem.surgery.backbone import check_state, key_differences
 
 
 class _Source(NamedTuple):
@@ -151,8 +152,8 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
         >>> convert_official("eca", official).keys()
         dict_keys(['gain', 'conv.weight'])
     """
-    if method not in _RENAMINGS:
-        raise unknown("official method", method, _RENAMINGS)
+    check_choice("official method", method, _RENAMINGS)
+    check_state(state_dict)
     given = {key.removeprefix("module."): value for key, value in state_dict.items()}
     renamings = _RENAMINGS[method]
     if method == "asr":

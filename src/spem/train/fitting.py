@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.multiprocessing.spawn import ProcessException
 
+from spem._checks import check_module
 from spem._extras import needs_extra
-from spem._messages import say
+from spem._messages import say, shorten
 from spem.data.dataset import image_format
 from spem.export.network import load_network
 from spem.export.weights import load_weights
@@ -114,6 +115,12 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM. A single process has saved its state after the current step;
             of several, the state after the last epoch is saved.
     """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"recipe is {shorten(recipe)}, must be a Recipe, as load_recipe returns it"
+        )
+    if model is not None:
+        check_module(model)
     if resume and out is None:
         raise ValueError("resume needs the folder of a run as out")
     recipe = resolve(recipe, model)
