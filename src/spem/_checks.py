@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -69,13 +68,6 @@ def check_names(name: str, values: Iterable[str]) -> list[str]:
     if not plain or not all(isinstance(each, str) for each in found):
         raise ValueError(f"{name} is {shorten(values)}, must be names")
     return found
-
-
-def check_path(name: str, value: str | Path) -> Path:
-    """Return a path; raise ValueError unless it is a path, or a text that can be one."""
-    if not isinstance(value, str | Path) or len(str(value)) > 4096 or "\0" in str(value):
-        raise ValueError(f"{name} is {shorten(value)}, must be a path")
-    return Path(value)
 
 
 def check_new_name(kind: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and their paths."""
 
 import csv
 import os
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from errno import EISDIR, ENOENT
 from pathlib import Path
 from typing import Any, TextIO
+
+from spem._messages import shorten
 
 
 @contextmanager
@@ -105,3 +107,10 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
+
+
+def check_path(name: str, value: str | Path) -> Path:
+    """Return a path; raise ValueError unless it is a path, or a text that can be one."""
+    if not isinstance(value, str | Path) or len(str(value)) > 4096 or "\0" in str(value):
+        raise ValueError(f"{name} is {shorten(value)}, must be a path")
+    return Path(value)

@@ -4,8 +4,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from spem._checks import check_path
 from spem._extras import needs_extra
+from spem._files import check_path
 from spem._messages import unknown
 
 with needs_extra("train"):

@@ -114,9 +114,9 @@ def test_a_failed_download_leaves_nothing(tmp_path, server, layout):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"validation": 0.0}, "validation is 0.0"),
-        ({"validation": 1.0}, "validation is 1.0"),
-        ({"image_size": 0}, "image_size is 0"),
+        ({"validation": 0.0}, r"validation must be in \(0, 1\), got 0"),
+        ({"validation": 1.0}, r"validation must be in \(0, 1\), got 1"),
+        ({"image_size": 0}, "image_size must be a whole number from 1 to"),
         (
             {"name": "digit"},
             "there is no folder digit, nor a data set of that name; known: digits, ",

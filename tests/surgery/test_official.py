@@ -311,7 +311,7 @@ def without(state, *keys):
         (
             "eca",
             {"state_dict": {}, "epoch": 3},
-            "epoch, state_dict.; 1 missing .conv.weight",
+            "this is a whole checkpoint",
         ),
     ],
 )

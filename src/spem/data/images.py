@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spem._checks import check_path
 from spem._extras import needs_extra
+from spem._files import check_path
 from spem._messages import shorten
 from spem._schema import Sides, check_value
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_path
 from spem._extras import needs_extra
-from spem._files import atomically, write_text
+from spem._files import atomically, check_path, write_text
 from spem.export.config import read_config
 from spem.export.weights import (
     SUM,

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_module, check_path
+from spem._checks import check_module
 from spem._extras import needs_extra
+from spem._files import check_path
 from spem._messages import shorten
 from spem.export.config import read_config
 from spem.models.pretrained import bundled_names, find_run

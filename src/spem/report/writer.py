@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from spem._checks import check_path
 from spem._extras import needs_extra
-from spem._files import write_text
+from spem._files import check_path, write_text
 from spem._messages import say
 from spem.report.figures import PALETTE, Picture, figures, is_picture
 from spem.report.tables import Contents, read_contents
