@@ -6,14 +6,10 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from spem._messages import shorten, unknown
+from spem._schema import is_whole
 
 # No option counts further.
 _MOST = 10**6
-
-
-def is_whole(value: object) -> bool:
-    """Return whether a value is a whole number; True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:

@@ -16,7 +16,7 @@ _MOST_BYTES = 1 << 26  # of a JSON file; the names of 10^6 classes take less
 _LONGEST = 4096  # characters of a text; a path has no more
 _DEEPEST = 20
 # No data set has more classes, no network more places.
-MANY = 10**6
+_MANY = 10**6
 
 
 class Allowed(NamedTuple):
@@ -26,14 +26,19 @@ class Allowed(NamedTuple):
     accepts: Callable[[Any], bool]
 
 
-def _is_int(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Return whether a value is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return (_is_int(value) and abs(value) <= 10**300) or (
+    return (is_whole(value) and abs(value) <= 10**300) or (
         isinstance(value, float) and math.isfinite(value)
     )
+
+
+def _is_entry(value: Any) -> bool:
+    return value is None or _is_number(value)
 
 
 def _is_text(value: object) -> bool:
@@ -43,7 +48,7 @@ def _is_text(value: object) -> bool:
 def whole(low: int, high: int) -> Allowed:
     """Allow whole numbers from `low` to `high`."""
     return Allowed(
-        f"a whole number from {low} to {high:,}", lambda v: _is_int(v) and low <= v <= high
+        f"a whole number from {low} to {high:,}", lambda v: is_whole(v) and low <= v <= high
     )
 
 
@@ -54,7 +59,7 @@ def number(low: float, high: float = 1e30) -> Allowed:
     )
 
 
-def list_of(words: str, accepts: Callable[[Any], bool], most: int = MANY) -> Allowed:
+def list_of(words: str, accepts: Callable[[Any], bool], most: int = _MANY) -> Allowed:
     """Allow lists of at most so many values, each accepted; `words` say of what."""
     return Allowed(
         f"a list of {words}",
@@ -89,8 +94,8 @@ def _is_sorted(values: Any) -> bool:
 Text = Annotated[str, Allowed(f"a text of at most {_LONGEST} characters", _is_text)]
 Texts = Annotated[list[str], list_of("texts", _is_text)]
 Flag = Annotated[bool, Allowed("true or false", lambda v: isinstance(v, bool))]
-Count = Annotated[int, whole(1, MANY)]
-Natural = Annotated[int, whole(0, MANY)]
+Count = Annotated[int, whole(1, _MANY)]
+Natural = Annotated[int, whole(0, _MANY)]
 Few = Annotated[int, whole(1, 1024)]
 Pixels = Annotated[int, whole(1, 10_000)]
 Sides = Annotated[
@@ -102,7 +107,7 @@ Sides = Annotated[
 ]
 Large = Annotated[int, whole(0, 10**18)]
 # What scikit-learn takes, which draws the validation split.
-_SEED = Allowed("a whole number from 0 to 2^32 - 1", lambda v: _is_int(v) and 0 <= v < 2**32)
+_SEED = Allowed("a whole number from 0 to 2^32 - 1", lambda v: is_whole(v) and 0 <= v < 2**32)
 Seed = Annotated[int, _SEED]
 Seeds = Annotated[list[int], list_of("seeds", _SEED.accepts)]
 Positive = Annotated[
@@ -112,15 +117,15 @@ NonNegative = Annotated[float, number(0)]
 Accuracy = Annotated[float, number(0, 1)]
 Share = Annotated[float, Allowed("in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)]
 Fraction = Annotated[float, Allowed("in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)]
-Bits = Annotated[list[int], list_of("0 and 1", lambda v: _is_int(v) and v in (0, 1))]
+Bits = Annotated[list[int], list_of("0 and 1", lambda v: is_whole(v) and v in (0, 1))]
 Numbers = Annotated[list[float], list_of("numbers", _is_number)]
-Column = Annotated[list[float], list_of("numbers", lambda v: v is None or _is_number(v))]
+Column = Annotated[list[float], list_of("numbers", _is_entry)]
 Positives = Annotated[list[float], list_of("numbers above 0", lambda v: _is_number(v) and v > 0)]
 Milestones = Annotated[
     list[int],
     Allowed(
         "a list of ascending whole numbers above 0",
-        lambda v: isinstance(v, list) and all(map(_is_int, v)) and _is_sorted(v),
+        lambda v: isinstance(v, list) and all(map(is_whole, v)) and _is_sorted(v),
     ),
 ]
 Plain = Annotated[Any, Allowed(f"what JSON can hold, at most {_DEEPEST} deep", _is_plain)]
@@ -128,7 +133,7 @@ History = Annotated[
     list[dict[str, float | None]],
     list_of(
         "mappings of texts to numbers",
-        mapping_to("numbers", lambda v: v is None or _is_number(v)).accepts,
+        mapping_to("numbers", _is_entry).accepts,
     ),
 ]
 Names = Annotated[dict[str, str], mapping_to("texts", _is_text)]

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_finite, is_whole
+from spem._checks import check_finite
 from spem._messages import shorten
+from spem._schema import is_whole
 from spem.gates.attention import Attention, multiply
 from spem.kernels.reference import pool_mean, upcast
 
