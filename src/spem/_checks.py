@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from spem._messages import shorten, unknown
 
@@ -41,6 +43,12 @@ def check_finite(name: str, value: float) -> None:
         raise ValueError(f"{name} is {shorten(value)}, must be a finite number of at least 0")
 
 
+def check_switch(name: str, value: bool) -> None:
+    """Raise ValueError unless a value is True or False; any text would count as true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {shorten(value)}, must be True or False")
+
+
 def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
     """Raise ValueError unless a value, of any type, is one of the known names of this kind."""
     if not isinstance(value, str) or value not in known:
@@ -49,7 +57,7 @@ def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
 
 def check_tensor(name: str, value: Tensor) -> None:
     """Raise ValueError unless an argument is a tensor, or what stands for one in a trace."""
-    if not hasattr(value, "is_floating_point"):
+    if not hasattr(value, "dim"):
         raise ValueError(f"{name} is {shorten(value)}, must be a tensor")
 
 
@@ -57,6 +65,24 @@ def check_module(model: nn.Module) -> None:
     """Raise ValueError unless a model is a module."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is {shorten(model)}, must be a torch.nn.Module")
+
+
+def check_device(name: str, device: object) -> None:
+    """Raise ValueError unless a device is one that PyTorch knows."""
+    try:
+        torch.device(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is {shorten(device)}, must be a device like 'cpu' or 'cuda:0'"
+        ) from error
+
+
+def check_optimizer(optimizer: Optimizer | None) -> None:
+    """Raise ValueError unless an optimizer, if there is one, is PyTorch's."""
+    if not isinstance(optimizer, Optimizer | None):
+        raise ValueError(
+            f"optimizer is {shorten(optimizer)}, must be a torch.optim.Optimizer or None"
+        )
 
 
 def check_names(name: str, values: Iterable[str]) -> list[str]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from spem._checks import check_choice, check_module, check_tensor, check_whole
+from spem._checks import check_choice, check_module, check_whole
+from spem.functional import check_map, check_positions
 from spem.kernels.reference import upcast
 
 
@@ -128,11 +129,13 @@ class Attention(nn.Module):
         return None
 
     def check_map(self, x: Tensor) -> None:
-        """Raise ValueError unless x is (N, C, H, W) with the channels of this gate."""
-        check_tensor("x", x)
-        if x.dim() != 4 or x.shape[1] != self.channels:
+        """Raise ValueError unless x is (N, C, H, W) with the channels and device of this gate."""
+        check_map("x", x)
+        check_positions(x)
+        if x.shape[1] != self.channels or x.device != self.gain.device:
             raise ValueError(
-                f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)}"
+                f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)} on"
+                f" {x.device}, must be (N, {self.channels}, H, W) on {self.gain.device}"
             )
 
     def extra_repr(self) -> str:
