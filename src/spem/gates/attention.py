@@ -137,6 +137,11 @@ class Attention(nn.Module):
                 f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)} on"
                 f" {x.device}, must be (N, {self.channels}, H, W) on {self.gain.device}"
             )
+        if (x.dtype is torch.float64) != (self.gain.dtype is torch.float64):
+            raise ValueError(
+                f"x is {x.dtype}, the gate {self.gain.dtype}: give x.to({self.gain.dtype}), or"
+                f" gate.to({x.dtype}) first"
+            )
 
     def extra_repr(self) -> str:
         """Show the channels."""

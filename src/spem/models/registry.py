@@ -47,7 +47,7 @@ def register_model(
             inspect.signature(build).bind(num_classes=10, in_channels=3)
         except TypeError as error:
             raise ValueError(
-                f"{shorten(build)} must take the keywords num_classes and in_channels: {error}"
+                f"{shorten(build)} must take the keywords num_classes and in_channels"
             ) from error
         MODELS[name] = build
         return build

@@ -43,7 +43,7 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
         names = [name for name in map(_find_ending, modules.items()) if name]
     elif isinstance(at, str) and at == "stage":
         names = [n for n in modules if _STAGE.fullmatch(n) and not _inside_stage(n)]
-    elif callable(at):
+    elif callable(at) and not isinstance(at, nn.Module):
         names = [name for name, module in modules.items() if at(name, module)]
     else:
         patterns = check_names("at", at)
