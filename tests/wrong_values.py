@@ -22,7 +22,8 @@ VALUES = [
 # Says what is allowed, or what one can do.
 _REMEDY = re.compile(
     r"must|known: |needs?\b|belongs? |at least|at most|only|give |leave |no module|holds no|"
-    r"matches no|not allowed|cannot|has no |have no |already|is taken|lacks?\b|load |another|would lose"
+    r"matches no|not allowed|cannot|has no |have no |already|is taken|lacks?\b|load |another|"
+    r"would lose|are not those|is neither|is not \dn"
 )
 
 

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spem._files import check_path
 from spem._messages import shorten, unknown
 
 # No option counts further.
@@ -89,11 +91,23 @@ def check_names(name: str, values: Iterable[str]) -> list[str]:
     """Return names as a list, a single one, too; raise ValueError unless all are texts."""
     if isinstance(values, str):
         return [values]
-    plain = isinstance(values, Iterable) and not isinstance(values, Tensor)
-    found = list(values) if plain else []
-    if not plain or not all(isinstance(each, str) for each in found):
-        raise ValueError(f"{name} is {shorten(values)}, must be names")
+    found: list[str] = []
+    for each in values if _lists(values) else [None]:
+        if not isinstance(each, str):  # at once: a range may have 10^9 numbers
+            raise ValueError(f"{name} is {shorten(values)}, must be names")
+        found.append(each)
     return found
+
+
+def _lists(values: object) -> bool:
+    return isinstance(values, Iterable) and not isinstance(values, Tensor)
+
+
+def check_paths(name: str, values: Iterable[str | Path]) -> list[Path]:
+    """Return paths as a list; raise ValueError unless all of them are paths."""
+    if not _lists(values) or isinstance(values, str):
+        raise ValueError(f"{name} is {shorten(values)}, must be a list of paths")
+    return [check_path(name, each) for each in values]
 
 
 def check_new_name(kind: str, name: str) -> None:

@@ -33,7 +33,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     which is faster there than the same operations one by one, and pools its output.
 
     Args:
-        num_features: C.
+        num_features: C, at most 65,536.
         eps, momentum, affine, track_running_stats, device, dtype: as in `nn.BatchNorm2d`.
         gate: the gate, built for C channels; None for plain batch normalisation.
 

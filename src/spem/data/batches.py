@@ -150,9 +150,8 @@ def measure_statistics(images: Tensor) -> tuple[list[float], list[float]]:
 
 
 def _check_split(split: Split) -> None:
-    images, labels = split if isinstance(split, tuple) and len(split) == 2 else (None, None)
-    fits = isinstance(images, Tensor) and isinstance(labels, Tensor)
-    if not fits or images.dim() != 4 or labels.shape != images.shape[:1]:
+    tensors = isinstance(split, tuple) and [type(each) for each in split] == [Tensor, Tensor]
+    if not tensors or split[0].dim() != 4 or split[1].shape != split[0].shape[:1]:
         raise ValueError(
             f"split is {shorten(split)}, must be a Split of images (N, C, H, W) and labels (N,)"
         )

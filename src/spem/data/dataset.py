@@ -6,8 +6,9 @@ from typing import get_args
 import torch
 import torch.nn.functional as F
 
-from spem._checks import check_choice, check_path, check_switch
+from spem._checks import check_choice, check_switch
 from spem._extras import needs_extra
+from spem._files import check_path
 from spem._schema import Fraction, Pixels, Seed, Text, check_value
 from spem.data import cifar
 from spem.data.batches import Split

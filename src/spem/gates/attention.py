@@ -35,7 +35,7 @@ class Attention(nn.Module):
     in float32 (or wider) in a model of half precision.
 
     Args:
-        channels: C, the number of channels of the feature maps it gates.
+        channels: C, the number of channels of the feature maps it gates, at most 16,384.
         init: "paper", the authors' start, or "identity", a start whose multipliers are exactly 1.
 
     Attributes:
@@ -43,7 +43,7 @@ class Attention(nn.Module):
             `init="identity"` exactly 1.
 
     Raises:
-        ValueError: channels is not a whole number of at least 1, or init is unknown.
+        ValueError: channels is not a whole number from 1 to 16,384, or init is unknown.
     """
 
     gain: Tensor
@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, init: str = "paper"):
         super().__init__()
-        check_whole("channels", channels, most=2**16)
+        check_whole("channels", channels, most=2**14)
         check_choice("init", init, ("paper", "identity"))
         self.channels = channels
         self.register_buffer("gain", torch.ones(()))

@@ -25,7 +25,7 @@ class Gate(Attention):
     passes, except in eager mode.
 
     Args:
-        channels: C, the number of channels of the feature maps it gates.
+        channels: C, the number of channels of the feature maps it gates, at most 16,384.
         init: see `Attention`.
     """
 
