@@ -186,6 +186,7 @@ def run(name, arguments):
         return  # a predicate, whose errors are its own
     words = ", ".join(f"{key}={shorten(value)}" for key, value in values.items())
     names = [*arguments, *map(shorten, values.values()), "gate", "input", "channels", "nowhere"]
+    names += ["backbone", "network"]
     attempt(lambda: FUNCTIONS[name][0](**values), f"{name}: {words}", names)
 
 
