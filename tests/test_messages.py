@@ -5,10 +5,12 @@ from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 from spem import _extras
 from spem._extras import install_command, needs_extra
-from spem._messages import describe_error, not_found, unknown
+from spem._messages import describe_error, not_found, printable, say, shorten, unknown
 
 
 def test_few_names_are_listed_whole_and_of_many_the_nearest():
@@ -79,3 +81,43 @@ def test_a_torchvision_of_another_torch_is_named():
         raise RuntimeError("operator torchvision::nms does not exist")
     with pytest.raises(RuntimeError, match="another"), needs_extra("train"):
         raise RuntimeError("another error")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a", "'a'"),
+        (10**9, "1000000000"),
+        (10**400, "a number of more than 300 digits"),
+        ({"a": [[[1]]]}, "{'a': [[...]]}"),
+        (torch.zeros(2, 3), "Tensor of shape (2, 3)"),
+        ("\x1b[31m\udcff", "'\\x1b[31m\\udcff'"),
+    ],
+)
+def test_values_are_shown_in_a_few_words(value, text):
+    assert shorten(value) == text
+
+
+def test_no_value_fills_a_message():
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    endless = []
+    endless.append(endless)
+    texts = ["a" * 10**6, "\n" * 999, [["b" * 99] * 9] * 9, {"c" * 999: ["d" * 999] * 9}]
+    numbers = [10**10_000, range(10**9), torch.zeros(9).numpy()]
+    for value in [*texts, *numbers, Broken(), nn.Linear(1, 1), endless]:
+        assert len(shorten(value)) <= 120
+        assert shorten(value).isprintable()
+
+
+def test_names_cannot_steer_a_terminal(capsys):
+    say("[b]a\x1b[31m:+1:\r\x9b\u202e\udcff é 漢 👍")
+    assert capsys.readouterr().out == "[b]a\\x1b[31m:+1:\\x0d\\x9b\\u202e\\xff é 漢 👍\n"
+    assert printable("a\tb\nc\ud800") == "a\tb\nc\\ud800"
+
+
+def test_a_name_of_a_million_letters_is_compared_by_its_first():
+    assert len(str(unknown("gate", "x" * 10**6, ["spem", "se"]))) < 200
+    assert "a number of more than 300 digits" in str(unknown("gate", 10**9999, ["spem", "se"]))

@@ -2,9 +2,13 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from spem._files import check_path
 from spem._messages import shorten, unknown
 from spem._schema import is_whole
 
@@ -37,6 +41,12 @@ def check_finite(name: str, value: float) -> None:
         raise ValueError(f"{name} is {shorten(value)}, must be a finite number of at least 0")
 
 
+def check_switch(name: str, value: bool) -> None:
+    """Raise ValueError unless a value is True or False; any text would count as true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {shorten(value)}, must be True or False")
+
+
 def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
     """Raise ValueError unless a value, of any type, is one of the known names of this kind."""
     if not isinstance(value, str) or value not in known:
@@ -45,7 +55,7 @@ def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
 
 def check_tensor(name: str, value: Tensor) -> None:
     """Raise ValueError unless an argument is a tensor, or what stands for one in a trace."""
-    if not hasattr(value, "is_floating_point"):
+    if not hasattr(value, "dim"):
         raise ValueError(f"{name} is {shorten(value)}, must be a tensor")
 
 
@@ -55,15 +65,45 @@ def check_module(model: nn.Module) -> None:
         raise ValueError(f"model is {shorten(model)}, must be a torch.nn.Module")
 
 
+def check_device(name: str, device: object) -> None:
+    """Raise ValueError unless a device is one that PyTorch knows."""
+    try:
+        torch.device(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is {shorten(device)}, must be a device like 'cpu' or 'cuda:0'"
+        ) from error
+
+
+def check_optimizer(optimizer: Optimizer | None) -> None:
+    """Raise ValueError unless an optimizer, if there is one, is PyTorch's."""
+    if not isinstance(optimizer, Optimizer | None):
+        raise ValueError(
+            f"optimizer is {shorten(optimizer)}, must be a torch.optim.Optimizer or None"
+        )
+
+
 def check_names(name: str, values: Iterable[str]) -> list[str]:
     """Return names as a list, a single one, too; raise ValueError unless all are texts."""
     if isinstance(values, str):
         return [values]
-    plain = isinstance(values, Iterable) and not isinstance(values, Tensor)
-    found = list(values) if plain else []
-    if not plain or not all(isinstance(each, str) for each in found):
-        raise ValueError(f"{name} is {shorten(values)}, must be names")
+    found: list[str] = []
+    for each in values if _lists(values) else [None]:
+        if not isinstance(each, str):  # at once: a range may have 10^9 numbers
+            raise ValueError(f"{name} is {shorten(values)}, must be names")
+        found.append(each)
     return found
+
+
+def _lists(values: object) -> bool:
+    return isinstance(values, Iterable) and not isinstance(values, Tensor)
+
+
+def check_paths(name: str, values: Iterable[str | Path]) -> list[Path]:
+    """Return paths as a list; raise ValueError unless all of them are paths."""
+    if not _lists(values) or isinstance(values, str):
+        raise ValueError(f"{name} is {shorten(values)}, must be a list of paths")
+    return [check_path(name, each) for each in values]
 
 
 def check_new_name(kind: str, name: str) -> None:

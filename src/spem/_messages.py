@@ -1,29 +1,57 @@
 """Sentences for people: how they are printed, and those about wrong input."""
 
+import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from errno import ENOENT
 from pathlib import Path
 from reprlib import Repr
+from typing import Any
 
 from spem._extras import needs_extra
 
-_REPR = Repr()
-_REPR.maxstring = _REPR.maxother = 100
-_CONTROLS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\n\t"}
 # So many names are listed whole; of more, the nearest three.
 _FEW = 6
 _COMMANDS = {"gate": "spem gates", "model": "spem models", "recipe key": "spem train --help"}
 
 
+# Control characters, halves of characters, and what makes a terminal write from right to left.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+class _Shortener(Repr):
+    """`reprlib.Repr` with more room for texts, which says of tensors and arrays their shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxstring = self.maxother = 100
+        self.maxlevel = 2
+
+    def repr1(self, x: Any, level: int) -> str:
+        if hasattr(type(x), "__array__") and getattr(x, "ndim", 0):
+            return f"{type(x).__name__} of shape {tuple(x.shape)}"
+        return super().repr1(x, level)
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 1000:  # Python refuses to write one of 4,301 digits
+            return "a number of more than 300 digits"
+        return super().repr_int(x, level)
+
+
+_SHORTENER = _Shortener()
+
+
 def shorten(value: object) -> str:
-    r"""Return the `repr` of a value for a message: in one line, of about 100 characters at most.
+    r"""Return the `repr` of any value for a message: in one line of at most 120 characters.
 
     Example:
         >>> print(shorten("a\n" + 200 * "b"))
         'a\nbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb...bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb'
     """
-    return " ".join(_REPR.repr(value).split())
+    text = " ".join(printable(_SHORTENER.repr(value)).split())
+    return text if len(text) <= 120 else f"{text[:104]}...{text[-10:]}"
 
 
 def unknown(kind: str, value: object, known: Iterable[str], listed_by: str = "") -> ValueError:
@@ -40,7 +68,8 @@ def unknown(kind: str, value: object, known: Iterable[str], listed_by: str = "")
         unknown pool 'maen'; known: mean, max, min
     """
     names = sorted(known)
-    names.sort(key=lambda name: -SequenceMatcher(None, str(value).lower(), name.lower()).ratio())
+    given = value.lower()[:100] if isinstance(value, str) else ""
+    names.sort(key=lambda name: -SequenceMatcher(None, given, name.lower()).ratio())
     names = [shorten(name)[1:-1] for name in names]
     text = f"unknown {kind} {shorten(value)}; known: {', '.join(names)}"
     if len(names) > _FEW:
@@ -79,13 +108,21 @@ def describe_error(error: Exception) -> str:
 def printable(text: str) -> str:
     r"""Return a text in which control characters are written out, but for ends of lines and tabs.
 
-    A terminal would obey them: the name of a folder could hide or change what else it shows.
+    A terminal would obey them: the name of a folder could hide or change what else it shows. Bytes
+    of names that are not UTF-8 are written out, too.
 
     Example:
-        >>> print(printable("a\x1b[31mb"))
-        a\x1b[31mb
+        >>> print(printable("a\x1b[31mb\udcff"))
+        a\x1b[31mb\xff
     """
-    return text.translate(_CONTROLS)
+    return _CONTROLS.sub(_write_out, text)
+
+
+def _write_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # stands for a byte that Python could not decode
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def say(text: str) -> None:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from spem import kernels
-from spem._checks import check_names, check_tensor
+from spem._checks import check_names, check_switch, check_tensor
 from spem._messages import unknown
 
 STATISTICS = ("mean", "var", "max", "min")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Pooled(NamedTuple):
@@ -108,24 +109,34 @@ def recalibrate(
         ValueError: a shape or dtype does not fit x.
     """
     check_map("x", x)
-    check_tensor("scale", scale)
-    for name, value in (("scale", scale), ("shift", shift)):
-        if value is not None:
-            check_tensor(name, value)
-        if value is not None and value.shape != x.shape[:2]:
-            raise ValueError(f"{name} is {tuple(value.shape)}, must be {tuple(x.shape[:2])}")
+    _check_multipliers("scale", scale, x)
+    if shift is not None:
+        _check_multipliers("shift", shift, x)
+    check_switch("relu", relu)
     if residual is not None:
         check_residual(x, residual)
     return kernels.chosen(x).recalibrate(x, scale, shift, residual, relu)
 
 
-def check_residual(x: Tensor, residual: Tensor) -> None:
-    """Raise ValueError unless a residual has the shape and dtype of x, to which it is added."""
-    check_tensor("residual", residual)
-    if residual.shape != x.shape or residual.dtype != x.dtype:
+def _check_multipliers(name: str, value: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless a tensor has one real number for each channel of each image of x."""
+    check_tensor(name, value)
+    wrong = value.is_complex() or value.layout is not torch.strided
+    if value.shape != x.shape[:2] or value.device != x.device or wrong:
         raise ValueError(
-            f"residual is {tuple(residual.shape)} {residual.dtype}, "
-            f"must be {tuple(x.shape)} {x.dtype} as x is"
+            f"{name} is {tuple(value.shape)} {value.dtype} on {value.device}, must be"
+            f" {tuple(x.shape[:2])} on {x.device}, of real numbers"
+        )
+
+
+def check_residual(x: Tensor, residual: Tensor) -> None:
+    """Raise ValueError unless a residual is like x, to which it is added, but for its strides."""
+    check_tensor("residual", residual)
+    alike = residual.dtype == x.dtype and residual.device == x.device
+    if residual.shape != x.shape or not alike or residual.layout is not torch.strided:
+        raise ValueError(
+            f"residual is {tuple(residual.shape)} {residual.dtype} on {residual.device},"
+            f" must be {tuple(x.shape)} {x.dtype} on {x.device} as x is"
         )
 
 
@@ -136,9 +147,10 @@ def check_positions(x: Tensor) -> None:
 
 
 def check_map(name: str, x: Tensor) -> None:
-    """Raise ValueError unless x is a floating-point feature map (N, C, H, W)."""
+    """Raise ValueError unless x is a dense feature map (N, C, H, W) of 16 bits or more."""
     check_tensor(name, x)
-    if x.dim() != 4 or not x.is_floating_point():
+    if x.dim() != 4 or x.dtype not in DTYPES or x.layout is not torch.strided:
         raise ValueError(
-            f"{name} is {tuple(x.shape)} {x.dtype}, must be (N, C, H, W) in floating point"
+            f"{name} is {tuple(x.shape)} {x.dtype}, must be (N, C, H, W), dense, in floating point"
+            " of 16, 32 or 64 bits"
         )

@@ -7,7 +7,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from spem import kernels
-from spem.functional import STATISTICS, Pooled, check_residual, recalibrate
+from spem._checks import check_device, check_finite, check_switch, check_whole, is_number
+from spem._messages import shorten
+from spem.functional import DTYPES, STATISTICS, Pooled, check_map, check_residual, recalibrate
 from spem.gates.affine import merge_moments, norm_coefficients, resolve_ties
 from spem.gates.attention import Attention
 from spem.gates.gate import Gate, gated, present
@@ -31,7 +33,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     which is faster there than the same operations one by one, and pools its output.
 
     Args:
-        num_features: C.
+        num_features: C, at most 65,536.
         eps, momentum, affine, track_running_stats, device, dtype: as in `nn.BatchNorm2d`.
         gate: the gate, built for C channels; None for plain batch normalisation.
 
@@ -54,6 +56,17 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         *,
         gate: Attention | None = None,
     ):
+        check_whole("num_features", num_features, most=2**16)
+        check_finite("eps", eps)
+        if momentum is not None and not (is_number(momentum) and 0 <= momentum <= 1):
+            raise ValueError(f"momentum is {shorten(momentum)}, must be None or lie in [0, 1]")
+        check_switch("affine", affine)
+        check_switch("track_running_stats", track_running_stats)
+        check_device("device", "cpu" if device is None else device)
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype is {shorten(dtype)}, must be one of torch.float16 to float64")
+        if not isinstance(gate, Attention | None):
+            raise ValueError(f"gate is {shorten(gate)}, must be a gate of create_gate or None")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if gate is not None and gate.channels != num_features:
             raise ValueError(f"the gate has {gate.channels} channels, the norm {num_features}")
@@ -79,6 +92,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
             ValueError: a shape or dtype does not fit, or training sees one value a channel.
         """
         self._check_input_dim(x)
+        check_switch("relu", relu)
         if residual is not None:
             check_residual(x, residual)
         # Either the statistics pass of the norm is the pooling pass of the gate, and one more pass
@@ -172,7 +186,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         return super().__getattr__(name)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the name of nn.BatchNorm2d)
-        if input.dim() != 4 or input.shape[1] != self.num_features:
+        check_map("x", input)
+        if input.shape[1] != self.num_features:
             raise ValueError(
                 f"the norm was built for {self.num_features} channels, the input is "
                 f"{tuple(input.shape)}, must be (N, {self.num_features}, H, W)"

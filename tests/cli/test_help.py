@@ -86,6 +86,20 @@ def test_the_printed_recipe_is_one_that_config_takes(capsys, tmp_path):
     assert capsys.readouterr().out == (tmp_path / "mine.yaml").read_text()
 
 
+def test_a_shell_without_completion_is_told_which_have_it(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--print-completion", "fish"])
+    error = "spem: error: --print-completion must be one of bash, zsh, tcsh, got 'fish'\n"
+    assert capsys.readouterr().err == error
+
+
+def test_the_commands_have_one_heading(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert text.count("commands:") == 1
+    assert "subcommand" not in text
+
+
 def test_bash_completes_commands_flags_and_choices(capsys, tmp_path):
     pytest.importorskip("shtab", reason="shtab comes with the extra train")
     with pytest.raises(SystemExit, match="0"):

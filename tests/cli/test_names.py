@@ -27,23 +27,37 @@ def home(tmp_path_factory):
 def test_no_command_shows_control_characters(home, monkeypatch, capfd):
     monkeypatch.chdir(home)
     data = "ph\x1b[1moto"
-    recipe = ["--model", "resnet8", "--image-size", "8", "--validation", "none", "--epochs", "1"]
+    recipe = [
+        "--model",
+        "resnet8",
+        "--gate",
+        "se",
+        "--image-size",
+        "8",
+        "--validation",
+        "none",
+        "--epochs",
+        "1",
+    ]
     recipe += ["--threads", "1"]
     words = [
         ["data", data, "--out", "look"],
         ["train", "--data", data, *recipe, "--out", "r\x1b[1mun"],
         ["evaluate", "r\x1b[1mun"],
         ["predict", "r\x1b[1mun", data],
+        ["predict", "r\x1b[1mun", data, "--csv", "a\x1b.csv"],
+        ["gate-report", "r\x1b[1mun", "--fold", "9", "--out", "folded\x1b"],
         ["train", "--data", data, *recipe, "--out", "r\x1b[1mun"],  # refused
         ["evaluate", "no\x1b[1mrun"],
     ]
     for command in words:
         code = main(command)
         out, err = capfd.readouterr()
-        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", out + err), command
-        assert code == (2 if command[1].startswith("no") or command is words[4] else 0), err
-    page = (home / "r\x1b[1mun" / "mistakes.html").read_text(errors="replace")
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", out + err), command
+        assert code == (2 if command[1].startswith("no") or command is words[6] else 0), err
+    page = (home / "r\x1b[1mun" / "mistakes.html").read_text()
     assert "<b>e" not in page
+    assert "\x1b" not in page
 
 
 def test_names_in_tables_are_what_they_are(home, monkeypatch, capfd):

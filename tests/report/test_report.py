@@ -122,7 +122,7 @@ def test_page_and_markdown_have_the_same_tables(tmp_path):
 
 
 def test_what_users_call_things_is_text_in_markdown(tmp_path):
-    label = "a|b <script>alert(1)</script> *x* `y` &lt; a[b] $x$ _y_ s_t ~~z~~"
+    label = "a|b <script>alert(1)</script> *x* `y` &lt; a[b] $x$ _y_ s_t ~~z~~ \x1b[31m"
     study = {"title": "<b>T</b>\n# not a head", "commands": ["echo ```\n```"]}
     study["question"] = "# Is ![this](https://example.com/a.png) a picture?"
     folder = reports.write(tmp_path, [reports.record("se", 0, 0.9, label=label)], study=study)
@@ -130,7 +130,7 @@ def test_what_users_call_things_is_text_in_markdown(tmp_path):
     text = render(contents, [[]], "md")
     assert text.startswith("# \\<b>T\\</b> # not a head\n")
     assert r"a\|b \<script>alert(1)\</script> \*x\* \`y\` &amp;lt; a[b] \$x\$ \_y\_ s_t" in text
-    assert r"s_t \~\~z\~\~" in text
+    assert r"s_t \~\~z\~\~ \x1b[31m" in text
     assert "\n\\# Is ![this\\](https://example.com/a.png) a picture?\n" in text
     assert "````sh\necho ```\n```\n````" in text
 

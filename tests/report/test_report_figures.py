@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from reports import SVG, comparison, cost, groups_of, kinds, record, rows_of, texts
 
+from spem._messages import printable
 from spem.report.figures import PALETTE, figures
 from spem.report.figures.mixing import draw_depth, draw_epochs, stages
 from spem.report.figures.results import draw_cost, draw_curves, draw_seeds
@@ -70,13 +71,13 @@ def test_files_bring_their_background_and_colours(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "label", ["<b>a & b</b>", "$x$ and $y$", "_hidden", "门控 🙂", "a[b]", "a|b"]
+    "label", ["<b>a & b</b>", "$x$ and $y$", "_hidden", "门控 🙂", "a[b]", "a|b", "a\x1b[31m\udcff"]
 )
 def test_a_label_is_shown_as_it_is(tmp_path, label):
     records = [record(g, s, 0.9, label=g, gates=3) for g in ("none", label) for s in range(2)]
     (group,) = groups_of(tmp_path, records)
     for picture in figures(group):
-        assert label in texts(picture.page_svg), picture.title
+        assert printable(label) in texts(picture.page_svg), picture.title
 
 
 def test_the_cost_is_what_was_measured(tmp_path):

@@ -237,7 +237,7 @@ def test_an_attached_model_compiles_whole():
         (lambda: nn.Sequential(nn.Linear(2, 2)), {"gate": "se"}, "'residual' matches .*a pattern"),
         (Net, {"gate": "se", "at": "fc"}, "'fc' does not tell its channels"),
         (Net, {"gate": "se", "mask": "0000"}, "mask is '0000', must be a list of 0 and 1"),
-        (Net, {"gate": "se", "mask": [1]}, "mask has 1 values, the model 4 slots"),
+        (Net, {"gate": "se", "mask": [1]}, "mask has 1 values, must have 4"),
         (Net, {"gate": "spa", "variant": "icme-b", "reduction": 4}, "reads the block's input"),
         (lambda: torch.compile(Net()), {"gate": "se"}, "compiled: attach gates first"),
         (lambda: nn.DataParallel(Net()), {"gate": "se"}, "wrapped in DataParallel"),

@@ -9,7 +9,7 @@ from shlex import quote
 from typing import Any
 
 from spem import __version__
-from spem._messages import describe_error
+from spem._messages import describe_error, printable
 from spem.cli.apply import evaluate, predict
 from spem.cli.commands import list_gates, report, report_gates, search_placement, show_data, train
 from spem.cli.networks import list_models
@@ -80,7 +80,8 @@ def run_command(argv: Sequence[str] | None) -> int:
         elif name == "compare":
             print("the same command continues", file=sys.stderr)
         elif folder := getattr(interrupt, "folder", None):
-            print(f"continue with: spem train --resume {quote(str(folder))}", file=sys.stderr)
+            words = printable(quote(str(folder)))
+            print(f"continue with: spem train --resume {words}", file=sys.stderr)
         return getattr(interrupt, "exit_code", 130)
 
 
@@ -134,9 +135,7 @@ def _parser() -> Parser:
         version=__version__,
     )
     top.add_argument("--print-completion", action=CompletionAction)
-    subcommands = top.add_subcommands(
-        title="commands", description="`spem COMMAND --help` says more"
-    )
+    subcommands = top.add_subcommands(title="commands", description=None)
     for name, function in _COMMANDS.items():
         summary = str(function.__doc__).partition("\n")[0]
         positional = _POSITIONAL.get(name, "RUN " if _find_shared(name) is Trained else "")

@@ -1,7 +1,7 @@
 """Flags from signatures: jsonargparse with the habits of this field, and errors in one line."""
 
 import sys
-from argparse import SUPPRESS, Action
+from argparse import PARSER, SUPPRESS, Action
 from collections.abc import Mapping, Sequence
 from inspect import isclass, signature
 from typing import Annotated, Any, NoReturn, get_args, get_origin
@@ -38,6 +38,11 @@ class _HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Any) -> str:
         return action.help or ""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if action.nargs == PARSER:  # the commands, which have a heading already
+            return "`spem COMMAND --help` says more"
+        return super()._format_action_invocation(action)
 
     def _get_default_metavar_for_optional(self, action: Any) -> str:
         hint = _hint(action)
@@ -150,6 +155,9 @@ def _describe_switch(flag: str) -> str:
     return f"{flag} takes no value: write {flag}, or --no-{flag[2:]} for the opposite"
 
 
+_SHELLS = ("bash", "zsh", "tcsh")
+
+
 class CompletionAction(Action):
     """Prints what a shell needs to complete commands and flags."""
 
@@ -157,11 +165,15 @@ class CompletionAction(Action):
         text = (
             'print the completion of a shell: in ~/.bashrc, eval "$(spem --print-completion bash)"'
         )
-        choices = ("bash", "zsh", "tcsh")
-        super().__init__(option_strings, SUPPRESS, type=str, choices=choices, help=text)
+        shells = f"{{{','.join(_SHELLS)}}}"
+        super().__init__(option_strings, SUPPRESS, type=str, metavar=shells, help=text)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         """Print the script and exit."""
+        if values not in _SHELLS:
+            parser.error(
+                f"--print-completion must be one of {', '.join(_SHELLS)}, got {shorten(values)}"
+            )
         with needs_extra("train"):
             import shtab  # noqa: F401
         sys.stdout.write(parser.get_completion_script(f"shtab-{values}"))

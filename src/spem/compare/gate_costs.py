@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spem import attach, auxiliary_loss, create_model, kernels
+from spem._checks import check_choice, check_names, check_switch, check_whole
 from spem._messages import shorten
 from spem.compare.costs import NetworkWork, make_work, measure_networks, measuring
 from spem.compare.timing import RedCaseError, check_parity, fastest_kernels
-from spem.gates import gate_options
+from spem.gates import GATES, gate_options
 from spem.models.user_files import files_run, import_files
 from spem.surgery.config import config_of
 from spem.train.recipe import Device, Recipe
@@ -71,9 +72,14 @@ def measure_gates(
         RedCaseError: a check fails.
         ValueError: a network, a gate or a number is not allowed.
     """
-    for name, number in (("rounds", rounds), ("batch", batch)):
-        if number < 2:
-            raise ValueError(f"{name} is {number}, must be at least 2")
+    check_whole("rounds", rounds, least=2)
+    check_whole("batch", batch, least=2)
+    check_whole("size", size, most=4096)
+    check_switch("channels_last", channels_last)
+    if not isinstance(model, str):
+        raise ValueError(f"model is {shorten(model)}, must be a name or package.module:function")
+    for gate in (gates := check_names("gates", gates)):
+        check_choice("gate", gate, GATES)
     threads = torch.get_num_threads() if threads is None else threads
     keys: dict[str, Any] = {"channels_last": channels_last, "device": device, "threads": threads}
     # The memory of a step is measured in another process, which has to know the same gates.

@@ -195,6 +195,8 @@ def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -
         FileNotFoundError: there is no such file.
         ValueError: an unknown study or key, no valid YAML, or no small form.
     """
+    if not isinstance(small, bool):
+        raise ValueError(f"small is {shorten(small)}, must be True or False")
     settings: dict[str, Any] = {}
     if name_or_path is not None:
         settings = read_yaml(name_or_path, "study", _STUDIES)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_whole, is_number
+from spem._checks import check_device, check_switch, check_whole, is_number
 from spem._extras import needs_extra
 from spem._messages import shorten
 
@@ -56,7 +56,13 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ):
+        _check_split(split)
         check_whole("batch_size", batch_size)
+        check_device("device", device)
+        check_switch("flip", flip)
+        check_switch("channels_last", channels_last)
+        check_whole("world_size", world_size)
+        check_whole("rank", rank, least=0, most=world_size - 1)
         self._images, self._labels = split.images.to(device), split.labels.to(device)
         self.device = self._images.device
         self._mean, self._std = _statistics(mean, std, self._images)
@@ -143,6 +149,14 @@ def measure_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     return means, deviations
 
 
+def _check_split(split: Split) -> None:
+    tensors = isinstance(split, tuple) and [type(each) for each in split] == [Tensor, Tensor]
+    if not tensors or split[0].dim() != 4 or split[1].shape != split[0].shape[:1]:
+        raise ValueError(
+            f"split is {shorten(split)}, must be a Split of images (N, C, H, W) and labels (N,)"
+        )
+
+
 def _scale(images: Tensor) -> Tensor:
     return images.float() / 255
 
@@ -155,7 +169,7 @@ def _statistics(
     tensors = []
     for name, values in (("mean", mean), ("std", std)):
         values = [0.5] * channels if values is None else values
-        if not isinstance(values, Sequence) or not all(map(is_number, values)):
+        if not isinstance(values, list | tuple) or not all(map(is_number, values)):
             raise ValueError(f"{name} is {shorten(values)}, must be a list of numbers")
         if len(values) != channels:
             raise ValueError(f"{name} has {len(values)} values, the images {channels} channels")
@@ -166,7 +180,7 @@ def _statistics(
 
 
 def _augmentation(crop: int, flip: bool, size: torch.Size) -> nn.Sequential:
-    check_whole("crop", crop, least=0, most=min(size))
+    check_whole("crop", crop, least=0, most=max(size))
     steps = nn.Sequential()
     if crop or flip:
         with needs_extra("train"):

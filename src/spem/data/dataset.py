@@ -1,11 +1,14 @@
 """Data sets in memory: the bundled digits, CIFAR, and folders of images."""
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 
+from spem._checks import check_choice, check_switch
 from spem._extras import needs_extra
+from spem._files import check_path
 from spem._schema import Fraction, Pixels, Seed, Text, check_value
 from spem.data import cifar
 from spem.data.batches import Split
@@ -51,6 +54,9 @@ def load_dataset(
         ConnectionError: the download failed.
     """
     check_value("name", name, Text)
+    check_path("data_dir", data_dir)
+    check_switch("download", download)
+    check_choice("on_bad_image", on_bad_image, get_args(OnBadImage))
     check_value("seed", seed, Seed)
     if validation is not None:
         check_value("validation", validation, Fraction)

@@ -62,7 +62,7 @@ def prepare_image(
         import numpy as np
         from PIL import Image, ImageOps
     if not isinstance(channels, int) or channels not in (1, 3):
-        raise ValueError(f"channels is {shorten(channels)}; an image file has 1 (grey) or 3 (RGB)")
+        raise ValueError(f"channels is {shorten(channels)}, must be 1 (grey) or 3 (RGB)")
     sides = (size, size) if isinstance(size, int) else size
     check_value("size", list(sides) if isinstance(sides, Sequence) else sides, Sides)
     height, width = sides

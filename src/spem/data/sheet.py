@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spem._extras import needs_extra
 from spem._files import atomically
+from spem._messages import printable
 
 with needs_extra("train"):
     from matplotlib import get_data_path
@@ -28,6 +29,7 @@ def draw_sheet(path: Path, images: Tensor, captions: Sequence[str], title: str) 
         captions: of the images.
         title: stands above them.
     """
+    title = printable(title)
     height, width = images.shape[2:]
     factor = max(1, -(-_WIDTH // width))
     step_x, step_y = factor * width + _MARGIN, factor * height + _CAPTION + _MARGIN
@@ -50,7 +52,7 @@ def draw_sheet(path: Path, images: Tensor, captions: Sequence[str], title: str) 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """Return a text in one line, cut off where it is wider than some pixels."""
-    text = whole = " ".join(text.split())
+    text = whole = " ".join(printable(text).split())
     while text and font.getlength(text) > width:
         whole = whole[:-1]
         text = f"{whole}…"

@@ -1,11 +1,13 @@
 """Measure how constant the gates of a trained network are over a data set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from spem._checks import check_module
+from spem._messages import shorten
+from spem.functional import check_map
 from spem.gates.record import GateStatistics, pooled_gates, record_gates
 
 
@@ -30,8 +32,8 @@ def gate_report(
         raise ValueError("the model has no gates whose multipliers follow from pooled values")
     model.eval()
     with torch.inference_mode(), record_gates(model) as gates:
-        for images, _ in batches:
-            model(images)
+        for batch in _iterate(batches):
+            model(batch)
             for name, multipliers in gates.items():
                 if name in moments and multipliers:
                     moments[name].add(torch.cat(multipliers))
@@ -42,6 +44,17 @@ def gate_report(
         name: GateStatistics(m.mean, (m.squares / m.count).sqrt(), m.count)
         for name, m in moments.items()
     }
+
+
+def _iterate(batches: Iterable[tuple[Tensor, object]]) -> Iterator[Tensor]:
+    """Yield the images of batches, or raise ValueError where they are none."""
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | str | Mapping):
+        raise ValueError(f"batches is {shorten(batches)}, must give pairs whose first is images")
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(f"batches gave {shorten(batch)}, must give pairs (images, labels)")
+        check_map("images of batches", batch[0])
+        yield batch[0]
 
 
 class _Moments:

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_choice
+from spem._checks import check_choice, check_switch
 from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.gate import Gate
@@ -48,11 +48,13 @@ class ASR(Gate):
     ):
         super().__init__(channels, init)
         check_choice("attention of ASR", attention, _ATTENTIONS)
-        if not isinstance(attention_options, Mapping | None):
+        check_switch("both", both)
+        options = {} if attention_options is None else attention_options
+        if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
             raise ValueError(
-                f"attention_options is {shorten(attention_options)}, must be a mapping"
+                f"attention_options is {shorten(attention_options)}, must be a mapping of names"
             )
-        options = dict(attention_options or {})
+        options = dict(options)
         if options.setdefault("init", init) != init:
             raise ValueError(
                 f"attention_options has init={shorten(options['init'])}, ASR init={shorten(init)}"

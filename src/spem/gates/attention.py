@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from spem._checks import check_choice, check_module, check_tensor, check_whole
+from spem._checks import check_choice, check_module, check_whole
+from spem.functional import check_map, check_positions
 from spem.kernels.reference import upcast
 
 
@@ -34,7 +35,7 @@ class Attention(nn.Module):
     in float32 (or wider) in a model of half precision.
 
     Args:
-        channels: C, the number of channels of the feature maps it gates.
+        channels: C, the number of channels of the feature maps it gates, at most 16,384.
         init: "paper", the authors' start, or "identity", a start whose multipliers are exactly 1.
 
     Attributes:
@@ -42,7 +43,7 @@ class Attention(nn.Module):
             `init="identity"` exactly 1.
 
     Raises:
-        ValueError: channels is not a whole number of at least 1, or init is unknown.
+        ValueError: channels is not a whole number from 1 to 16,384, or init is unknown.
     """
 
     gain: Tensor
@@ -64,7 +65,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, init: str = "paper"):
         super().__init__()
-        check_whole("channels", channels, most=2**16)
+        check_whole("channels", channels, most=2**14)
         check_choice("init", init, ("paper", "identity"))
         self.channels = channels
         self.register_buffer("gain", torch.ones(()))
@@ -128,11 +129,18 @@ class Attention(nn.Module):
         return None
 
     def check_map(self, x: Tensor) -> None:
-        """Raise ValueError unless x is (N, C, H, W) with the channels of this gate."""
-        check_tensor("x", x)
-        if x.dim() != 4 or x.shape[1] != self.channels:
+        """Raise ValueError unless x is (N, C, H, W) with the channels and device of this gate."""
+        check_map("x", x)
+        check_positions(x)
+        if x.shape[1] != self.channels or x.device != self.gain.device:
             raise ValueError(
-                f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)}"
+                f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)} on"
+                f" {x.device}, must be (N, {self.channels}, H, W) on {self.gain.device}"
+            )
+        if (x.dtype is torch.float64) != (self.gain.dtype is torch.float64):
+            raise ValueError(
+                f"x is {x.dtype}, the gate {self.gain.dtype}: give x.to({self.gain.dtype}), or"
+                f" gate.to({x.dtype}) first"
             )
 
     def extra_repr(self) -> str:

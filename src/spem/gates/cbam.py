@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_choice, check_normalises, check_odd
+from spem._checks import check_choice, check_normalises, check_odd, check_switch
 from spem._messages import shorten
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates.attention import Attention, multiply
@@ -64,6 +64,7 @@ class CBAM(Attention):
         super().__init__(channels, init)
         width = hidden_width(channels, reduction)
         self.pools = _check_pools(pools)
+        check_switch("spatial", spatial)
         if not spatial and kernel_size != 7:
             raise ValueError(f"kernel_size is {shorten(kernel_size)}, but belongs to spatial=True")
         self.fc1 = nn.Linear(channels, width)

@@ -18,7 +18,8 @@ class ECA(DescriptorGate):
 
     Args:
         channels: C.
-        kernel_size: k; None for the authors' rule: t = ⌊|(log₂ C + 1) / 2|⌋, k = t or t + 1.
+        kernel_size: k, odd, at most 999; None for the authors' rule: t = ⌊|(log₂ C + 1) / 2|⌋,
+            k = t or t + 1.
         init: "paper", PyTorch's convolution, or "identity", ω = 0 and gain 2.
         **pooling: the descriptor u, see `DescriptorGate`.
 

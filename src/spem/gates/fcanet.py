@@ -70,8 +70,8 @@ class FcaNet(Attention):
         pairs = _find_pairs(frequencies)
         if channels % len(pairs):
             raise ValueError(
-                f"frequencies is {shorten(frequencies)}: {len(pairs)} does not divide"
-                f" {channels} channels"
+                f"frequencies is {shorten(frequencies)}, must divide the channels: {len(pairs)}"
+                f" does not divide {channels} channels"
             )
         self.dct_size, self.frequencies = dct_size, frequencies
         basis = torch.stack([_multiply_cosines(u, v, dct_size) for u, v in pairs])

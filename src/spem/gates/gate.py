@@ -4,12 +4,10 @@ import torch
 from torch import Tensor
 
 from spem import kernels
-from spem._checks import check_whole
+from spem._checks import check_switch, check_whole
 from spem.functional import (
     STATISTICS,
     Pooled,
-    check_map,
-    check_positions,
     check_residual,
     pool,
     recalibrate,
@@ -27,7 +25,7 @@ class Gate(Attention):
     passes, except in eager mode.
 
     Args:
-        channels: C, the number of channels of the feature maps it gates.
+        channels: C, the number of channels of the feature maps it gates, at most 16,384.
         init: see `Attention`.
     """
 
@@ -112,8 +110,7 @@ class Gate(Attention):
             ValueError: x has other channels than the gate was built for.
         """
         self.check_map(x)
-        check_map("x", x)
-        check_positions(x)
+        check_switch("relu", relu)
         if residual is not None:
             check_residual(x, residual)
         if not self.reads_statistics_only:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_choice, check_finite
+from spem._checks import check_choice, check_finite, check_switch
 from spem.functional import Pooled
 from spem.gates.gate import Gate, present
 from spem.kernels.reference import upcast
@@ -43,6 +43,7 @@ class GCT(Gate):
     ):
         super().__init__(channels, init)
         check_choice("mode", mode, ("l1", "l2"))
+        check_switch("after_relu", after_relu)
         if after_relu and mode != "l1":
             raise ValueError("after_relu belongs to mode='l1': the squares of 'l2' have no sign")
         check_finite("eps", eps)

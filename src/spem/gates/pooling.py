@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_choice, check_finite, is_number
+from spem._checks import check_choice, check_finite, check_module, is_number
 from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.gate import Gate, present
@@ -127,6 +127,7 @@ class DescriptorGate(RegionGate):
 
 def mixing_ratios(model: nn.Module) -> dict[str, float]:
     """Return the learned λ of every gate of a model that has one, by the gate's name, in order."""
+    check_module(model)
     return {
         name: module.mixing_ratio().item()
         for name, module in model.named_modules()

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from spem._checks import check_module
 from spem.gates.attention import Attention
 from spem.gates.gate import Gate
 
@@ -57,6 +58,7 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         >>> [multiplier.shape for multiplier in gates["layer1.0.bn2.gate"]]
         [torch.Size([2, 16])]
     """
+    check_module(model)
     gates = {name: gate for name, gate in model.named_modules() if isinstance(gate, Attention)}
     recorded: dict[str, list[Tensor]] = {name: [] for name in gates}
     names = {gate: name for name, gate in gates.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from spem._checks import check_whole, is_number
+from spem._checks import check_switch, check_whole, is_number
 from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.gate import Gate
@@ -63,6 +63,7 @@ class RegionGate(Gate):
             )
         if rho is not None and not (is_number(rho) and 0 < rho <= 1):
             raise ValueError(f"rho is {shorten(rho)}, must lie in (0, 1]")
+        check_switch("per_channel", per_channel)
         check_whole("regions", regions, most=1000)
         if rho is None and (regions != 1 or per_channel):
             raise ValueError(

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spem._checks import check_choice, check_new_name
+from spem._checks import check_choice, check_new_name, check_switch
 from spem._messages import shorten, unknown
 from spem.gates.attention import Attention, Place
 
@@ -41,9 +41,8 @@ def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of gate {shorten(name)}", option, known)
-        # Any string would count as true, "no" too. The class checks its other options itself.
-        if isinstance(known[option], bool) and not isinstance(value, bool):
-            raise ValueError(f"{option} is {shorten(value)}, must be True or False")
+        if isinstance(known[option], bool):  # the class checks its other options itself
+            check_switch(option, value)
     for option, default in known.items():
         if default is inspect.Parameter.empty and option not in options:
             raise ValueError(
@@ -78,7 +77,11 @@ def gate_options(name: str) -> dict[str, Any]:
     """Return the options of a gate and their defaults, with those of its base classes.
 
     The default of an option that must be given is `inspect.Parameter.empty`.
+
+    Raises:
+        ValueError: no gate has this name.
     """
+    check_choice("gate", name, GATES)
     options: dict[str, Any] = {}
     for level in GATES[name].__mro__:
         if "__init__" not in vars(level):
@@ -106,7 +109,9 @@ def register(name: str) -> Callable[[type[Attention]], type[Attention]]:
 
     def enter(gate: type[Attention]) -> type[Attention]:
         if not (isinstance(gate, type) and issubclass(gate, Attention)):
-            raise ValueError(f"{shorten(gate)} must be a class that derives from Gate or Attention")
+            raise ValueError(
+                f"gate is {shorten(gate)}, must be a class that derives from Gate or Attention"
+            )
         GATES[name] = gate
         return gate
 

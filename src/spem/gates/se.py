@@ -4,7 +4,7 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
-from spem._checks import check_whole
+from spem._checks import check_switch, check_whole
 from spem.functional import Pooled
 from spem.gates.pooling import DescriptorGate, Pooling
 
@@ -45,6 +45,7 @@ class SE(DescriptorGate):
     ):
         super().__init__(channels, init=init, **pooling)
         check_whole("reduction", reduction)
+        check_switch("bias", bias)
         width = max(1, round(channels / reduction))
         self.fc1 = nn.Linear(channels, width, bias)
         self.fc2 = nn.Linear(width, channels, bias)

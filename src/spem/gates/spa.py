@@ -68,7 +68,7 @@ class SPA(Attention):
                 f"source_channels is {shorten(source_channels)}, but {variant} has no source"
             )
         width = channels if source_channels is None else source_channels
-        check_whole("source_channels", width, most=2**16)
+        check_whole("source_channels", width, most=2**14)
         self.variant, self.source_channels = variant, width
         self.needs_source = kind != "a"
         self.matcher: nn.Module | None = None

@@ -5,7 +5,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_choice
+from spem._checks import check_choice, check_switch
 from spem.functional import Pooled
 from spem.gates.deployed import DeployedGate, DeployedSPEM
 from spem.gates.gate import Gate, present
@@ -62,6 +62,8 @@ class SPEM(DescriptorGate):
     ):
         super().__init__(channels, pool=pool, mix=mix, mixing=mixing, alpha=alpha, init=init)
         check_choice("form", form, ("code", "figure"))
+        check_switch("excitation", excitation)
+        check_switch("reweighting", reweighting)
         self.form, self.excitation, self.reweighting = form, excitation, reweighting
         if reweighting:
             self.statistics = tuple(dict.fromkeys((*self.statistics, "max", "min")))

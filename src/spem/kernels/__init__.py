@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spem._messages import unknown
+from spem._checks import check_choice
 from spem.kernels.backend import Backend
 from spem.kernels.cpu import passes as cpu_passes
 from spem.kernels.eager import EAGER
@@ -101,8 +101,7 @@ def why_not(name: str) -> str | None:
     Raises:
         ValueError: no backend has this name.
     """
-    if name not in _NAMES:
-        raise unknown("backend", name, _NAMES)
+    check_choice("backend", name, _NAMES)
     if name == "compiled" and (reason := cpu_passes.why_not()):
         return f"kernels cannot be compiled here: {reason}"
     if name == "triton":

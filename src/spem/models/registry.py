@@ -45,9 +45,9 @@ def register_model(
     def enter(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         try:
             inspect.signature(build).bind(num_classes=10, in_channels=3)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # a ValueError: it has no signature
             raise ValueError(
-                f"{shorten(build)} must take the keywords num_classes and in_channels: {error}"
+                f"{shorten(build)} must take the keywords num_classes and in_channels"
             ) from error
         MODELS[name] = build
         return build

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spem._extras import needs_extra
 from spem._files import check_path, write_text
-from spem._messages import say
+from spem._messages import printable, say
 from spem.report.figures import PALETTE, Picture, figures, is_picture
 from spem.report.tables import Contents, read_contents
 
@@ -62,7 +62,7 @@ def render(contents: Contents, pictures: Sequence[Sequence[Picture]], ending: st
     environment.filters |= {"plain": _escape_markdown, "fenced": _fence}
     groups = list(zip(contents.groups, pictures, strict=True))
     template = environment.get_template(f"report.{ending}.j2")
-    return template.render(contents=contents, groups=groups, palette=PALETTE)
+    return printable(template.render(contents=contents, groups=groups, palette=PALETTE))
 
 
 def _escape_markdown(text: str) -> str:

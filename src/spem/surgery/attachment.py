@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spem._checks import check_choice, check_module
+from spem._checks import check_choice, check_module, check_optimizer, check_switch
 from spem._messages import shorten
 from spem.gates import GATES, Attention, Place, create_gate_at, gate_options
 from spem.gates.attention import parameter_groups
@@ -94,6 +94,7 @@ def attach(
     check_module(model)
     check_choice("gate", gate, GATES)
     _refuse_wrapped(model)
+    check_switch("dry_run", dry_run)
     if optimizer is not None:
         _check_optimizer(model, optimizer)
     slots = apply_mask(find_slots(model, at), mask)
@@ -133,6 +134,7 @@ def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
         ValueError: the model has no gate in a place that `attach` uses.
     """
     check_module(model)
+    check_optimizer(optimizer)
     slots = list(find_gates(model))
     if not slots:
         raise ValueError("the model has no gates to detach")
@@ -270,6 +272,7 @@ def _guard(model: nn.Module, names: Iterable[str]) -> None:
 
 
 def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    check_optimizer(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in held for p in model.parameters()):
         raise ValueError(

@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from torch import nn
 
+from spem._checks import check_module
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -56,6 +58,7 @@ def config_of(model: nn.Module) -> NetworkConfig | None:
 
     Networks of other libraries may have an attribute of this name, with other contents.
     """
+    check_module(model)
     config = vars(model).get("config")
     return config if isinstance(config, NetworkConfig) else None
 

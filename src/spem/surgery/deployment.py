@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_module
+from spem._checks import check_finite, check_module, check_switch
 from spem._messages import shorten
+from spem.functional import check_map
 from spem.gates import Attention, Gate, GateStatistics
 from spem.gates.record import pooled_gates
 from spem.norm import GatedBatchNorm2d
@@ -53,8 +54,11 @@ def deploy(
     check_module(model)
     if (constant_gates is None) != (report is None):
         raise ValueError("constant_gates and report belong together: measure with gate_report")
-    if constant_gates is not None and not constant_gates >= 0:
-        raise ValueError(f"constant_gates is {constant_gates}, must be at least 0")
+    if constant_gates is not None:
+        check_finite("constant_gates", constant_gates)
+    check_switch("fold_batchnorm", fold_batchnorm)
+    if example is not None:
+        check_map("example", example)
     deployed = copy.deepcopy(model).eval()
     if report is not None and constant_gates is not None:
         _fold_nearly_constant(deployed, report, constant_gates)
@@ -72,6 +76,8 @@ def _fold_nearly_constant(
 ) -> None:
     """Fold the gates of a small spread into their norms, and clear their bits in the mask."""
     gates = pooled_gates(model)
+    if not isinstance(report, Mapping):
+        raise ValueError(f"report is {shorten(report)}, must be what gate_report returned")
     if gates.keys() != report.keys():
         raise ValueError("the report is of another model: its gates have other names")
     folded = set()

@@ -43,6 +43,8 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
         names = [name for name in map(_find_ending, modules.items()) if name]
     elif isinstance(at, str) and at == "stage":
         names = [n for n in modules if _STAGE.fullmatch(n) and not _inside_stage(n)]
+    elif isinstance(at, nn.Module):
+        raise ValueError(f"at is {shorten(at)}, must be names of modules, not one of them")
     elif callable(at):
         names = [name for name, module in modules.items() if at(name, module)]
     else:
@@ -112,7 +114,7 @@ def apply_mask(slots: dict[str, nn.Module], mask: Sequence[int] | None) -> dict[
         return slots
     check_mask(mask)
     if len(mask) != len(slots):
-        raise ValueError(f"mask has {len(mask)} values, the model {len(slots)} slots")
+        raise ValueError(f"mask has {len(mask)} values, must have {len(slots)}, one for each slot")
     return {name: slot for (name, slot), bit in zip(slots.items(), mask, strict=True) if bit}
 
 

@@ -87,7 +87,7 @@ def draw_confusion(
         _draw_matrix(
             figure.add_axes(place), _count_shares(labels, predicted, drawn).numpy(), names, size
         )
-        figure.text(0.2 / width, 1 - 0.2 / height, _printable(title), va="top", fontsize=11)
+        figure.text(0.2 / width, 1 - 0.2 / height, printable(title), va="top", fontsize=11)
         left, top = (edge + side + 0.3) / width, 1 - 0.5 / height
         figure.text(left, top, _name_worst(labels, predicted, classes), va="top", fontsize=9)
         with atomically(path) as temporary:
@@ -107,14 +107,9 @@ def _count_shares(labels: Tensor, predicted: Tensor, drawn: Tensor) -> Tensor:
     return matrix / totals.clamp(min=1)[:, None]
 
 
-def _printable(text: str) -> str:
-    """Return a text in which bytes that are not UTF-8 are ?, and no control characters."""
-    return printable(text).encode(errors="replace").decode()
-
-
 def _shorten(name: str) -> str:
     """Return a name in one line of at most 24 letters."""
-    name = " ".join(_printable(name).split())
+    name = " ".join(printable(name).split())
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 

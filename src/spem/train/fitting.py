@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.multiprocessing.spawn import ProcessException
 
-from spem._checks import check_module
+from spem._checks import check_module, check_switch
 from spem._extras import needs_extra
+from spem._files import check_path
 from spem._messages import say, shorten
 from spem.data.dataset import image_format
 from spem.export.network import load_network
@@ -121,11 +122,13 @@ def fit(
         )
     if model is not None:
         check_module(model)
+    check_switch("resume", resume)
+    check_switch("overwrite", overwrite)
     if resume and out is None:
         raise ValueError("resume needs the folder of a run as out")
     recipe = resolve(recipe, model)
     fabric = create_fabric(recipe)
-    folder = None if out is None else Path(out)
+    folder = None if out is None else check_path("out", out)
     if folder and fabric.is_global_zero:
         folders.refuse_folder(folder, recipe, resume=resume, overwrite=overwrite)
     if folder and resume and folders.is_finished(folder, recipe):

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from spem._files import write_text
+from spem._messages import printable
 from spem.data.sheet import to_pillow
 from spem.data.splits import Dataset
 
@@ -68,9 +69,9 @@ def write_mistakes(
     figures = [
         _FIGURE.format(
             image=_encode(dataset.test.images[row]),
-            name=escape(_name(dataset, row)),
-            predicted=escape(dataset.classes[int(predicted[row])]),
-            label=escape(dataset.classes[int(labels[row])]),
+            name=_escape(_name(dataset, row)),
+            predicted=_escape(dataset.classes[int(predicted[row])]),
+            label=_escape(dataset.classes[int(labels[row])]),
             confidence=confidence[row].item(),
         )
         for row in shown
@@ -82,12 +83,16 @@ def write_mistakes(
         )
     small = dataset.test.images.shape[3] < 100  # shown larger than it is: show its pixels
     looks = {"rendering": "pixelated" if small else "auto", "figures": "\n".join(figures)}
-    write_text(path, _PAGE.format(title=escape(title), summary=summary, **looks))
+    write_text(path, _PAGE.format(title=_escape(title), summary=summary, **looks))
 
 
 def _name(dataset: Dataset, row: int) -> str:
     """Return the file of a test image, or its number, counted from 0, where it has none."""
     return f"test image {row}" if dataset.folder is None else str(dataset.folder.files["test"][row])
+
+
+def _escape(text: str) -> str:
+    return escape(printable(text))
 
 
 def _encode(image: Tensor) -> str:

@@ -1,7 +1,7 @@
 """What a trained network says of picture files, batch by batch."""
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,10 +9,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spem._checks import check_module, check_paths, check_switch, check_whole
 from spem._files import atomically, open_table
+from spem._messages import shorten
 from spem.data.batches import normalise
 from spem.data.images import find_images, prepare_image
 
+# What `predict` reads of a `config.json`.
+_NEEDED = {"classes", "image_size", "in_channels", "mean", "std"}
 Kind = Literal["probability", "logit", "feature"]
 
 
@@ -36,11 +40,11 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
     """Return the given files, and in place of a folder all picture files below it, sorted.
 
     Raises:
-        ValueError: a folder holds no picture.
+        ValueError: a folder holds no picture, or a path is none.
     """
     return [
         file
-        for path in map(Path, paths)
+        for path in check_paths("paths", paths)
         for file in (find_images(path) if path.is_dir() else [path])
     ]
 
@@ -63,8 +67,16 @@ def predict(
         batch_size: pictures that are read and computed at once.
 
     Raises:
-        ValueError: `features` is true, and the network has no linear layer that gives the logits.
+        ValueError: `features` is true, and the network has no linear layer that gives the logits;
+            or an argument is of another kind.
     """
+    check_module(model)
+    if not isinstance(config, Mapping) or not config.keys() >= _NEEDED:
+        needed = ", ".join(sorted(_NEEDED))
+        raise ValueError(f"config is {shorten(config)}, must have {needed}")
+    check_switch("features", features)
+    check_whole("batch_size", batch_size)
+    pictures = check_paths("pictures", pictures)
     classes = len(config["classes"])
     classifier = find_classifier(model, classes) if features else None
     device = next(model.parameters()).device
@@ -86,6 +98,8 @@ def find_classifier(model: nn.Module, classes: int) -> nn.Linear:
     Raises:
         ValueError: there is none.
     """
+    check_module(model)
+    check_whole("classes", classes)
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if not layers:
         raise ValueError(f"the network has no linear layer of {classes} outputs, one per class")

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from zlib import crc32
 
 from spem._extras import needs_extra
+from spem._messages import printable
 
 with needs_extra("report"):
     from matplotlib import rc_context
@@ -76,9 +77,9 @@ def make_picture(labels: Sequence[str], drawing: Drawing) -> Picture:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         drawing.figure.savefig(text, format="svg", transparent=True, metadata=empty)
-    root = _parse_shortened(text.getvalue())
+    root = _parse_shortened(printable(text.getvalue()))
     root.set("role", "img")
-    root.set("aria-label", f"{drawing.title}: {', '.join(labels)}")
+    root.set("aria-label", f"{drawing.title}: {', '.join(map(printable, labels))}")
     background = ElementTree.Element(f"{{{_SVG}}}rect", width="100%", height="100%", fill="white")
     root.insert(0, background)
     file_svg = ElementTree.tostring(root, encoding="unicode") + "\n"
