@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from spem._checks import check_tensor
 from spem.functional import check_map
 from spem.models.placement import GatedConv2d, Placement
 from spem.norm import GatedBatchNorm2d
@@ -78,11 +79,12 @@ def initialise(model: nn.Module) -> None:
 
 def check_images(x: Tensor, in_channels: int, side: int = 8) -> None:
     """Raise ValueError unless x is (N, in_channels, H, W) with H and W of at least `side`."""
-    check_map("x", x)
-    if x.shape[1] != in_channels or min(x.shape[2:]) < side:
+    check_tensor("x", x)
+    if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < side:
         raise ValueError(
             f"the input is {tuple(x.shape)}, must be (N, {in_channels}, H, W) with H, W >= {side}"
         )
+    check_map("x", x)
 
 
 class ResNet(nn.Module):
