@@ -42,7 +42,8 @@ def merge_moments(
         variances: likewise, biased.
         images: number of images, if it is not that of `means`.
         add: adds up a tensor over all processes that share the statistics.
-        differentiate: whether the variance hands its mean a gradient, which is 0 up to rounding.
+        differentiate: whether the variance hands its mean a gradient, which is 0 up to rounding,
+            while the gradient of that gradient is not.
     """
     images = means.shape[0] if images is None else images
     mean = means.sum(0)

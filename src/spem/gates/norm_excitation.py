@@ -81,7 +81,9 @@ def _compute_norm(
     running = tensors[2:] if affine else tensors
     updates: dict[int, Tensor] = {}
     if by_batch:
-        mean, var = merge_moments(values["mean"], values["var"], differentiate=False)
+        # Leaves are differentiated once; what has a history may be differentiated again.
+        twice = not values["mean"].is_leaf
+        mean, var = merge_moments(values["mean"], values["var"], differentiate=twice)
         if tracked:
             seen = values["mean"].shape[0] * count
             observed = (mean, var * (seen / (seen - 1)))

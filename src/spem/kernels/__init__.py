@@ -12,6 +12,8 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from spem._checks import check_choice
 from spem.kernels.backend import Backend
@@ -32,10 +34,13 @@ def chosen(x: Tensor) -> Backend:
     While Dynamo or the exporter traces, the reference (or eager PyTorch, if it is forced), which
     they compile themselves. Else the one that `use` forces, unless it does not serve the device or
     dtype of x; else Triton on CUDA, where it is installed, and eager PyTorch elsewhere. An empty
-    feature map needs no kernel.
+    feature map needs no kernel. Inside the transforms of `torch.func` and in forward-mode
+    differentiation the reference, the only one that is differentiable in every way.
     """
     if torch.compiler.is_compiling():
         return EAGER if _forced is EAGER else REFERENCE
+    if _is_transformed():
+        return REFERENCE
     if x.numel() == 0:
         return REFERENCE if _forced is REFERENCE else EAGER
     if _forced is not None and _forced.serves(x):
@@ -64,6 +69,11 @@ def chosen_for_pipeline(x: Tensor) -> Backend:
         if custom_ops.works():
             return custom_ops.CUSTOM_OPS
     return chosen(x)
+
+
+def _is_transformed() -> bool:
+    """Return whether a transform of `torch.func` or forward-mode differentiation is at work."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_forced() -> bool:

@@ -4,15 +4,20 @@ Between pooling and recalibration anything may happen to the pooled values, unde
 feature map goes through the pooling to the recalibration, which hands the gradient back without
 its scale; the pooling multiplies by the scale while it adds the gradients of the pooled values, so
 that the gradient of the feature map is written once.
+
+Where the gradients are themselves to be differentiated (`create_graph=True`), they are computed by
+the reference's operations under autograd instead.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from spem.kernels import reference
 from spem.kernels.backend import Backend, PooledMap
 from spem.kernels.memory_format import make_dense, match_format
 
@@ -99,7 +104,7 @@ class PassesBackend(Backend):
     def pool(self, x: Tensor, wanted: tuple[str, ...]) -> PooledMap:
         """See `Backend.pool`."""
         # The nodes of the graph share this and not the result, which holds the graph.
-        link: dict[str, Tensor] = {}
+        link: dict[str, Any] = {}
         x, *values = _Pool.apply(link, self, wanted, make_dense(x))
         return PooledMap(
             dict(zip(wanted, values, strict=True)), partial(_recalibrate, link, self, x)
@@ -119,7 +124,7 @@ class PassesBackend(Backend):
 
 
 def _recalibrate(
-    link: dict[str, Tensor] | None,
+    link: dict[str, Any] | None,
     backend: PassesBackend,
     x: Tensor,
     scale: Tensor,
@@ -145,13 +150,14 @@ class _Pool(torch.autograd.Function):
         return x, *(values[name] for name in wanted)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor | None, *grads: Tensor | None):
         x, stack = ctx.saved_tensors
         named = zip(ctx.wanted, grads, strict=True)
         gradients = {name: value for name, value in named if value is not None}
+        scale = ctx.link.pop("scale", None)
+        if torch.is_grad_enabled():
+            return None, None, None, _differentiate_pooling(x, gradients, grad)
         grad = None if grad is None else match_format(grad, x)
-        scale = ctx.link.get("scale")
         dx = ctx.backend.run_input_gradient(x, ctx.wanted, stack, gradients, grad, scale)
         return None, None, None, dx
 
@@ -160,7 +166,7 @@ class _Recalibrate(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
-        link: dict[str, Tensor] | None,
+        link: dict[str, Any] | None,
         backend: PassesBackend,
         relu: bool,
         x: Tensor,
@@ -174,13 +180,18 @@ class _Recalibrate(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, scale, out = ctx.saved_tensors
         _, _, _, needs_x, needs_scale, needs_shift, needs_residual = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            if ctx.link is not None:
+                # What comes back to x from here is scaled: nothing else may be left to scale.
+                ctx.link["twice"] = True
+            found = differentiate_recalibration(x, scale, out, grad)
+            return None, None, None, *keep_needed(found, ctx.needs_input_grad[3:])
         d, sums = ctx.backend.run_sums(match_format(grad, x), out, x)
         dx = None
-        if needs_x and ctx.link is None:
+        if needs_x and (ctx.link is None or "twice" in ctx.link):
             dx = ctx.backend.run_input_gradient(x, (), None, {}, d, scale)
         elif needs_x:
             # Not the gradient of x yet: `_Pool` multiplies by the scale, which is detached since
@@ -189,3 +200,37 @@ class _Recalibrate(torch.autograd.Function):
         dscale = sums[0].to(scale.dtype) if needs_scale else None
         dshift = sums[1] if needs_shift else None
         return None, None, None, dx, dscale, dshift, d if needs_residual else None
+
+
+def keep_needed(gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:
+    """Return the gradients that are needed, and None for the others."""
+    return [g if need else None for g, need in zip(gradients, needed, strict=True)]
+
+
+def _differentiate_pooling(x: Tensor, gradients: Values, grad: Tensor | None) -> Tensor | None:
+    """Return the gradient of x as a differentiable function; `grad` is that of its later use."""
+    if not gradients:
+        return grad
+    pooled = reference.REFERENCE.pool(x, tuple(gradients)).values
+    (dx,) = torch.autograd.grad(
+        [*pooled.values()], x, [*gradients.values()], create_graph=True, allow_unused=True
+    )
+    return dx if grad is None or dx is None else dx + grad
+
+
+def differentiate_recalibration(
+    x: Tensor, scale: Tensor, out: Tensor | None, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, scale, shift and residual as differentiable functions.
+
+    Args:
+        x: the feature map that was recalibrated.
+        scale: (N, C) or (C,).
+        out: the recalibrated feature map; None where there was no ReLU.
+        grad: the gradient of the recalibrated feature map.
+    """
+    d = grad if out is None else grad * (out > 0)
+    wide, images = reference.upcast(d), (0,) if scale.dim() == 1 else ()
+    dscale = (wide * x).sum((*images, 2, 3)).to(scale.dtype)
+    dx = (wide * scale[..., None, None]).to(x.dtype)
+    return dx, dscale, wide.sum((*images, 2, 3)), d

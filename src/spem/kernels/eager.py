@@ -22,8 +22,6 @@ def _pool_without_gradient(name: str, x: Tensor) -> Tensor:
 class _Pool(torch.autograd.Function):
     """The feature map, its statistics and the positions of extrema; gradients add up in one map."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, wanted: tuple[str, ...]):
         values, positions = [], []

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from spem.kernels import inductor
-from spem.kernels.autograd import PassesBackend, Values
+from spem.kernels import inductor, reference
+from spem.kernels.autograd import PassesBackend, Values, differentiate_recalibration, keep_needed
 from spem.kernels.backend import Backend
 from spem.kernels.memory_format import make_dense, match_format
 
@@ -114,10 +113,12 @@ class _Fused(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, out, scale, stack, *tensors = ctx.saved_tensors
         backend, excitation = ctx.backend, ctx.excitation
+        if torch.is_grad_enabled():
+            found = _differentiate_by_reference(excitation, x, tensors, out, grad)
+            return None, None, None, None, *keep_needed(found, ctx.needs_input_grad[4:])
         _, _, _, _, needs_x, needs_residual, *needs = ctx.needs_input_grad
         trained = tuple([i for i, needed in enumerate(needs) if needed])
         grad = match_format(grad, x)
@@ -244,3 +245,31 @@ def _compute_gradients(
         ends, along = zip(*reached, strict=True)
         found = torch.autograd.grad(ends, leaves, along, allow_unused=True)
     return [None if g is None else g.contiguous() for g in found]
+
+
+def _differentiate_by_reference(
+    excitation: Excitation, x: Tensor, tensors: Sequence[Tensor], out: Tensor | None, grad: Tensor
+) -> list[Tensor | None]:
+    """Return the gradients of x, the residual and the tensors as differentiable functions."""
+    with torch.autocast(x.device.type, enabled=False):
+        values = reference.REFERENCE.pool(x, excitation.wanted).values
+        first = {"first": reference.upcast(x[:, :, 0, 0].detach())} if "max" in values else {}
+        count = x.shape[2] * x.shape[3]
+        (scale, *shift), _ = _broadcast(excitation, values | first, count, tensors)
+        dx, dscale, dshift, dresidual = differentiate_recalibration(x, scale, out, grad)
+    pairs = [(scale, dscale), *((end, dshift) for end in shift)]
+    ends = [(end, gradient) for end, gradient in pairs if end.requires_grad]
+    leaves = [(i, t) for i, t in enumerate([x, *tensors]) if t.requires_grad]
+    found: list[Tensor | None] = [None] * (1 + len(tensors))
+    if ends and leaves:
+        gradients = torch.autograd.grad(
+            [end for end, _ in ends],
+            [leaf for _, leaf in leaves],
+            [gradient for _, gradient in ends],
+            create_graph=True,
+            allow_unused=True,
+        )
+        for (i, _), gradient in zip(leaves, gradients, strict=True):
+            found[i] = gradient
+    found[0] = dx if found[0] is None else dx + found[0]
+    return [found[0], dresidual, *found[1:]]

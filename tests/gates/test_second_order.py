@@ -1,0 +1,97 @@
+"""Every way to differentiate a gated network, in every backend: the device must not decide it."""
+
+import copy
+
+import pytest
+import torch
+from gatings import build_gated, gates_of_each_family
+from torch import nn
+from torch.func import functional_call, grad, hessian, jvp, vmap
+
+from spem import kernels
+from spem.kernels.reference import REFERENCE
+
+X = torch.randn(3, 16, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def penalise(module, x, backend):
+    """Return the gradients of a gradient penalty in the backend: x's first, then parameters'."""
+    module, x = copy.deepcopy(module), x.clone().requires_grad_()
+    leaves = [x, *(p for p in module.parameters() if p.requires_grad)]
+    with kernels.use(backend):
+        (slope,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
+        found = torch.autograd.grad(slope.square().sum(), leaves, allow_unused=True)
+    # PyTorch says None for a gradient of 0 in one formula and 0 in another.
+    return [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("place", "training"), [("alone", True), ("block", False), ("block", True)]
+)
+@pytest.mark.parametrize("name", gates_of_each_family())
+def test_gradients_of_gradients_are_those_of_the_reference(name, place, training):
+    module = build_gated(name, place, 16).double().train(training)
+    expected = penalise(module, X, "reference")
+    assert expected[0].abs().max() > 0
+    for backend in ("eager", "compiled"):
+        torch.testing.assert_close(penalise(module, X, backend), expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize("place", ["alone", "block"])
+@pytest.mark.parametrize("name", gates_of_each_family())
+def test_the_transforms_of_torch_func_work(name, place, backend):
+    module = build_gated(name, place, 16).double().eval()
+    parameters = {key: p.detach() for key, p in module.named_parameters()}
+
+    def loss(parameters, x):
+        return functional_call(module, parameters, (x,)).square().sum()
+
+    def along(a):
+        return loss(parameters, a * X)
+
+    one = torch.ones((), dtype=torch.float64)
+    with kernels.use(backend):
+        by_image = vmap(grad(lambda p, x: loss(p, x[None])), (None, 0))(parameters, X)
+        second = hessian(along)(one)
+        _, slope = jvp(along, (one,), (one,))
+    single = [
+        torch.autograd.grad(loss(dict(module.named_parameters()), x[None]), [*module.parameters()])
+        for x in X
+    ]
+    for key, *expected in zip(parameters, *single, strict=True):
+        torch.testing.assert_close(by_image[key], torch.stack(expected))
+    a = one.clone().requires_grad_()
+    (first,) = torch.autograd.grad(along(a), a, create_graph=True)
+    (twice,) = torch.autograd.grad(first, a)
+    torch.testing.assert_close((slope, second), (first.detach(), twice))
+
+
+def test_forward_mode_works_without_a_transform():
+    module = build_gated("se", "norm", 16).double().eval()
+    tangent = torch.randn_like(X)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(X, tangent)
+        found = torch.autograd.forward_ad.unpack_dual(module(dual)).tangent
+    h = 1e-6
+    assert found is not None
+    torch.testing.assert_close(
+        found, (module(X + h * tangent) - module(X - h * tangent)) / (2 * h), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_the_first_order_does_not_take_the_reference(monkeypatch):
+    module = nn.Sequential(build_gated("se", "norm", 16)).double()
+    monkeypatch.setattr(type(REFERENCE), "pool", None)
+    with kernels.use("compiled"):
+        module(X.clone().requires_grad_()).sum().backward()
+
+
+def test_gradients_are_taken_twice_from_one_graph():
+    module, x = build_gated("spem", "norm", 16).double(), X.clone().requires_grad_()
+    with kernels.use("compiled"):
+        total = module(x).square().sum()
+        (plain,) = torch.autograd.grad(total, x, retain_graph=True)
+        (again,) = torch.autograd.grad(total, x, create_graph=True)
+        (last,) = torch.autograd.grad(total, x)
+    torch.testing.assert_close((plain, last), (again.detach(), again.detach()))
