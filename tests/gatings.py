@@ -10,7 +10,7 @@ from spem.norm import GatedBatchNorm2d
 # One of each family: what it reads, how it shares, what it returns.
 FAMILIES = ("spem", "srm", "iebn", "cbam", "sge", "dianet")
 # Options with which a gate can be built for few channels.
-_SMALL = {"sge": {"groups": 2}, "fcanet": {"frequencies": "top4"}}
+_SMALL = {"sge": {"groups": 2}, "fcanet": {"frequencies": "top4"}, "srp": {"rho": 0.4}}
 
 
 def gates_of_each_family():
@@ -49,6 +49,6 @@ def build_gated(name, place, channels):
         return randomise(gate)
     norm = randomise(GatedBatchNorm2d(channels, gate=gate))
     generator = torch.Generator().manual_seed(5)
-    for value in (norm.weight, norm.bias, norm.running_mean):
+    for value in (*norm.parameters(recurse=False), norm.get_buffer("running_mean")):
         value.data.add_(0.3 * torch.randn(channels, generator=generator))
     return _Block(norm) if place == "block" else norm

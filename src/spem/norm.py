@@ -12,7 +12,7 @@ from spem._messages import shorten
 from spem.functional import DTYPES, STATISTICS, Pooled, check_map, check_residual, recalibrate
 from spem.gates.affine import merge_moments, norm_coefficients, resolve_ties
 from spem.gates.attention import Attention
-from spem.gates.gate import Gate, gated, present
+from spem.gates.gate import Gate, gated, has_hooks, present
 from spem.gates.norm_excitation import norm_excitation
 from spem.kernels import fused
 from spem.kernels.backend import Backend
@@ -109,6 +109,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
 
     def _takes_one_pass(self, backend: Backend, x: Tensor) -> bool:
         """Return whether norm, gate, addition and ReLU are one recalibration of x."""
+        if has_hooks(self.gate):  # which are called where the gate is
+            return False
         if isinstance(self.gate, Gate) and self.gate.reads_statistics_only:
             return self._synchronises() or backend.prefers_own_norm(x, True)
         return self.gate is None and (self._synchronises() or backend.prefers_own_norm(x, False))
@@ -160,6 +162,8 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         self, gate: Gate, x: Tensor, out: Tensor, residual: Tensor | None, relu: bool
     ) -> Tensor:
         """Gate the normalised feature map `out` by the pooled values of the norm's input x."""
+        for hook in gate._forward_pre_hooks.values():  # pruning sets the parameters in one
+            hook(gate, (out,))
         zeros = upcast(x.new_zeros(self.num_features))
         ones = torch.ones_like(zeros)
         bias = self.bias if self.affine else zeros

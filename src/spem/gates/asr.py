@@ -11,6 +11,7 @@ from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.gate import Gate
 from spem.gates.registry import create_gate
+from spem.kernels.reference import upcast
 
 _ATTENTIONS = ("se", "eca", "ie", "sem", "lsas", "spem")
 
@@ -71,7 +72,7 @@ class ASR(Gate):
 
     def _constant(self) -> Tensor:
         """Return the multiplier of ψ, (1, C), the same for every image."""
-        vector = self.vector
+        vector = upcast(self.vector)
         pooled = Pooled(vector, torch.zeros_like(vector), vector, vector, count=1)
         return self.attention.multiplier(pooled)
 

@@ -10,6 +10,7 @@ from spem._messages import shorten
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates.attention import Attention, multiply
 from spem.gates.gate import hidden_width, present
+from spem.gates.layers import BatchNorm2d, Conv2d, Linear
 from spem.kernels.reference import upcast
 
 
@@ -67,8 +68,8 @@ class CBAM(Attention):
         check_switch("spatial", spatial)
         if not spatial and kernel_size != 7:
             raise ValueError(f"kernel_size is {shorten(kernel_size)}, but belongs to spatial=True")
-        self.fc1 = nn.Linear(channels, width)
-        self.fc2 = nn.Linear(width, channels)
+        self.fc1 = Linear(channels, width)
+        self.fc2 = Linear(width, channels)
         nn.init.zeros_(self.fc1.bias)
         nn.init.zeros_(self.fc2.bias)
         self.spatial = _Spatial(kernel_size) if spatial else None
@@ -98,8 +99,8 @@ class _Spatial(nn.Module):
     def __init__(self, kernel_size: int):
         super().__init__()
         check_odd("kernel_size", kernel_size)
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+        self.conv = Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.bn = BatchNorm2d(1, momentum=0.01)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.bn.weight)
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from spem._checks import check_choice
 from spem.gates.attention import Attention
+from spem.gates.layers import Conv2d
 from spem.kernels.reference import upcast
 
 
@@ -60,9 +61,9 @@ class DANet(Attention):
 class _Position(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.query = nn.Conv2d(channels, channels // 8, 1)
-        self.key = nn.Conv2d(channels, channels // 8, 1)
-        self.value = nn.Conv2d(channels, channels, 1)
+        self.query = Conv2d(channels, channels // 8, 1)
+        self.key = Conv2d(channels, channels // 8, 1)
+        self.value = Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.attention import Place
 from spem.gates.gate import hidden_width
+from spem.gates.layers import Linear
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -106,5 +107,5 @@ class DIANet(DescriptorGate):
 
 
 def _build_bottleneck(channels: int, width: int) -> nn.Sequential:
-    last = nn.Linear(width, 4 * channels)  # first, as a seed has always drawn it
-    return nn.Sequential(nn.Linear(channels, width), nn.ReLU(), last)
+    last = Linear(width, 4 * channels)  # first, as a seed has always drawn it
+    return nn.Sequential(Linear(channels, width), nn.ReLU(), last)

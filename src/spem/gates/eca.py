@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spem._checks import check_odd
 from spem.functional import Pooled
+from spem.gates.layers import Conv1d
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -55,4 +56,4 @@ def channel_conv(channels: int, kernel_size: int | None) -> nn.Conv1d:
         size = int(abs((math.log2(channels) + 1) / 2))
         kernel_size = size if size % 2 else size + 1
     check_odd("kernel_size", kernel_size)
-    return nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+    return Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)

@@ -12,10 +12,15 @@ from torch.func import functional_call
 
 from spem.functional import Pooled
 from spem.gates.affine import norm_coefficients, update_running
+from spem.gates.layers import BatchNorm1d, Conv1d
 from spem.kernels.fused import Coefficients, Excitation, Values, number
+from spem.kernels.reference import upcast
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_multiplier_hooks")
 _PLAIN = (bool, int, float, str, type(None))
+# An own gate may have PyTorch's.
+_NORMS = (nn.BatchNorm1d, BatchNorm1d)
+_CONVS = (nn.Conv1d, Conv1d)
 # Longer convolutions are left to the library: each tap is a line of what is compiled.
 _MOST_TAPS = 16
 
@@ -36,7 +41,7 @@ def compilable(gate: Any) -> bool:
         and not gate._multiplier_hooks
         and "excite" not in vars(gate)
         and not any(m._forward_hooks or m._forward_pre_hooks for m in gate.modules())
-        and all(type(norm) is nn.BatchNorm1d for norm in norms)
+        and all(type(norm) in _NORMS for norm in norms)
     )
 
 
@@ -160,6 +165,8 @@ def call_with(
     """
     copy = _copy_for_compiler(gate)
     vars(copy)["forward"] = getattr(copy, method)
+    # As in `Attention._apply`: what excitations compute with is never narrower than float32.
+    tensors = [upcast(t) if t.is_floating_point() else t for t in tensors]
     replaced = dict(zip(_name_tensors(gate), tensors, strict=True))
     # It leaves what the modules have assigned to their buffers in `replaced`.
     result = functional_call(copy, replaced, args)
@@ -175,9 +182,9 @@ def _copy_for_compiler(module: nn.Module) -> nn.Module:
         vars(copy)[place] = dict(vars(module)[place])
     for name, part in module.named_children():
         copy._modules[name] = _copy_for_compiler(part)
-    if type(module) is nn.BatchNorm1d:
+    if type(module) in _NORMS:
         copy.__class__ = _FunctionalBatchNorm1d
-    elif type(module) is nn.Conv1d and _is_short(module):
+    elif type(module) in _CONVS and _is_short(module):
         copy.__class__ = _ShiftedConv1d
     return copy
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spem._checks import check_whole
 from spem._messages import shorten, unknown
 from spem.functional import recalibrate
 from spem.gates.attention import Attention, Place
 from spem.gates.gate import hidden_width
+from spem.gates.layers import Linear
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 
@@ -77,8 +78,8 @@ class FcaNet(Attention):
         basis = torch.stack([_multiply_cosines(u, v, dct_size) for u, v in pairs])
         self.register_buffer("dct", basis.repeat_interleave(channels // len(pairs), 0))
         width = hidden_width(channels, reduction)
-        self.fc1 = nn.Linear(channels, width, bias=False)
-        self.fc2 = nn.Linear(width, channels, bias=False)
+        self.fc1 = Linear(channels, width, bias=False)
+        self.fc2 = Linear(width, channels, bias=False)
         if init == "identity":
             self.start_at_identity(2, self.fc2)
 

@@ -125,6 +125,16 @@ class Gate(Attention):
         return pooled_map.recalibrate(multiplier, None, residual, relu, overwrite)
 
 
+def has_hooks(gate: Attention | None) -> bool:
+    """Return whether somebody wants to know when a gate is called: with x alone, and its result."""
+    return gate is not None and bool(
+        gate._forward_hooks
+        or gate._forward_pre_hooks
+        or gate._backward_hooks
+        or gate._backward_pre_hooks
+    )
+
+
 def gated(
     gate: Attention | None,
     x: Tensor,
@@ -144,7 +154,7 @@ def gated(
     if gate is None:
         out = x if residual is None else x.add_(residual)
         return out.relu_() if relu else out
-    if isinstance(gate, Gate):
+    if isinstance(gate, Gate) and not has_hooks(gate):
         return gate(x, residual, relu)
     out = gate(x, source) if gate.needs_source else gate(x)
     out = out if residual is None else out + residual

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from spem._checks import check_finite, check_normalises, check_whole
 from spem.gates.attention import Attention, multiply
 from spem.gates.gate import hidden_width
+from spem.gates.layers import BatchNorm2d, Conv2d
 from spem.kernels.reference import upcast
 
 
@@ -102,9 +103,9 @@ class HPDA(Attention):
 
 def _build_local_attention(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, width, 1),
-        nn.BatchNorm2d(width),
+        Conv2d(channels, width, 1),
+        BatchNorm2d(width),
         nn.ReLU(),
-        nn.Conv2d(width, 1, 1),
-        nn.BatchNorm2d(1),
+        Conv2d(width, 1, 1),
+        BatchNorm2d(1),
     )

@@ -11,6 +11,7 @@ from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.gate import Gate, present
 from spem.gates.regions import RegionGate, Regions
+from spem.kernels.reference import upcast
 
 _STATISTICS = {
     **dict.fromkeys(("avg", "srp"), ("mean",)),
@@ -75,8 +76,8 @@ class DescriptorGate(RegionGate):
     def mixing_ratio(self) -> Tensor:
         """Return λ, the share of the maximum in the descriptor, of pool="adaptive"."""
         if self.mixing == "sigmoid":
-            return self.pool_logit.sigmoid()
-        squares = self.pool_weight.square()
+            return upcast(self.pool_logit).sigmoid()
+        squares = upcast(self.pool_weight).square()
         return squares[0] / squares.sum()
 
     def descriptor(self, pooled: Pooled) -> Tensor:

@@ -2,8 +2,11 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from spem._checks import check_choice, check_new_name, check_switch
 from spem._messages import shorten, unknown
@@ -48,7 +51,19 @@ def create_gate(name: str, channels: int, /, **options: Any) -> Attention:
             raise ValueError(
                 f"gate {shorten(name)} needs the option {shorten(option)}, which has no default"
             )
-    return gate(channels, **options)
+    with _default_of_float32():
+        return gate(channels, **options)
+
+
+@contextmanager
+def _default_of_float32() -> Iterator[None]:
+    """Make new parameters float32 where the default is narrower: those of gates are, always."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.promote_types(default, torch.float32))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def create_gate_at(name: str, channels: int, place: Place, options: Mapping[str, Any]) -> Attention:

@@ -2,10 +2,11 @@
 
 from typing import Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from spem._checks import check_switch, check_whole
 from spem.functional import Pooled
+from spem.gates.layers import Linear
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -47,8 +48,8 @@ class SE(DescriptorGate):
         check_whole("reduction", reduction)
         check_switch("bias", bias)
         width = max(1, round(channels / reduction))
-        self.fc1 = nn.Linear(channels, width, bias)
-        self.fc2 = nn.Linear(width, channels, bias)
+        self.fc1 = Linear(channels, width, bias)
+        self.fc2 = Linear(width, channels, bias)
         if init == "identity":
             self.start_at_identity(2, self.fc2)
 

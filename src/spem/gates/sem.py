@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from spem._checks import check_whole
 from spem.functional import Pooled
 from spem.gates.eca import channel_conv
+from spem.gates.layers import Linear
 from spem.gates.pooling import DescriptorGate, Pooling
 
 
@@ -46,9 +47,9 @@ class SEM(DescriptorGate):
         super().__init__(channels, init=init, **pooling)
         check_whole("reduction", reduction)
         width = max(1, round(channels / reduction))
-        self.switch_fc = nn.Linear(channels, 3)
-        self.fc1 = nn.Linear(channels, width)
-        self.fc2 = nn.Linear(width, channels)
+        self.switch_fc = Linear(channels, 3)
+        self.fc1 = Linear(channels, width)
+        self.fc2 = Linear(width, channels)
         self.conv = channel_conv(channels, kernel_size)
         self.scale = nn.Parameter(torch.zeros(channels))
         self.shift = nn.Parameter(torch.full((channels,), -1.0 if init == "paper" else 0.0))

@@ -12,6 +12,7 @@ from spem._messages import shorten
 from spem.functional import recalibrate
 from spem.gates.attention import Attention, Place, multiply
 from spem.gates.gate import hidden_width
+from spem.gates.layers import BatchNorm2d, Conv2d, Linear
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
 
@@ -121,8 +122,8 @@ class _Joined(nn.Module):
     def __init__(self, width: int, channels: int, reduction: int):
         super().__init__()
         hidden = hidden_width(width, reduction)
-        self.fc1 = nn.Linear(21 * width, hidden, bias=False)
-        self.last = nn.Linear(hidden, channels, bias=False)
+        self.fc1 = Linear(21 * width, hidden, bias=False)
+        self.last = Linear(hidden, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         levels = [bin_means(x, side).flatten(1) for side in (1, 2, 4)]
@@ -136,9 +137,9 @@ class _Summed(nn.Module):
         super().__init__()
         hidden = hidden_width(width, reduction)
         self.level_weight = nn.Parameter(torch.ones(3))
-        self.conv = nn.Conv2d(width, hidden, 1, bias=False)
-        self.bn = nn.BatchNorm2d(hidden)
-        self.last = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.conv = Conv2d(width, hidden, 1, bias=False)
+        self.bn = BatchNorm2d(hidden)
+        self.last = Conv2d(hidden, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         levels = [bin_means(x, side) for side in (4, 2, 1)]
@@ -150,8 +151,8 @@ class _Summed(nn.Module):
 
 
 def _build_matcher(width: int, channels: int, paper: str) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+    layers: list[nn.Module] = [Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels)]
     if paper == "icme":
         return nn.Sequential(*layers, nn.ReLU())
-    layers += [nn.ReLU(), nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+    layers += [nn.ReLU(), Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)]
     return nn.Sequential(*layers)

@@ -9,6 +9,7 @@ from spem._checks import check_finite
 from spem.functional import Pooled
 from spem.gates.deployed import DeployedSRM, style_deviation
 from spem.gates.gate import Gate, present
+from spem.gates.layers import BatchNorm1d
 
 
 class SRM(Gate):
@@ -42,7 +43,7 @@ class SRM(Gate):
         check_finite("eps", eps)
         self.eps = eps
         self.style_weight = nn.Parameter(torch.zeros(channels, 2))
-        self.bn = nn.BatchNorm1d(channels)
+        self.bn = BatchNorm1d(channels)
         if init == "identity":
             self.gain.fill_(2)
 
@@ -52,7 +53,8 @@ class SRM(Gate):
         if self.training and mean.shape[0] == 1:
             raise ValueError("SRM normalises over the batch: training needs at least 2 images")
         deviation = style_deviation(var, pooled.count, self.eps)
-        style = self.style_weight[:, 0] * mean + self.style_weight[:, 1] * deviation
+        weight = self.style_weight.to(mean.dtype)
+        style = weight[:, 0] * mean + weight[:, 1] * deviation
         return self.bn(style).sigmoid()
 
     def deployed(self) -> Gate:
