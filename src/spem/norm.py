@@ -1,10 +1,13 @@
 """Batch normalisation whose statistics pass is the pooling pass of the gate behind it."""
 
+import warnings
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from spem import kernels
 from spem._checks import check_device, check_finite, check_switch, check_whole, is_number
@@ -19,6 +22,8 @@ from spem.kernels.backend import Backend
 from spem.kernels.reference import upcast
 
 _MOMENTS = ("mean", "var")
+# A plain attribute of norms that `attach` has converted, so that copies and pickles carry it.
+CONVERTED = "_was_batch_norm"
 
 
 class GatedBatchNorm2d(nn.BatchNorm2d):
@@ -172,18 +177,22 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
 
-    def __getattr__(self, name: str) -> Any:
-        """Refuse what would drop the gate in silence.
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters with their names, those of the gate, too, as `nn.Module` does.
 
-        SyncBatchNorm.convert_sync_batchnorm and the fusing of torch.ao ask a norm for its qconfig
-        before they put another module in its place.
+        Warns where this is the norm of a network by `attach` and the gate has layers: code that
+        collects parameters by the type of modules, here and from these layers, has them twice.
         """
-        if name == "qconfig" and self.gate is not None:
-            raise RuntimeError(
-                "converting or fusing this norm would drop its gate: for shared batch statistics "
-                "set `sync = True` on the norm (recipe key sync_batchnorm), else detach the gates"
+        layers = [] if self.gate is None else [*self.gate.modules()][1:]
+        if recurse and CONVERTED in vars(self) and any(m._parameters for m in layers):
+            warnings.warn(
+                "the parameters of a gated norm include those of its gate, whose layers have them"
+                " too: for the groups of an optimizer write spem.parameter_groups(model, …)",
+                stacklevel=3,
             )
-        return super().__getattr__(name)
+        return super().named_parameters(prefix, recurse, remove_duplicate)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the name of nn.BatchNorm2d)
         check_map("x", input)
@@ -220,6 +229,27 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         count = torch.tensor(len(means), device=means.device)
         dist.all_reduce(count)
         return int(count)
+
+
+def refuse_lost_gate(module: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Refuse to register a gate on a SyncBatchNorm that does not apply it (a registration hook).
+
+    `SyncBatchNorm.convert_sync_batchnorm` puts a SyncBatchNorm in the place of any BatchNorm and
+    hands it the children, without a call of the gate. `attach` to a SyncBatchNorm adds a forward
+    hook first.
+
+    Raises:
+        RuntimeError: the gate would be dropped.
+    """
+    synchronised = isinstance(module, nn.SyncBatchNorm) and not module._forward_hooks
+    if synchronised and isinstance(child, Attention):
+        raise RuntimeError(
+            "converting this norm would drop its gate: convert the plain network and attach gates"
+            " after, or set `sync = True` on its gated norms (recipe key sync_batchnorm)"
+        )
+
+
+register_module_module_registration_hook(refuse_lost_gate)
 
 
 def track_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:

@@ -1,7 +1,7 @@
 """The base class of all gates, `Attention`, and what is collected over the gates of a model."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -180,18 +180,3 @@ def auxiliary_loss(model: nn.Module) -> Tensor:
     if terms:
         return torch.stack(terms).sum()
     return torch.zeros((), device=next((p.device for p in model.parameters()), None))
-
-
-def parameter_groups(modules: Sequence[nn.Module]) -> list[tuple[list[nn.Parameter], dict]]:
-    """Return the parameters of modules in at most two groups with their optimizer settings.
-
-    The first group has no settings of its own; the second holds what the authors of a gate train
-    without weight decay (`Attention.no_weight_decay`).
-    """
-    gates = (m for module in modules for m in module.modules() if isinstance(m, Attention))
-    exempt = {gate.get_parameter(name) for gate in gates for name in gate.no_weight_decay}
-    unique = dict.fromkeys(p for module in modules for p in module.parameters())
-    decayed = [p for p in unique if p not in exempt]
-    no_weight_decay = [p for p in unique if p in exempt]
-    groups = [(decayed, {}), (no_weight_decay, {"weight_decay": 0.0})]
-    return [(parameters, settings) for parameters, settings in groups if parameters]
