@@ -2,12 +2,11 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from spem import kernels
 from spem._checks import check_device, check_finite, check_switch, check_whole, is_number
@@ -194,6 +193,14 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
             )
         return super().named_parameters(prefix, recurse, remove_duplicate)
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze or train the norm and its gate, as `nn.Module` does."""
+        for module in self.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    parameter.requires_grad_(requires_grad)
+        return self
+
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the name of nn.BatchNorm2d)
         check_map("x", input)
         if input.shape[1] != self.num_features:
@@ -229,27 +236,6 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         count = torch.tensor(len(means), device=means.device)
         dist.all_reduce(count)
         return int(count)
-
-
-def refuse_lost_gate(module: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Refuse to register a gate on a SyncBatchNorm that does not apply it (a registration hook).
-
-    `SyncBatchNorm.convert_sync_batchnorm` puts a SyncBatchNorm in the place of any BatchNorm and
-    hands it the children, without a call of the gate. `attach` to a SyncBatchNorm adds a forward
-    hook first.
-
-    Raises:
-        RuntimeError: the gate would be dropped.
-    """
-    synchronised = isinstance(module, nn.SyncBatchNorm) and not module._forward_hooks
-    if synchronised and isinstance(child, Attention):
-        raise RuntimeError(
-            "converting this norm would drop its gate: convert the plain network and attach gates"
-            " after, or set `sync = True` on its gated norms (recipe key sync_batchnorm)"
-        )
-
-
-register_module_module_registration_hook(refuse_lost_gate)
 
 
 def track_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:

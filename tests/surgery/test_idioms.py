@@ -43,6 +43,15 @@ def freeze_own(norm):
     norm.weight.requires_grad = norm.bias.requires_grad = False
 
 
+def test_freezing_and_thawing_by_the_switch_says_nothing_itself():
+    for module in gated("se").modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+            assert not module.weight.requires_grad
+            module.requires_grad_(True)
+            assert all(p.requires_grad for m in module.modules() for p in m._parameters.values())
+
+
 def freeze_norms(model, freeze):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the gated norm says of its parameters
@@ -116,6 +125,16 @@ def test_a_frozen_average_and_a_validation_say_nothing():
     with torch.no_grad():
         model(X)
     model.eval()(X)
+
+
+@pytest.mark.parametrize("freeze", [freeze_by_switch, freeze_by_parameters])
+def test_networks_of_create_model_are_watched_too(freeze):
+    model = spem.create_model("resnet8", "se")
+    freeze_norms(model, freeze)
+    with pytest.warns(UserWarning, match=r"3 of 3 gates are frozen .*'layer1.0.bn2'"):
+        model(X)
+    spem.detach(model)
+    assert not model._forward_pre_hooks
 
 
 def test_an_optimizer_from_before_attach_is_told_once():

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.hooks import RemovableHandle
 
 from spem._checks import check_choice, check_module, check_whole
@@ -180,3 +181,24 @@ def auxiliary_loss(model: nn.Module) -> Tensor:
     if terms:
         return torch.stack(terms).sum()
     return torch.zeros((), device=next((p.device for p in model.parameters()), None))
+
+
+def refuse_lost_gate(module: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Refuse to register a gate on a SyncBatchNorm that does not apply it (a registration hook).
+
+    `SyncBatchNorm.convert_sync_batchnorm` puts a SyncBatchNorm in the place of any BatchNorm and
+    hands it the children, without a call of the gate. `attach` to a SyncBatchNorm adds a forward
+    hook first.
+
+    Raises:
+        RuntimeError: the gate would be dropped.
+    """
+    synchronised = isinstance(module, nn.SyncBatchNorm) and not module._forward_hooks
+    if synchronised and isinstance(child, Attention):
+        raise RuntimeError(
+            "converting this norm would drop its gate: convert the plain network and attach gates"
+            " after, or set `sync = True` on its gated norms (recipe key sync_batchnorm)"
+        )
+
+
+register_module_module_registration_hook(refuse_lost_gate)

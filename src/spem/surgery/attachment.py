@@ -176,6 +176,7 @@ def unguard(model: nn.Module) -> None:
     The `config` comes back, as that of a network without gates, where no gate is left.
     """
     for module in list(model.modules()):
+        _unhook(module._forward_pre_hooks, watch_training)  # of `create_model`
         guard = vars(module).pop(_ATTACHED, None)
         if guard is not None:
             _unhook(module._forward_pre_hooks, check_gates)

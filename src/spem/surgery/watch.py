@@ -18,8 +18,8 @@ from spem.surgery.slots import find_gates
 _PATIENCE = 20
 
 
-def watch_training(model: nn.Module) -> None:
-    """Warn once where a model in training leaves gates out; called at each forward pass."""
+def watch_training(model: nn.Module, args: object = None) -> None:
+    """Warn once where a model in training leaves gates out (a forward pre-hook)."""
     if torch.compiler.is_compiling() or not model.training or not torch.is_grad_enabled():
         return
     watch = _watches.get(model)
