@@ -112,6 +112,10 @@ FUNCTIONS = {
         {"model": PLAIN, "gate": "se", "at": "layer*.bn2", "init": "identity", "reduction": 4}
         | {"mask": [1, 1, 0], "dry_run": False, "optimizer": None},
     ),
+    "parameter_groups": (
+        spem.parameter_groups,
+        {"model": GATED, "lr": 0.1, "weight_decay": 0.0, "gate_lr": 0.1, "norm_weight_decay": 0.0},
+    ),
     "detach": (surgery.detach, {"model": GATED, "optimizer": None}),
     "load_backbone": (
         surgery.load_backbone,

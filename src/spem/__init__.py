@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from spem.explain import gate_report
     from spem.functional import Pooled, pool, recalibrate
     from spem.gates import GATES, SPEM, Attention, Gate, auxiliary_loss, create_gate, register
+    from spem.gates.groups import parameter_groups
     from spem.models import create_model, register_model
     from spem.norm import GatedBatchNorm2d
     from spem.surgery.attachment import attach, detach
@@ -32,6 +33,7 @@ __all__ = [
     "gate_report",
     "kernels",
     "load_backbone",
+    "parameter_groups",
     "pool",
     "recalibrate",
     "register",
@@ -46,6 +48,7 @@ _MODULES = {
     "explain": ("gate_report",),
     "functional": ("Pooled", "pool", "recalibrate"),
     "gates": ("GATES", "SPEM", "Attention", "Gate", "auxiliary_loss", "create_gate", "register"),
+    "gates.groups": ("parameter_groups",),
     "models": ("create_model", "register_model"),
     "norm": ("GatedBatchNorm2d",),
     "surgery.attachment": ("attach", "detach"),

@@ -150,7 +150,8 @@ def check_map(name: str, x: Tensor) -> None:
     """Raise ValueError unless x is a dense feature map (N, C, H, W) of 16 bits or more."""
     check_tensor(name, x)
     if x.dim() != 4 or x.dtype not in DTYPES or x.layout is not torch.strided:
+        hint = f"; give {name}.dequantize(), and set `qconfig = None` on the module of the gate"
         raise ValueError(
             f"{name} is {tuple(x.shape)} {x.dtype}, must be (N, C, H, W), dense, in floating point"
-            " of 16, 32 or 64 bits"
+            f" of 16, 32 or 64 bits{hint if x.is_quantized else ''}"
         )

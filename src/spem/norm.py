@@ -1,6 +1,8 @@
 """Batch normalisation whose statistics pass is the pooling pass of the gate behind it."""
 
-from typing import Any, cast
+import warnings
+from collections.abc import Iterator
+from typing import Any, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,8 @@ from spem.kernels.backend import Backend
 from spem.kernels.reference import upcast
 
 _MOMENTS = ("mean", "var")
+# A plain attribute of norms that `attach` has converted, so that copies and pickles carry it.
+CONVERTED = "_was_batch_norm"
 
 
 class GatedBatchNorm2d(nn.BatchNorm2d):
@@ -176,18 +180,30 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
 
-    def __getattr__(self, name: str) -> Any:
-        """Refuse what would drop the gate in silence.
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters with their names, those of the gate, too, as `nn.Module` does.
 
-        SyncBatchNorm.convert_sync_batchnorm and the fusing of torch.ao ask a norm for its qconfig
-        before they put another module in its place.
+        Warns where this is the norm of a network by `attach` and the gate has layers: code that
+        collects parameters by the type of modules, here and from these layers, has them twice.
         """
-        if name == "qconfig" and self.gate is not None:
-            raise RuntimeError(
-                "converting or fusing this norm would drop its gate: for shared batch statistics "
-                "set `sync = True` on the norm (recipe key sync_batchnorm), else detach the gates"
+        layers = [] if self.gate is None else [*self.gate.modules()][1:]
+        if recurse and CONVERTED in vars(self) and any(m._parameters for m in layers):
+            warnings.warn(
+                "the parameters of a gated norm include those of its gate, whose layers have them"
+                " too: for the groups of an optimizer write spem.parameter_groups(model, …)",
+                stacklevel=3,
             )
-        return super().__getattr__(name)
+        return super().named_parameters(prefix, recurse, remove_duplicate)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze or train the norm and its gate, as `nn.Module` does."""
+        for module in self.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    parameter.requires_grad_(requires_grad)
+        return self
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the name of nn.BatchNorm2d)
         check_map("x", input)

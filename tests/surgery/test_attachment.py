@@ -215,8 +215,12 @@ def test_sync_batchnorm_conversion_is_refused():
             nn.SyncBatchNorm.convert_sync_batchnorm(gated)
     hooked = Net()
     attach(hooked, "spem", at="stem")
-    with pytest.raises(RuntimeError, match="is lost"):
-        nn.SyncBatchNorm.convert_sync_batchnorm(hooked)(X)
+    with pytest.raises(RuntimeError, match=r"would drop its gate: .* attach gates after"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(hooked)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(Net()).eval()
+    plain = copy.deepcopy(converted)
+    assert attach(converted, "spem")[0].path == "hook"
+    assert torch.equal(converted(X), plain(X))
 
 
 def test_an_attached_model_compiles_whole():

@@ -104,6 +104,16 @@ def dianet(s, x):
     return x * official.dianet(s, "", x, (zero, zero))[0][..., None, None]
 
 
+def danet_position(s, x):
+    convolutions = [
+        (s[f"{name}_conv.weight"], s[f"{name}_conv.bias"]) for name in ("query", "key", "value")
+    ]
+    return cards.danet_position(x, *convolutions, s["gamma"])
+
+
+POSITION = each("gamma", 1)
+for _name, _width in (("query", C // 8), ("key", C // 8), ("value", C)):
+    POSITION |= each(f"{_name}_conv.weight", _width, C, 1, 1) | each(f"{_name}_conv.bias", _width)
 PERCEPTRON = dense_shapes("fc.0", C, 2) | dense_shapes("fc.2", 2, C)
 UNBIASED = each("fc.0.weight", 2, C) | each("fc.2.weight", C, 2)
 CHANNEL = dense_shapes("ChannelGate.mlp.1", C, 2) | dense_shapes("ChannelGate.mlp.3", 2, C)
@@ -166,6 +176,7 @@ GATES = {
         each("gamma", 1),
         lambda s, x: cards.danet_channel(x, s["gamma"]),
     ),
+    "danet-position": ("danet", {"attention": "position"}, POSITION, danet_position),
     "asr": ("asr", {}, official.asr_shapes(C), lambda s, x: official.asr(s, "", x)),
     "iebn": ("iebn", {}, official.iebn_shapes(C), lambda s, x: official.iebn(s, "", x)),
 }

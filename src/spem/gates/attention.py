@@ -1,11 +1,12 @@
 """The base class of all gates, `Attention`, and what is collected over the gates of a model."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.hooks import RemovableHandle
 
 from spem._checks import check_choice, check_module, check_whole
@@ -182,16 +183,22 @@ def auxiliary_loss(model: nn.Module) -> Tensor:
     return torch.zeros((), device=next((p.device for p in model.parameters()), None))
 
 
-def parameter_groups(modules: Sequence[nn.Module]) -> list[tuple[list[nn.Parameter], dict]]:
-    """Return the parameters of modules in at most two groups with their optimizer settings.
+def refuse_lost_gate(module: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Refuse to register a gate on a SyncBatchNorm that does not apply it (a registration hook).
 
-    The first group has no settings of its own; the second holds what the authors of a gate train
-    without weight decay (`Attention.no_weight_decay`).
+    `SyncBatchNorm.convert_sync_batchnorm` puts a SyncBatchNorm in the place of any BatchNorm and
+    hands it the children, without a call of the gate. `attach` to a SyncBatchNorm adds a forward
+    hook first.
+
+    Raises:
+        RuntimeError: the gate would be dropped.
     """
-    gates = (m for module in modules for m in module.modules() if isinstance(m, Attention))
-    exempt = {gate.get_parameter(name) for gate in gates for name in gate.no_weight_decay}
-    unique = dict.fromkeys(p for module in modules for p in module.parameters())
-    decayed = [p for p in unique if p not in exempt]
-    no_weight_decay = [p for p in unique if p in exempt]
-    groups = [(decayed, {}), (no_weight_decay, {"weight_decay": 0.0})]
-    return [(parameters, settings) for parameters, settings in groups if parameters]
+    synchronised = isinstance(module, nn.SyncBatchNorm) and not module._forward_hooks
+    if synchronised and isinstance(child, Attention):
+        raise RuntimeError(
+            "converting this norm would drop its gate: convert the plain network and attach gates"
+            " after, or set `sync = True` on its gated norms (recipe key sync_batchnorm)"
+        )
+
+
+register_module_module_registration_hook(refuse_lost_gate)

@@ -100,7 +100,7 @@ def cached_excitation(owner: nn.Module, make: Callable[[], Excitation | None]) -
     if cached is not None and cached.holds(owner):
         return cached.excitation
     excitation = make()
-    own = {id(t) for t in (*owner.parameters(), *owner.buffers())}
+    own = {id(t) for m in owner.modules() for t in (*m._parameters.values(), *m._buffers.values())}
     if excitation is not None and all(t.is_leaf and id(t) in own for t in excitation.tensors):
         _cache[owner] = _Cached(excitation, owner)
     else:

@@ -28,6 +28,8 @@ from spem.models.resnet import BasicBlock, Bottleneck, ResNet
 from spem.models.vgg import VGG
 from spem.surgery.attachment import attach
 from spem.surgery.config import NetworkConfig, set_config
+from spem.surgery.slots import find_gates
+from spem.surgery.watch import watch_training
 
 __all__ = [
     "VGG",
@@ -124,6 +126,8 @@ def _build_own(network: Callable[..., nn.Module], gates: Placement, **sizes: int
     """Return a network of the library's for numbers of classes and channels."""
     model = network(gates=gates, **sizes)
     gates.finish()
+    if any(find_gates(model)):
+        model.register_forward_pre_hook(watch_training)
     return model
 
 

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from spem._checks import check_choice, check_module, check_optimizer, check_switch
 from spem._messages import shorten
 from spem.gates import GATES, Attention, Place, create_gate_at, gate_options
-from spem.gates.attention import parameter_groups
-from spem.norm import GatedBatchNorm2d
+from spem.norm import CONVERTED, GatedBatchNorm2d
 from spem.surgery.config import config_of, set_config
+from spem.surgery.optimizers import check_takes, extend_optimizer, shrink_optimizer
 from spem.surgery.slots import (
     At,
     apply_mask,
@@ -23,6 +23,7 @@ from spem.surgery.slots import (
     last_child,
     output_channels,
 )
+from spem.surgery.watch import forget, watch_training
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def attach(
             (name, module) -> bool.
         init: "identity" leaves the model's outputs as they are; "paper" is the authors' start; None
             for a gate of your own that has no such option.
-        optimizer: takes the new parameters into groups like its first one. Attach before you build
-            a scheduler: `LambdaLR` does not take groups that come later.
+        optimizer: takes the new parameters into groups like its first one; where a scheduler was
+            built for it, they join its groups.
         mask: 0 or 1 for every slot found, in order, to gate only some.
         dry_run: change nothing, only report.
         options: keyword arguments of the gate.
@@ -89,26 +90,28 @@ def attach(
 
     Raises:
         ValueError: nothing matches, a slot has a gate already, the model is compiled or wrapped,
-            the optimizer does not hold its parameters, or a gate or option is not allowed.
+            the optimizer does not hold its parameters or cannot take others, or a gate or option is
+            not allowed.
     """
     check_module(model)
     check_choice("gate", gate, GATES)
     _refuse_wrapped(model)
     check_switch("dry_run", dry_run)
-    if optimizer is not None:
-        _check_optimizer(model, optimizer)
+    check_optimizer(optimizer)
     slots = apply_mask(find_slots(model, at), mask)
     if init is not None and gate in GATES and "init" not in gate_options(gate):
         raise ValueError(
             f"init is {shorten(init)}, but gate {shorten(gate)} has no such option: give init=None"
         )
     gates = _build_gates(slots, gate, options if init is None else {**options, "init": init})
+    if optimizer is not None:
+        check_takes(model, optimizer, [new for _, new in gates.values()])
     if not dry_run:
         for slot, new in gates.values():
             _insert_gate(slot, new)
         _guard(model, gates)
         if optimizer is not None:
-            _extend_optimizer(optimizer, [new for _, new in gates.values()])
+            extend_optimizer(model, optimizer, [new for _, new in gates.values()])
     return Report(
         Attached(
             name=name,
@@ -139,7 +142,7 @@ def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     if not slots:
         raise ValueError("the model has no gates to detach")
     if optimizer is not None:
-        _shrink_optimizer(optimizer, [gate for _, _, _, gate in slots])
+        shrink_optimizer(optimizer, [gate for _, _, _, gate in slots])
     for _, slot, attribute, _ in slots:
         replace_gate(slot, attribute, None)
     if (config := config_of(model)) is not None:
@@ -160,7 +163,7 @@ def replace_gate(slot: nn.Module, attribute: str, gate: Attention | None) -> Non
         return
     del slot.gate
     _unhook(slot._forward_hooks, apply_gate)
-    if vars(slot).pop(_CONVERTED, False):
+    if vars(slot).pop(CONVERTED, False):
         del vars(slot)["sync"]
         slot.__class__ = nn.BatchNorm2d
     elif isinstance(slot, GatedBatchNorm2d):
@@ -173,6 +176,7 @@ def unguard(model: nn.Module) -> None:
     The `config` comes back, as that of a network without gates, where no gate is left.
     """
     for module in list(model.modules()):
+        _unhook(module._forward_pre_hooks, watch_training)  # of `create_model`
         guard = vars(module).pop(_ATTACHED, None)
         if guard is not None:
             _unhook(module._forward_pre_hooks, check_gates)
@@ -189,7 +193,11 @@ def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 
 def check_gates(model: nn.Module, args: Any) -> None:
-    """Raise RuntimeError if an attached gate is no longer applied (a forward pre-hook)."""
+    """Raise RuntimeError if an attached gate is no longer applied (a forward pre-hook).
+
+    Warns where training leaves gates out.
+    """
+    watch_training(model)
     for name in vars(model)[_ATTACHED]["names"]:
         module = last_child(find_module(model, name) or nn.Identity())
         gated = isinstance(module, GatedBatchNorm2d) or apply_gate in module._forward_hooks.values()
@@ -201,9 +209,8 @@ def check_gates(model: nn.Module, args: Any) -> None:
             )
 
 
-# Plain attributes, so that copies and pickles of a model carry them.
+# A plain attribute, so that copies and pickles of a model carry it.
 _ATTACHED = "_attached_gates"
-_CONVERTED = "_was_batch_norm"
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -248,7 +255,7 @@ def _insert_gate(slot: nn.Module, gate: Attention) -> None:
     if type(slot) is nn.BatchNorm2d:
         slot.__class__ = GatedBatchNorm2d
         vars(slot)["sync"] = False
-        vars(slot)[_CONVERTED] = True
+        vars(slot)[CONVERTED] = True
     elif not isinstance(slot, GatedBatchNorm2d):
         slot.register_forward_hook(apply_gate)
     slot.gate = gate
@@ -269,29 +276,4 @@ def _guard(model: nn.Module, names: Iterable[str]) -> None:
         set_config(model, None)
         model.register_forward_pre_hook(check_gates)
     vars(model)[_ATTACHED]["names"] += names
-
-
-def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    check_optimizer(optimizer)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in held for p in model.parameters()):
-        raise ValueError(
-            "the optimizer holds no parameter of this model: give the one that trains it, or none"
-        )
-
-
-def _extend_optimizer(optimizer: Optimizer, gates: list[Attention]) -> None:
-    """Add the gates' parameters in groups like the first, some without weight decay."""
-    template = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-    for gate_parameters, changes in parameter_groups(gates):
-        optimizer.add_param_group({**template, **changes, "params": gate_parameters})
-
-
-def _shrink_optimizer(optimizer: Optimizer, gates: list[Attention]) -> None:
-    gone = {parameter for gate in gates for parameter in gate.parameters()}
-    for parameter in gone:
-        optimizer.state.pop(parameter, None)
-    for group in list(optimizer.param_groups):
-        group["params"] = [p for p in group["params"] if p not in gone]
-        if not group["params"]:
-            optimizer.param_groups.remove(group)
+    forget(model)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spem._checks import check_choice
 from spem._messages import shorten
-from spem.surgery.backbone import check_state, key_differences
+from spem.surgery.backbone import check_state, key_differences, without_compiled
 
 
 class _Source(NamedTuple):
@@ -108,7 +108,14 @@ _RENAMINGS: dict[str, list[_Renaming]] = {
         | _vectors("scale shift", "w1 b1")
     ],
     "lsas": [_lsas(order) for order in range(6)],
-    "danet": [_GAIN | {"channel.gamma": _Source("gamma", Tensor.squeeze)}],
+    "danet": [
+        _GAIN | {"channel.gamma": _Source("gamma", Tensor.squeeze)},
+        _GAIN
+        | _layer("position.query", "query_conv")
+        | _layer("position.key", "key_conv")
+        | _layer("position.value", "value_conv")
+        | {"position.gamma": _Source("gamma", Tensor.squeeze)},
+    ],
     "asr": [
         {name: _Source(f"bn.{name}") for name in _NORM.split()}
         | {"gate.vector": _Source("vector", lambda vector: vector.flatten()[None])}
@@ -136,7 +143,7 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
     Args:
         method: a key of `GATES` with published parameter names.
         state_dict: of one gate, or of a CIFAR ResNet with ASR, DIANet, IEBN, LSAS, SE, SEM or SPEM;
-            keys may begin with "module.".
+            keys may begin with "module." or "_orig_mod.".
 
     Returns:
         Our keys and the tensors in our shapes, complete, so that they load strictly. ASR's unused
@@ -154,7 +161,7 @@ def convert_official(method: str, state_dict: Mapping[str, Tensor]) -> dict[str,
     """
     check_choice("official method", method, _RENAMINGS)
     check_state(state_dict)
-    given = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    given = {without_compiled(k).removeprefix("module."): v for k, v in state_dict.items()}
     renamings = _RENAMINGS[method]
     if method == "asr":
         given = {key: v for key, v in given.items() if "fused_bn" not in key.split(".")}

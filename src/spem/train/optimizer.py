@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from spem.gates.attention import parameter_groups
+from spem.gates.groups import parameter_groups
 from spem.train.recipe import Recipe
 
 
@@ -22,9 +22,8 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> SGD:
     Weight decay acts on every parameter, except those that the authors of a gate exempt
     (`Attention.no_weight_decay`: SRM, and the shift of GCT).
     """
-    groups = [{"params": values, **own} for values, own in parameter_groups([model])]
     return SGD(
-        groups,
+        parameter_groups(model),
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
