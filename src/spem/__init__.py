@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spem.surgery.attachment import attach, detach
     from spem.surgery.backbone import load_backbone
     from spem.surgery.deployment import deploy
+    from spem.surgery.guard import attachment
     from spem.surgery.official import convert_official
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "GatedBatchNorm2d",
     "Pooled",
     "attach",
+    "attachment",
     "auxiliary_loss",
     "convert_official",
     "create_gate",
@@ -51,6 +53,7 @@ _MODULES = {
     "surgery.attachment": ("attach", "detach"),
     "surgery.backbone": ("load_backbone",),
     "surgery.deployment": ("deploy",),
+    "surgery.guard": ("attachment",),
     "surgery.official": ("convert_official",),
 }
 _SUBPACKAGES = ("explain", "export", "functional", "gates", "kernels", "models", "norm", "surgery")

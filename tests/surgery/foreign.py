@@ -1,7 +1,29 @@
 """A network that knows nothing of gates, as other libraries build them."""
 
+import pytest
 import torch
 from torch import nn
+
+import spem
+
+# For narrow networks.
+OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
+OPTIONS |= {name: {"reduction": 4} for name in ("cbam", "spa", "hpda", "fcanet")}
+OPTIONS["fcanet"] |= {"frequencies": "top4"}
+# All gates; one of each family in every run.
+FEW = ("spem", "se", "cbam", "dianet")
+MANY = [pytest.param(n, marks=() if n in FEW else pytest.mark.gates) for n in sorted(spem.GATES)]
+
+
+def shake(model):
+    """Randomise the gates: at the published start multipliers are constant, and faults unseen."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for gate in (m for m in model.modules() if isinstance(m, spem.Attention)):
+            for parameter in gate.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.3 * noise.to(parameter.dtype))
+    return model
 
 
 class BasicBlock(nn.Module):
