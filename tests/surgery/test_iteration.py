@@ -8,7 +8,7 @@ import torch
 from foreign import MANY, OPTIONS, X, shake
 from torch import nn
 
-from spem import GATES, attach
+from spem import attach
 from spem.surgery.iteration import looks_at_children
 
 
@@ -140,12 +140,13 @@ def test_such_a_block_is_refused_with_a_placement_that_works(kind, gate):
     assert model.state_dict().keys() == plain.state_dict().keys()
     attach(model, gate, at=str(caught.value).split("'")[3], example=X, **options)
     assert torch.equal(model.eval()(X), plain.eval()(X))
-    shake(model)
-    twin = pickle.loads(pickle.dumps(model))
+    twin = pickle.loads(pickle.dumps(shake(model)))
     assert torch.equal(twin(X), model(X))
-    assert not torch.equal(model(X), plain(X)) or not any(
-        p.numel() for m in model.modules() if isinstance(m, GATES[gate]) for p in m.parameters()
-    )
+    calls = []
+    (applied,) = (m for m in model[1].modules() if getattr(m, "gate", None) is not None)
+    applied.gate.register_forward_pre_hook(lambda *_: calls.append(1))
+    model(X)
+    assert len(calls) <= 1  # a norm asks pooled gates for their coefficients
 
 
 def test_a_shortcut_without_layers_takes_no_gate():

@@ -10,6 +10,7 @@ import torch
 from foreign import MANY, OPTIONS, Net, X, shake
 from torch import nn
 
+import spem.surgery.attachment as attachment_module
 from spem import attach, attachment, create_model, deploy, detach
 
 
@@ -136,3 +137,20 @@ def test_a_fabric_checkpoint_holds_what_its_network_needs(tmp_path):
     attach(fresh, **stored["attachment"])
     fresh.load_state_dict(stored["model"])
     assert torch.equal(fresh.eval()(X), model.eval()(X))
+
+
+def test_a_model_that_an_earlier_version_pickled_goes_on():
+    model = Net().eval()
+    attach(model, "se", at="stage", reduction=4)
+    expected = model(X)
+    del vars(model)["_attached_gates"]["calls"]
+    for name in ("layer1.1", "layer2.1"):
+        del vars(model.get_submodule(name))["_gated_as"]
+    for hook in (attachment_module.apply_gate, attachment_module.check_gates):
+        assert hook.__name__ in vars(attachment_module)  # where its pickles look for the hooks
+    assert torch.equal(model(X), expected)
+    attach(model, "eca")
+    with pytest.raises(ValueError, match="an earlier version attached are not described"):
+        attachment(model)
+    detach(model)
+    assert model.state_dict().keys() == Net().state_dict().keys()

@@ -151,7 +151,7 @@ def test_a_wrong_inference_is_named_at_the_first_forward(name, gate):
 
 
 def test_what_is_not_known_names_the_two_ways_out():
-    with pytest.raises(ValueError, match=r"'1' does not tell its channels: give example=.*channel"):
+    with pytest.raises(ValueError, match=r"'0' does not tell its channels: give example=.*channel"):
         attach(nn.Sequential(Frozen(3)), "se", at="0")
 
 

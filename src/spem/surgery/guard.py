@@ -51,16 +51,17 @@ def attachment(model: nn.Module) -> dict[str, Any]:
         ['1']
     """
     check_module(model)
+    if not is_attached(model):
+        raise ValueError(
+            "the model has no gates that attach has put in: call spem.attach first; those of "
+            "create_model are in the model's config, those that an earlier version attached are "
+            "not described"
+        )
     calls: list[dict[str, Any]] = []
     for name, module in model.named_modules():
         if _ATTACHED in vars(module):
             check_gates(module, None)
-            calls += [_below(name, call) for call in vars(module)[_ATTACHED].get("calls", [])]
-    if not calls:
-        raise ValueError(
-            "the model has no gates that attach has put in: call spem.attach first; those of "
-            "create_model are in the model's config"
-        )
+            calls += [_below(name, call) for call in vars(module)[_ATTACHED]["calls"]]
     first, *later = calls
     found = {**first, **({"then": later} if later else {}), "version": version("spem")}
     try:
@@ -70,8 +71,10 @@ def attachment(model: nn.Module) -> dict[str, Any]:
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Return whether a model, or a part of it, has gates of `attach`."""
-    return any(vars(module).get(_ATTACHED, {}).get("calls") for module in model.modules())
+    """Return whether a model, or a part of it, has gates that `attachment` can describe."""
+    guards = [vars(m)[_ATTACHED] for m in model.modules() if _ATTACHED in vars(m)]
+    told = [name for each in guards for call in each.get("calls", []) for name in call["at"]]
+    return bool(guards) and len(told) == sum(len(each["names"]) for each in guards)
 
 
 def _below(prefix: str, call: Mapping[str, Any]) -> dict[str, Any]:

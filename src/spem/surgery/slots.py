@@ -13,8 +13,8 @@ from spem.gates import Attention
 from spem.surgery.placements import NAMED, find_named
 from spem.surgery.widths import told_by
 
-# So many patterns of modules are listed where nothing matches.
-_FEW = 6
+# So many patterns of modules are listed where nothing matches, in so many characters.
+_FEW, _LONGEST = 6, 200
 
 At = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -56,13 +56,15 @@ def _match(modules: dict[str, nn.Module], pattern: str) -> set[str]:
 
 
 def _list_places(modules: dict[str, nn.Module]) -> str:
-    """Return a clause with patterns of the modules that tell their channels, the commonest six."""
+    """Return a clause with patterns of the modules that tell their channels, the commonest."""
     kinds = Counter(
         (re.sub(r"\d+", "*", name), type(module).__name__)
         for name, module in modules.items()
         if name and told_by(module) is not None
     )
     places = [f"{pattern} ({n} {kind})" for (pattern, kind), n in kinds.most_common(_FEW)]
+    while len(", ".join(places)) > _LONGEST:
+        places.pop()
     return f"; there are: {', '.join(places)}" if places else ""
 
 
@@ -120,5 +122,7 @@ def apply_mask(slots: dict[str, nn.Module], mask: Sequence[int] | None) -> dict[
 
 def check_mask(mask: object) -> None:
     """Raise ValueError unless a mask is a list or tuple of 0 and 1."""
-    if not isinstance(mask, list | tuple) or any(bit not in (0, 1) for bit in mask):
+    if not isinstance(mask, list | tuple) or any(
+        getattr(bit, "ndim", 0) or bit not in (0, 1) for bit in mask
+    ):
         raise ValueError(f"mask is {shorten(mask)}, must be a list of 0 and 1")

@@ -163,10 +163,10 @@ def _run(model: nn.Module, example: Example) -> None:
         with torch.no_grad():
             model(*example) if isinstance(example, tuple) else model(example)
     except Exception as error:  # whatever a network of others may raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"the model does not take the example {shorten(example)}: {reason}") from (
-            error
-        )
+        raise ValueError(
+            f"the model does not take the example {shorten(example)}: give an input of the model, "
+            f"or a tuple of inputs; it raised {type(error).__name__}: {shorten(str(error))}"
+        ) from error
 
 
 @contextmanager
