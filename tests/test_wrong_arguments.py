@@ -114,7 +114,7 @@ FUNCTIONS = {
         | {"mask": [1, 1, 0], "dry_run": False, "optimizer": None, "channels": None}
         | {"example": torch.zeros(2, 3, 16, 16), "then": [], "version": "0.1.0"},
     ),
-    "attachment": (surgery.attachment, {"model": ATTACHED}),
+    "attachment": (spem.attachment, {"model": ATTACHED}),
     "detach": (surgery.detach, {"model": GATED, "optimizer": None}),
     "load_backbone": (
         surgery.load_backbone,

@@ -28,7 +28,7 @@ FAMILIES = {
     "torchvision shufflenet_v2_x0_5": (0, 0, 0),
     "timm mobilenetv2_100": (17, 7, 17),
     "timm mobilenetv3_small_100": (11, 5, 11),
-    "timm mobilenetv4_conv_small": (12, 2, 12),
+    "timm mobilenetv4_conv_small": (12, 4, 12),
     "timm efficientnet_b0": (16, 7, 16),
     "timm tf_efficientnetv2_b0": (20, 6, 16),
     "timm resnest14d": (4, 4, 0),

@@ -185,7 +185,7 @@ def _block_stages(modules: dict[str, nn.Module]) -> Iterator[str]:
         if not isinstance(module, nn.Sequential):
             continue
         blocks = [_find_ending(block) is not None or _is_convolution(block) for block in module]
-        if not any(map(_find_ending, module)):
+        if not any(_find_ending(block) or _is_convolution(block, wide=True) for block in module):
             continue
         if all(blocks):
             yield name
@@ -195,9 +195,17 @@ def _block_stages(modules: dict[str, nn.Module]) -> Iterator[str]:
                 yield f"{name}.{i}"
 
 
-def _is_convolution(block: nn.Module) -> bool:
-    """Return whether a block is the single convolution that EfficientNets have among theirs."""
-    return "ConvBnAct" in _kinds(block)
+def _is_convolution(block: nn.Module, *, wide: bool = False) -> bool:
+    """Return whether a block is one of the single convolutions that EfficientNets have among theirs.
+
+    Args:
+        block: a child of a Sequential.
+        wide: whether only those count that are wider than 1×1: one of 1×1 alone is the head.
+    """
+    if "ConvBnAct" not in _kinds(block):
+        return False
+    sizes = [max(m.kernel_size) for m in block.modules() if isinstance(m, nn.Conv2d)]
+    return not wide or max(sizes) > 1
 
 
 def _strides(block: nn.Module) -> bool:
