@@ -196,7 +196,7 @@ def _block_stages(modules: dict[str, nn.Module]) -> Iterator[str]:
 
 
 def _is_convolution(block: nn.Module, *, wide: bool = False) -> bool:
-    """Return whether a block is one of the single convolutions that EfficientNets have among theirs.
+    """Return whether a block is a single convolution, which EfficientNets have among theirs.
 
     Args:
         block: a child of a Sequential.
