@@ -7,16 +7,17 @@ from torch import nn
 from spem.gates import GATES, Attention, create_gate
 from spem.norm import GatedBatchNorm2d
 
-# One of each family: what it reads, how it shares, what it returns.
-FAMILIES = ("spem", "srm", "iebn", "cbam", "sge", "dianet")
-# Options with which a gate can be built for few channels.
-_SMALL = {"sge": {"groups": 2}, "fcanet": {"frequencies": "top4"}, "srp": {"rho": 0.4}}
-
-
-def gates_of_each_family():
-    """Return values to parametrize: the names of all gates, those beyond a family's as `gates`."""
-    others = [name for name in GATES if name not in FAMILIES]
-    return [*FAMILIES, *(pytest.param(name, marks=pytest.mark.gates) for name in others)]
+# One of each family: of pooled values, with layers, with a norm, of the feature map, sharing.
+_FAMILIES = ("spem", "se", "srm", "cbam", "dianet")
+# Values to parametrize: in `make test` those, in `make test-gates` the others.
+EACH_GATE = [
+    *_FAMILIES,
+    *(pytest.param(n, marks=pytest.mark.gates) for n in sorted(GATES) if n not in _FAMILIES),
+]
+# For narrow networks.
+OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
+OPTIONS |= {name: {"reduction": 4} for name in ("cbam", "spa", "hpda", "fcanet")}
+OPTIONS["fcanet"] |= {"frequencies": "top4"}
 
 
 def randomise(module, seed=0):
@@ -44,7 +45,7 @@ class _Block(nn.Module):
 
 def build_gated(name, place, channels):
     """Return a module with a randomised gate: "alone", behind a "norm", or in a "block"."""
-    gate = create_gate(name, channels, **_SMALL.get(name, {}))
+    gate = create_gate(name, channels, **OPTIONS.get(name, {}))
     if place == "alone":
         return randomise(gate)
     norm = randomise(GatedBatchNorm2d(channels, gate=gate))

@@ -38,6 +38,7 @@ class Made:
 
 
 PLAIN, GATED = (Made(lambda gate=gate: create_model("resnet8", gate)) for gate in (None, "se"))
+ATTACHED = Made(lambda: attached_network())
 STATE = Made(lambda: create_model("resnet8").state_dict())
 OPTIMIZER = Made(lambda: SGD(create_model("resnet8").parameters(), 0.1))
 GATE = Made(lambda: create_gate("eca", 8))
@@ -110,12 +111,14 @@ FUNCTIONS = {
     "attach": (
         surgery.attach,
         {"model": PLAIN, "gate": "se", "at": "layer*.bn2", "init": "identity", "reduction": 4}
-        | {"mask": [1, 1, 0], "dry_run": False, "optimizer": None},
+        | {"mask": [1, 1, 0], "dry_run": False, "optimizer": None, "channels": None}
+        | {"example": torch.zeros(2, 3, 16, 16), "then": [], "version": "0.1.0"},
     ),
     "parameter_groups": (
         spem.parameter_groups,
         {"model": GATED, "lr": 0.1, "weight_decay": 0.0, "gate_lr": 0.1, "norm_weight_decay": 0.0},
     ),
+    "attachment": (spem.attachment, {"model": ATTACHED}),
     "detach": (surgery.detach, {"model": GATED, "optimizer": None}),
     "load_backbone": (
         surgery.load_backbone,
@@ -171,6 +174,12 @@ FUNCTIONS = {
         | {"channels_last": True, "device": "cpu", "threads": 1, "rounds": 2},
     ),
 }
+
+
+def attached_network():
+    model = create_model("resnet8")
+    surgery.attach(model, "se", reduction=4)
+    return model
 
 
 def draw(case):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from spem.surgery.attachment import attach, detach
     from spem.surgery.backbone import load_backbone
     from spem.surgery.deployment import deploy
+    from spem.surgery.guard import attachment
     from spem.surgery.official import convert_official
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "GatedBatchNorm2d",
     "Pooled",
     "attach",
+    "attachment",
     "auxiliary_loss",
     "convert_official",
     "create_gate",
@@ -54,6 +56,7 @@ _MODULES = {
     "surgery.attachment": ("attach", "detach"),
     "surgery.backbone": ("load_backbone",),
     "surgery.deployment": ("deploy",),
+    "surgery.guard": ("attachment",),
     "surgery.official": ("convert_official",),
 }
 _SUBPACKAGES = ("explain", "export", "functional", "gates", "kernels", "models", "norm", "surgery")

@@ -137,6 +137,11 @@ History = Annotated[
     ),
 ]
 Names = Annotated[dict[str, str], mapping_to("texts", _is_text)]
+Widths = Annotated[dict[str, int], mapping_to("numbers of channels", whole(1, _MANY).accepts)]
+Calls = Annotated[
+    list[dict[str, Any]],
+    list_of("mappings", lambda v: isinstance(v, dict) and _is_plain(v), 1000),
+]
 OPTIONS = mapping_to("values", _is_plain)
 Options = Annotated[dict[str, Any], OPTIONS]
 

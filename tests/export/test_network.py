@@ -105,16 +105,56 @@ def test_a_run_of_a_network_of_ones_own_is_read_into_one_like_it(tmp_path):
     spem.attach(trained, "se", at="1")
     nn.init.normal_(trained[1].gate.fc2.weight)
     save_network(tmp_path, trained, CONFIG | {"model": None, "gate": None, "gate_options": {}})
+    x = torch.randn(2, 3, 8, 8)
+    fresh = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    gated = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    spem.attach(gated, "se", at="1")
+    for network in (fresh, gated):  # the gates are attached where there are none
+        model, config = load_network(tmp_path, network)
+        assert model is network
+        assert not model.training
+        assert config["classes"] == CONFIG["classes"]
+        assert config["attachment"] == spem.attachment(trained)
+        assert torch.equal(model(x), trained.eval()(x))
+
+
+def test_a_run_of_an_earlier_version_has_no_attachment(tmp_path):
+    trained = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    spem.attach(trained, "se", at="1")
+    save_network(tmp_path, trained, CONFIG | {"model": None, "gate": None, "gate_options": {}})
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["attachment"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
     fresh = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     with pytest.raises(ValueError, match="gate"):
         load_network(tmp_path, fresh)
     spem.attach(fresh, "se", at="1")
-    model, config = load_network(tmp_path, fresh)
-    assert model is fresh
-    assert not model.training
-    assert config["classes"] == CONFIG["classes"]
-    x = torch.randn(2, 3, 8, 8)
-    assert torch.equal(model(x), trained.eval()(x))
+    load_network(tmp_path, fresh)
+
+
+def test_gates_on_a_network_of_create_model_are_stored_too(tmp_path):
+    trained = create_model("resnet8")
+    spem.attach(trained, "se", at="stage", reduction=4)
+    config = CONFIG | {"model": None, "gate": None, "gate_options": {}, "attachment": {"gate": "x"}}
+    save_network(tmp_path, trained, config)
+    model, _ = load_network(tmp_path, create_model("resnet8"))
+    assert spem.attachment(model)["at"] == ["layer1", "layer2", "layer3"]
+    save_network(tmp_path, create_model("resnet8", "se"), config)
+    assert "attachment" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dry_run": True}, {"channels": {"1": "8"}}, {"at": "1"}, {"then": [1]}]
+)
+def test_a_damaged_attachment_is_named(tmp_path, changes):
+    trained = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    spem.attach(trained, "se", at="1")
+    save_network(tmp_path, trained, CONFIG | {"model": None, "gate": None, "gate_options": {}})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["attachment"] |= changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="attachment"):
+        load_network(tmp_path, nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
 
 
 def test_a_run_that_cannot_be_loaded_says_why(tmp_path):

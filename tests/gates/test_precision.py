@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from gatings import build_gated, gates_of_each_family
+from gatings import EACH_GATE, build_gated
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -90,7 +90,7 @@ CHANGES = [load_by_assignment, set_data, replace, widen, prune_by_size, parametr
         *(pytest.param("compiled", "block", c, marks=pytest.mark.gates) for c in CHANGES[2:]),
     ],
 )
-@pytest.mark.parametrize("name", gates_of_each_family())
+@pytest.mark.parametrize("name", EACH_GATE)
 def test_changed_parameters_compute_what_their_values_say(name, change, place, backend):
     # A norm over few images magnifies rounding.
     module = build_gated(name, place, 16).train(place == "alone")
@@ -107,7 +107,7 @@ def test_changed_parameters_compute_what_their_values_say(name, change, place, b
     torch.testing.assert_close(run_twice(module, backend, x), run_twice(plain, backend, x))
 
 
-@pytest.mark.parametrize("name", gates_of_each_family())
+@pytest.mark.parametrize("name", EACH_GATE)
 def test_gates_are_float32_under_a_narrower_default(name):
     torch.set_default_dtype(torch.bfloat16)
     try:

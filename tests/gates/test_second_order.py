@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from gatings import build_gated, gates_of_each_family
+from gatings import EACH_GATE, build_gated
 from torch import nn
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
@@ -28,7 +28,7 @@ def penalise(module, x, backend):
 @pytest.mark.parametrize(
     ("place", "training"), [("alone", True), ("block", False), ("block", True)]
 )
-@pytest.mark.parametrize("name", gates_of_each_family())
+@pytest.mark.parametrize("name", EACH_GATE)
 def test_gradients_of_gradients_are_those_of_the_reference(name, place, training):
     module = build_gated(name, place, 16).double().train(training)
     expected = penalise(module, X, "reference")
@@ -39,7 +39,7 @@ def test_gradients_of_gradients_are_those_of_the_reference(name, place, training
 
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
 @pytest.mark.parametrize("place", ["alone", "block"])
-@pytest.mark.parametrize("name", gates_of_each_family())
+@pytest.mark.parametrize("name", EACH_GATE)
 def test_the_transforms_of_torch_func_work(name, place, backend):
     module = build_gated(name, place, 16).double().eval()
     parameters = {key: p.detach() for key, p in module.named_parameters()}

@@ -1,17 +1,7 @@
 """A network that knows nothing of gates, as other libraries build them."""
 
-import pytest
 import torch
 from torch import nn
-
-import spem
-
-# One gate of each kind: of pooled values, with layers, with a norm, of the feature map, sharing.
-FEW = ("spem", "se", "srm", "cbam", "dianet")
-# In `make test` those, in `make test-gates` all others.
-EACH_GATE = [*FEW] + [
-    pytest.param(n, marks=pytest.mark.gates) for n in sorted(spem.GATES) if n not in FEW
-]
 
 
 class BasicBlock(nn.Module):

@@ -5,15 +5,12 @@ import copy
 import pytest
 import torch
 from foreign import Net, NormAct, X
+from gatings import OPTIONS
 from torch import nn
 
 import spem
 from spem import attach, create_model, deploy, detach
 from spem.norm import GatedBatchNorm2d
-
-OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
-OPTIONS |= {name: {"reduction": 4} for name in ("cbam", "spa", "hpda", "fcanet")}
-OPTIONS["fcanet"] |= {"frequencies": "top4"}
 
 
 @pytest.mark.parametrize("gate", sorted(spem.GATES))

@@ -5,7 +5,8 @@ import warnings
 import idioms
 import pytest
 import torch
-from foreign import EACH_GATE, Net, X
+from foreign import Net, X
+from gatings import EACH_GATE
 from test_attachment import OPTIONS
 from torch import nn
 

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from foreign import EACH_GATE, Net, X
+from foreign import Net, X
+from gatings import EACH_GATE
 from test_attachment import OPTIONS
 from torch import nn
 from torch.optim import lr_scheduler

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.ao.quantization as quantization
-from foreign import EACH_GATE
+from gatings import EACH_GATE
 from test_attachment import OPTIONS
 from torch import nn
 

@@ -6,6 +6,7 @@ from typing import Any, NotRequired, TypedDict
 from spem._messages import not_found, shorten
 from spem._schema import (
     Bits,
+    Calls,
     Count,
     Few,
     Names,
@@ -15,8 +16,24 @@ from spem._schema import (
     Sides,
     Text,
     Texts,
+    Widths,
     read_json,
 )
+
+# Arguments of `attach` that no attachment has.
+_NOT_STORED = {"model", "example", "optimizer", "mask", "dry_run"}
+
+
+class _Attachment(TypedDict):
+    """What `spem.attachment` returned; the options of the gates stand beside these keys."""
+
+    gate: Text
+    at: Texts
+    init: Text | None
+    channels: Widths
+    version: NotRequired[Text]
+    then: NotRequired[Calls]
+
 
 _Imported = TypedDict("_Imported", {"import": NotRequired[Names]})
 
@@ -32,6 +49,7 @@ class RunConfig(_Imported):
     block: NotRequired[Text | None]
     placement: NotRequired[Text | None]
     mask: NotRequired[Bits | None]
+    attachment: NotRequired[_Attachment]
     identity: NotRequired[Text]
     classes: Texts
     data: Text
@@ -54,9 +72,11 @@ def read_config(path: Path) -> dict[str, Any]:
         error = not_found(path.parent, "finished run", path.name)
         raise FileNotFoundError(f"{error}; those of its seeds lie in {inner}") if inner else error
     config = read_json(path, RunConfig)
+    attached = config.get("attachment", {})
     channels, classes = config.get("in_channels", 3), config["classes"]
     for wrong, key, allowed in (
         (not classes, "classes", "the names of the classes"),
+        (_NOT_STORED & attached.keys(), "attachment", "what spem.attachment returned"),
         (len(config["mean"]) != len(config["std"]), "std", "as long as mean"),
         (
             config["model"] is not None and len(config["mean"]) != channels,

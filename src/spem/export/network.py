@@ -23,7 +23,10 @@ from spem.export.weights import (
 )
 from spem.models import create_model
 from spem.models.user_files import changed_files
-from spem.surgery.config import NetworkConfig
+from spem.surgery.attachment import attach
+from spem.surgery.config import NetworkConfig, config_of
+from spem.surgery.guard import attachment, is_attached
+from spem.surgery.slots import find_gates
 
 with needs_extra("train"):
     from safetensors import SafetensorError
@@ -31,6 +34,7 @@ with needs_extra("train"):
 
 _log = logging.getLogger("spem")
 _IDENTITY = "identity"
+_ATTACHMENT = "attachment"
 
 
 def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
@@ -39,11 +43,15 @@ def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None
     Args:
         folder: the run's folder.
         model: the network.
-        config: written as `config.json`.
+        config: written as `config.json`, with what `attach` has put into the network, unless the
+            network's own configuration tells its gates.
 
     Raises:
         OSError: a file cannot be written.
     """
+    config = {key: value for key, value in config.items() if key != _ATTACHMENT}
+    if config_of(model) is None and is_attached(model):
+        config[_ATTACHMENT] = attachment(model)
     # Copies, because safetensors takes neither shared memory nor another memory format.
     state = {
         name: value.clone(memory_format=torch.contiguous_format)
@@ -69,7 +77,8 @@ def load_network(
     Args:
         folder: the run's folder.
         model: a network like the one that was trained, into which the weights are loaded, for runs
-            of networks that `create_model` does not build; None: the network is built.
+            of networks that `create_model` does not build; None: the network is built. Where it has
+            no gates and the run's had some of `attach`, these are attached first.
 
     Returns:
         The network in eval mode on the CPU, and the content of `config.json`: the arguments of
@@ -93,6 +102,8 @@ def load_network(
                 " spem.export.load_network(folder, model)"
             )
         model = _build_network(folder, config, path, shapes)
+    if _ATTACHMENT in config and not any(find_gates(model)):
+        attach(model, **config[_ATTACHMENT])
     load_state(model, path, read_weights(path))
     return model.eval(), config
 

@@ -1,29 +1,32 @@
 """Put gates into a network that somebody else built, and take them out again."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from importlib.metadata import version as installed_version
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from spem._checks import check_choice, check_module, check_optimizer, check_switch
 from spem._messages import shorten
 from spem.gates import GATES, Attention, Place, create_gate_at, gate_options
-from spem.norm import CONVERTED, GatedBatchNorm2d
+from spem.norm import GatedBatchNorm2d
 from spem.surgery.config import config_of, set_config
-from spem.surgery.optimizers import check_takes, extend_optimizer, shrink_optimizer
-from spem.surgery.slots import (
-    At,
-    apply_mask,
-    find_gates,
-    find_module,
-    find_slots,
-    last_child,
-    output_channels,
+
+# Pickles of earlier versions look for the two hooks here.
+from spem.surgery.guard import (
+    apply_gate as apply_gate,
 )
-from spem.surgery.watch import forget, watch_training
+from spem.surgery.guard import (
+    check_gates as check_gates,
+)
+from spem.surgery.guard import guard, insert_gate, replace_gate, unguard
+from spem.surgery.iteration import refuse_iterating
+from spem.surgery.optimizers import check_takes, extend_optimizer, shrink_optimizer
+from spem.surgery.slots import At, apply_mask, find_gates, find_slots
+from spem.surgery.widths import Channels, Example, find_widths
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,13 @@ def attach(
     *,
     at: At = "residual",
     init: str | None = "identity",
+    channels: Channels | None = None,
+    example: Example | None = None,
     optimizer: Optimizer | None = None,
     mask: Sequence[int] | None = None,
     dry_run: bool = False,
+    then: Sequence[Mapping[str, Any]] = (),
+    version: str | None = None,
     **options: Any,
 ) -> Report:
     """Put gates into a model, in place, without a change to any existing key of its state dict.
@@ -72,46 +79,57 @@ def attach(
     Args:
         model: any network of convolutions.
         gate: a key of `GATES`.
-        at: "residual": the last norm of every residual branch of the ResNets, ResNeXts, Wide
-            ResNets and RegNets of torchvision, timm and transformers, and of this library's
-            networks (the last convolution of pre-activation blocks); "stage": the output of every
-            stage; else a module's name, a pattern ("layer*.*.bn3"), a list of these, or a predicate
-            (name, module) -> bool.
+        at: "residual": the end of every residual branch, of DenseNets the new channels, of VGGs
+            every norm; "stage": the output of every stage; "depthwise": behind the depthwise
+            convolutions of inverted residual blocks, where MobileNetV3 and EfficientNet have SE;
+            for the families that `docs/in-your-network.md` lists. Else a module's name, a pattern
+            ("layer*.*.bn3"), a list of these, or a predicate (name, module) -> bool.
         init: "identity" leaves the model's outputs as they are; "paper" is the authors' start; None
             for a gate of your own that has no such option.
+        channels: of the outputs of all slots, or of some by their names. What is not told is
+            inferred from the layers, and checked at every forward pass.
+        example: an input of the model, or a tuple of inputs. The model is run once on it, in
+            evaluation mode and without gradients, and the channels are measured.
         optimizer: takes the new parameters into groups like its first one; where a scheduler was
             built for it, they join its groups.
         mask: 0 or 1 for every slot found, in order, to gate only some.
         dry_run: change nothing, only report.
+        then: more gates to attach, each as `attachment` describes it.
+        version: of the library that wrote an attachment; errors name it where it is another one.
         options: keyword arguments of the gate.
 
     Returns:
         A report of what was done.
 
     Raises:
-        ValueError: nothing matches, a slot has a gate already, the model is compiled or wrapped,
-            the optimizer does not hold its parameters or cannot take others, or a gate or option is
-            not allowed.
+        ValueError: nothing matches, a slot has a gate already, its channels are not known, its
+            forward pass goes through its own children, the model is compiled or wrapped, the
+            optimizer does not hold its parameters or cannot take others, or a gate or option is not
+            allowed.
     """
     check_module(model)
     check_choice("gate", gate, GATES)
     _refuse_wrapped(model)
     check_switch("dry_run", dry_run)
     check_optimizer(optimizer)
-    slots = apply_mask(find_slots(model, at), mask)
-    if init is not None and gate in GATES and "init" not in gate_options(gate):
+    first = {"gate": gate, "at": at, "init": init, "channels": channels, **options}
+    try:
+        plans = [_plan(model, first, example, mask), *(_plan(model, c) for c in _check_then(then))]
+        built = _merge(plans)
+    except ValueError as error:
+        if version in (None, own := installed_version("spem")):
+            raise
         raise ValueError(
-            f"init is {shorten(init)}, but gate {shorten(gate)} has no such option: give init=None"
-        )
-    gates = _build_gates(slots, gate, options if init is None else {**options, "init": init})
+            f"{error} (the attachment is of spem {shorten(version)[1:-1]}, this is spem {own})"
+        ) from error
+    gates = [new for _, new in built.values()]
     if optimizer is not None:
-        check_takes(model, optimizer, [new for _, new in gates.values()])
+        check_takes(model, optimizer, gates)
     if not dry_run:
-        for slot, new in gates.values():
-            _insert_gate(slot, new)
-        _guard(model, gates)
+        for plan in plans:
+            _carry_out(model, plan)
         if optimizer is not None:
-            extend_optimizer(model, optimizer, [new for _, new in gates.values()])
+            extend_optimizer(model, optimizer, gates)
     return Report(
         Attached(
             name=name,
@@ -119,7 +137,7 @@ def attach(
             parameters=sum(p.numel() for p in new.parameters()),
             path="norm" if type(slot) in (nn.BatchNorm2d, GatedBatchNorm2d) else "hook",
         )
-        for name, (slot, new) in gates.items()
+        for name, (slot, new) in built.items()
     )
 
 
@@ -150,69 +168,6 @@ def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     unguard(model)
 
 
-def replace_gate(slot: nn.Module, attribute: str, gate: Attention | None) -> None:
-    """Put another gate in the place of a module's gate, or take it out as `detach` does.
-
-    Args:
-        slot: the module that has the gate.
-        attribute: the name of its attribute.
-        gate: the new gate; None for none.
-    """
-    if gate is not None or attribute != "gate":
-        setattr(slot, attribute, gate)
-        return
-    del slot.gate
-    _unhook(slot._forward_hooks, apply_gate)
-    if vars(slot).pop(CONVERTED, False):
-        del vars(slot)["sync"]
-        slot.__class__ = nn.BatchNorm2d
-    elif isinstance(slot, GatedBatchNorm2d):
-        slot.gate = None
-
-
-def unguard(model: nn.Module) -> None:
-    """Undo what `attach` did beside the gates: the check at every forward, and the lost `config`.
-
-    The `config` comes back, as that of a network without gates, where no gate is left.
-    """
-    for module in list(model.modules()):
-        _unhook(module._forward_pre_hooks, watch_training)  # of `create_model`
-        guard = vars(module).pop(_ATTACHED, None)
-        if guard is not None:
-            _unhook(module._forward_pre_hooks, check_gates)
-            if guard["config"] is not None and not any(find_gates(module)):
-                set_config(module, guard["config"].without_gates())
-
-
-def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Pass a module's output through the gate that is registered on it (a forward hook)."""
-    if not isinstance(output, Tensor) or output.dim() != 4:
-        kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"a gate needs the output (N, C, H, W), got {kind}: attach it elsewhere")
-    return cast(Attention, module.gate)(output)
-
-
-def check_gates(model: nn.Module, args: Any) -> None:
-    """Raise RuntimeError if an attached gate is no longer applied (a forward pre-hook).
-
-    Warns where training leaves gates out.
-    """
-    watch_training(model)
-    for name in vars(model)[_ATTACHED]["names"]:
-        module = last_child(find_module(model, name) or nn.Identity())
-        gated = isinstance(module, GatedBatchNorm2d) or apply_gate in module._forward_hooks.values()
-        if not gated or not isinstance(getattr(module, "gate", None), Attention):
-            raise RuntimeError(
-                f"the gate of {shorten(name)} is lost: something replaced that module, as fusing "
-                "and converting norms do, or detached it alone; detach the gates of the whole "
-                "model before, or attach them after"
-            )
-
-
-# A plain attribute, so that copies and pickles of a model carry it.
-_ATTACHED = "_attached_gates"
-
-
 def _refuse_wrapped(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "_orig_mod"):
@@ -221,25 +176,84 @@ def _refuse_wrapped(model: nn.Module) -> None:
             raise ValueError(f"the model is wrapped in {type(module).__name__}: attach gates first")
 
 
+_Gates = dict[str, tuple[nn.Module, Attention]]
+
+
+class _Plan(NamedTuple):
+    """What one call attaches: its arguments without the options, the options, and the gates."""
+
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+    gates: _Gates
+
+
+def _check_then(calls: object) -> list[dict[str, Any]]:
+    """Return the arguments of further calls of `attach`."""
+    if not isinstance(calls, list | tuple) or not all(
+        isinstance(call, Mapping) and {"gate", "at"} <= call.keys() for call in calls
+    ):
+        raise ValueError(f"then is {shorten(calls)}, must be a list of what attachment returns")
+    return [dict(call) for call in calls]
+
+
+def _plan(
+    model: nn.Module,
+    call: dict[str, Any],
+    example: Example | None = None,
+    mask: Sequence[int] | None = None,
+) -> _Plan:
+    """Build the gates of one call, before anything is changed."""
+    gate, at, init = call["gate"], call["at"], call.get("init")
+    arguments = {"gate": gate, "at": at, "init": init, "channels": call.get("channels")}
+    options = {key: value for key, value in call.items() if key not in arguments}
+    slots = apply_mask(find_slots(model, at), mask)
+    for name, slot in slots.items():
+        refuse_iterating(name, slot)
+    if init is not None and gate in GATES and "init" not in gate_options(gate):
+        raise ValueError(
+            f"init is {shorten(init)}, but gate {shorten(gate)} has no such option: give init=None"
+        )
+    widths = find_widths(model, slots, arguments["channels"], example)
+    given = options if init is None else {**options, "init": init}
+    return _Plan(arguments, options, _build_gates(slots, widths, gate, given))
+
+
 def _build_gates(
-    slots: dict[str, nn.Module], gate: str, options: dict[str, Any]
-) -> dict[str, tuple[nn.Module, Attention]]:
-    """Build the gates of all slots, before anything is changed; a shared module gets one gate."""
-    built: dict[str, tuple[nn.Module, Attention]] = {}
+    slots: dict[str, nn.Module], widths: dict[str, int], gate: str, options: dict[str, Any]
+) -> _Gates:
+    """Build the gates of all slots; a shared module gets one gate."""
+    built: _Gates = {}
     leader: Attention | None = None
     for name, slot in slots.items():
         if any(slot is other for other, _ in built.values()):
             continue
         if getattr(slot, "gate", None) is not None:
             raise ValueError(f"{shorten(name)} has a gate already, or a part of that name")
-        channels = output_channels(name, slot)
         # Neighbours of one width share a unit, as a stage does.
-        if leader is not None and leader.channels != channels:
+        if leader is not None and leader.channels != widths[name]:
             leader = None
-        new = create_gate_at(gate, channels, Place(leader=leader), options)
+        new = create_gate_at(gate, widths[name], Place(leader=leader), options)
         leader = new if leader is None else leader
         built[name] = slot, _move_to(slot, new)
     return built
+
+
+def _merge(plans: list[_Plan]) -> _Gates:
+    """Return the gates of all calls by name; no module may get two."""
+    merged: _Gates = {}
+    for plan in plans:
+        for name, (slot, gate) in plan.gates.items():
+            if any(slot is other for other, _ in merged.values()):
+                raise ValueError(f"{shorten(name)} would get two gates: name it once")
+            merged[name] = slot, gate
+    return merged
+
+
+def _carry_out(model: nn.Module, plan: _Plan) -> None:
+    for name, (slot, gate) in plan.gates.items():
+        insert_gate(name, slot, gate)
+    widths = {name: gate.channels for name, (_, gate) in plan.gates.items()}
+    guard(model, {**plan.arguments, "at": [*widths], "channels": widths, **plan.options})
 
 
 def _move_to(slot: nn.Module, gate: Attention) -> Attention:
@@ -249,31 +263,3 @@ def _move_to(slot: nn.Module, gate: Attention) -> Attention:
         return gate.train(slot.training)
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     return gate.to(tensor.device, dtype).train(slot.training)
-
-
-def _insert_gate(slot: nn.Module, gate: Attention) -> None:
-    if type(slot) is nn.BatchNorm2d:
-        slot.__class__ = GatedBatchNorm2d
-        vars(slot)["sync"] = False
-        vars(slot)[CONVERTED] = True
-    elif not isinstance(slot, GatedBatchNorm2d):
-        slot.register_forward_hook(apply_gate)
-    slot.gate = gate
-
-
-def _unhook(hooks: dict[int, Any], function: Callable[..., Any]) -> None:
-    for key in [key for key, hook in hooks.items() if hook is function]:
-        del hooks[key]
-
-
-def _guard(model: nn.Module, names: Iterable[str]) -> None:
-    """Check at every forward of the model that its gates are still applied.
-
-    The `config` of a network of `create_model` does not know the new gates: it is put aside.
-    """
-    if _ATTACHED not in vars(model):
-        vars(model)[_ATTACHED] = {"names": [], "config": config_of(model)}
-        set_config(model, None)
-        model.register_forward_pre_hook(check_gates)
-    vars(model)[_ATTACHED]["names"] += names
-    forget(model)

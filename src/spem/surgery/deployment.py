@@ -13,9 +13,9 @@ from spem.functional import check_map
 from spem.gates import Attention, Gate, GateStatistics
 from spem.gates.record import pooled_gates
 from spem.norm import GatedBatchNorm2d
-from spem.surgery.attachment import replace_gate, unguard
 from spem.surgery.config import config_of, set_config
 from spem.surgery.fold import fold_batchnorms, fold_gates
+from spem.surgery.guard import replace_gate, unguard
 from spem.surgery.slots import find_gates
 
 

@@ -1,6 +1,7 @@
 """Find the modules of a model that can be given a gate, and those that have one."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
@@ -9,25 +10,11 @@ from torch import nn
 from spem._checks import check_names
 from spem._messages import shorten
 from spem.gates import Attention
+from spem.surgery.placements import NAMED, find_named
+from spem.surgery.widths import told_by
 
-# Blocks by class name, and the child that ends their residual branch; the first that exists is it.
-_ENDINGS = {
-    "BasicBlock": ("bn2", "conv2.bn"),
-    "Bottleneck": ("bn3", "conv3.bn"),
-    "ResBottleneckBlock": ("f.c.1",),
-    "ResNetBasicLayer": ("layer.1.normalization",),
-    "ResNetBottleNeckLayer": ("layer.2.normalization",),
-    "RegNetXLayer": ("layer.2.normalization",),
-    "RegNetYLayer": ("layer.3.normalization",),
-    "PreBasicBlock": ("conv2",),
-    "PreBottleneck": ("conv3",),
-    "DenseLayer": ("conv2",),
-    "VGGLayer": ("bn",),
-    "PreActBasic": ("conv2",),
-    "PreActBottleneck": ("conv3",),
-}
-_STAGE = re.compile(r"(.*\.)?(layer[1-9]|stages\.\d+|trunk_output\.block\d+|s[1-9])")
-_SHORTCUTS = ("downsample", "shortcut", "proj")
+# So many patterns of modules are listed where nothing matches, in so many characters.
+_FEW, _LONGEST = 6, 200
 
 At = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -36,30 +23,63 @@ def find_slots(model: nn.Module, at: At) -> dict[str, nn.Module]:
     """Return the modules at `at` (see `attach`) by name, a Sequential's last child in its place.
 
     Raises:
-        ValueError: nothing matches.
+        ValueError: nothing matches, or the last child of a Sequential stands elsewhere, too.
     """
     modules = dict(model.named_modules())
-    if isinstance(at, str) and at == "residual":
-        names = [name for name in map(_find_ending, modules.items()) if name]
-    elif isinstance(at, str) and at == "stage":
-        names = [n for n in modules if _STAGE.fullmatch(n) and not _inside_stage(n)]
+    if isinstance(at, str) and at in NAMED:
+        names = find_named(model, at)
     elif isinstance(at, nn.Module):
         raise ValueError(f"at is {shorten(at)}, must be names of modules, not one of them")
     elif callable(at):
         names = [name for name, module in modules.items() if at(name, module)]
     else:
         patterns = check_names("at", at)
-        for pattern in patterns:
-            if not pattern or not any(fnmatchcase(name, pattern) for name in modules):
-                raise ValueError(f"no module of the model is named {shorten(pattern)}")
-        names = [name for name in modules if any(fnmatchcase(name, p) for p in patterns)]
+        found = {pattern: _match(modules, pattern) for pattern in patterns}
+        for pattern in (pattern for pattern, matched in found.items() if not matched):
+            raise ValueError(
+                f"no module of the model is named {shorten(pattern)}{_list_places(modules)}"
+            )
+        names = [name for name in modules if any(name in matched for matched in found.values())]
     if not names:
-        hint = "; name the norms or layers by a pattern, like at='blocks.*.bn'"
         raise ValueError(
-            f"at={shorten(at)} matches no module of this {type(model).__name__}"
-            f"{hint if isinstance(at, str) else ''}"
+            f"at={shorten(at)} matches no module of this {type(model).__name__}: name norms, layers"
+            f" or blocks by a pattern{_list_places(modules)}"
         )
-    return {name: last_child(modules[name]) for name in names}
+    return {name: _find_slot(model, name, modules[name]) for name in names}
+
+
+def _match(modules: dict[str, nn.Module], pattern: str) -> set[str]:
+    """Return the names that a pattern matches; one that is a name matches that alone."""
+    if pattern in modules:
+        return {pattern} - {""}
+    return {name for name in modules if name and fnmatchcase(name, pattern)}
+
+
+def _list_places(modules: dict[str, nn.Module]) -> str:
+    """Return a clause with patterns of the modules that tell their channels, the commonest."""
+    kinds = Counter(
+        (re.sub(r"\d+", "*", name), type(module).__name__)
+        for name, module in modules.items()
+        if name and told_by(module) is not None
+    )
+    places = [f"{pattern} ({n} {kind})" for (pattern, kind), n in kinds.most_common(_FEW)]
+    while len(", ".join(places)) > _LONGEST:
+        places.pop()
+    return f"; there are: {', '.join(places)}" if places else ""
+
+
+def _find_slot(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Return the module whose output is that of the one named, which may be a Sequential."""
+    slot = last_child(module)
+    if slot is not module:
+        places = [n for n, m in model.named_modules(remove_duplicate=False) if m is slot]
+        wholes = [n for n, m in model.named_modules(remove_duplicate=False) if m is module]
+        if len(places) > len(wholes):
+            raise ValueError(
+                f"{shorten(name)} ends in a module that stands in {len(places)} places, "
+                f"{', '.join(places[:3])}: its gate would run in each; name the module before it"
+            )
+    return slot
 
 
 def find_gates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Attention]]:
@@ -78,32 +98,14 @@ def find_gates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Attentio
                 yield name, module, attribute, gate
 
 
-def _find_ending(item: tuple[str, nn.Module]) -> str | None:
-    """Return the name of the module that ends the residual branch of a block, or None."""
-    name, block = item
-    for kind in type(block).__mro__:
-        for ending in _ENDINGS.get(kind.__name__, ()):
-            if find_module(block, ending) is not None:
-                return f"{name}.{ending}"
-    return None
-
-
-def find_module(model: nn.Module, name: str) -> nn.Module | None:
-    """Return the module of this name, or None."""
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
-
-
-def _inside_stage(name: str) -> bool:
-    parents = name.split(".")
-    return any(_STAGE.fullmatch(".".join(parents[:i])) for i in range(1, len(parents)))
-
-
 def last_child(module: nn.Module) -> nn.Module:
-    """Return the module whose output is that of a Sequential, of any depth."""
-    while isinstance(module, nn.Sequential) and len(module):
+    """Return the module whose output is that of a Sequential, of any depth.
+
+    Only of one whose forward pass is that of `nn.Sequential`.
+    """
+    while type(module).forward is nn.Sequential.forward and isinstance(module, nn.Sequential):
+        if not len(module):
+            break
         module = module[-1]
     return module
 
@@ -120,23 +122,7 @@ def apply_mask(slots: dict[str, nn.Module], mask: Sequence[int] | None) -> dict[
 
 def check_mask(mask: object) -> None:
     """Raise ValueError unless a mask is a list or tuple of 0 and 1."""
-    if not isinstance(mask, list | tuple) or any(bit not in (0, 1) for bit in mask):
+    if not isinstance(mask, list | tuple) or any(
+        getattr(bit, "ndim", 0) or bit not in (0, 1) for bit in mask
+    ):
         raise ValueError(f"mask is {shorten(mask)}, must be a list of 0 and 1")
-
-
-def output_channels(name: str, slot: nn.Module) -> int:
-    """Return the channels of a module's output, as its last norm or convolution tells.
-
-    Raises:
-        ValueError: it has neither.
-    """
-    found = None
-    for inner_name, module in slot.named_modules():
-        if not any(part in _SHORTCUTS for part in inner_name.split(".")):
-            width = getattr(module, "num_features", getattr(module, "out_channels", None))
-            found = width if isinstance(width, int) else found
-    if found is None:
-        raise ValueError(
-            f"{shorten(name)} does not tell its channels: name a norm or a convolution"
-        )
-    return found

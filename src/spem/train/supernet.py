@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spem._messages import shorten
 from spem.gates import Attention, Place, create_gate_at
 from spem.norm import GatedBatchNorm2d
-from spem.surgery.slots import find_slots, output_channels
+from spem.surgery.slots import find_slots
 
 
 class Supernet(nn.Module):
@@ -37,15 +37,17 @@ class Supernet(nn.Module):
     def __init__(self, model: nn.Module, gate: str, **options: Any):
         super().__init__()
         slots = find_slots(model, "residual")
+        widths = []
         for name, slot in slots.items():
             if not isinstance(slot, GatedBatchNorm2d) or slot.gate is not None:
                 raise ValueError(f"{shorten(name)} must be a GatedBatchNorm2d without a gate")
+            widths.append(slot.num_features)
         self.model = model
         self.names = list(slots)
         self.units = nn.ModuleDict()
         self._views = [
-            self._view(name.split(".")[0], output_channels(name, slot), gate, options)
-            for name, slot in slots.items()
+            self._view(name.split(".")[0], width, gate, options)
+            for name, width in zip(slots, widths, strict=True)
         ]
         self.mask = [0] * len(slots)
 
