@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.optim import Optimizer
 
 from spem._checks import check_choice, check_module, check_optimizer, check_switch
@@ -182,7 +183,7 @@ def unguard(model: nn.Module) -> None:
 
 def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     """Pass a module's output through the gate that is registered on it (a forward hook)."""
-    if not isinstance(output, Tensor) or output.dim() != 4:
+    if not isinstance(output, Proxy) and (not isinstance(output, Tensor) or output.dim() != 4):
         kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"a gate needs the output (N, C, H, W), got {kind}: attach it elsewhere")
     return cast(Attention, module.gate)(output)
