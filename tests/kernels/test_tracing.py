@@ -125,7 +125,7 @@ def test_exported_for_training(name, options):
             torch.testing.assert_close(exported.state_dict()[key], value, rtol=1e-4, atol=1e-5)
 
 
-@variants("sge")
+@variants()  # each takes more than ten seconds
 def test_compiled_for_free_sizes(name, options):
     torch.compiler.reset()
     model = network(name, options)
