@@ -98,5 +98,6 @@ $(INSTALLED): $(TRAINING)
 $(INTEROP)/.installed: $(INSTALLED)
 	"$(PYTHON)" -m venv $(INTEROP)
 	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable . pytest torchvision \
-		timm transformers segmentation-models-pytorch ultralytics
+		timm transformers segmentation-models-pytorch ultralytics torchao onnx onnxruntime \
+		onnxscript
 	@touch $@

@@ -81,11 +81,11 @@ def test_the_package_shows_few_names():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_private_modules_of_pytorch_are_imported_in_one_file(path):
+def test_private_modules_of_pytorch_are_imported_in_two_files(path):
     tree = ast.walk(ast.parse(path.read_text()))
     modules = [str(node.module) for node in tree if isinstance(node, ast.ImportFrom)]
     private = [name for name in modules if name.startswith("torch._")]
-    assert not private or path == ROOT / "kernels" / "inductor.py"
+    assert not private or path in {ROOT / "kernels" / f"{n}.py" for n in ("inductor", "tracing")}
 
 
 def test_import_is_light_until_a_name_is_used():

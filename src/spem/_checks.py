@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.optim import Optimizer
 
 from spem._files import check_path
@@ -57,6 +58,16 @@ def check_tensor(name: str, value: Tensor) -> None:
     """Raise ValueError unless an argument is a tensor, or what stands for one in a trace."""
     if not hasattr(value, "dim"):
         raise ValueError(f"{name} is {shorten(value)}, must be a tensor")
+
+
+def sizes_are_known(x: Tensor) -> bool:
+    """Return whether the sizes of x are numbers that can be checked.
+
+    In traces of `torch.jit` and `torch.fx` they are steps of the trace: a comparison would warn or
+    end it.
+    """
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return not (tracing or isinstance(x, Proxy))
 
 
 def check_module(model: nn.Module) -> None:
@@ -128,7 +139,7 @@ def check_normalises(method: str, module: nn.Module, x: Tensor) -> None:
         module: the module that contains the norm; a norm in evaluation mode always can.
         x: (N, C, H, W), of as many images and positions as the norm's input.
     """
-    if x.shape[0] * x.shape[2] * x.shape[3] != 1:
+    if not sizes_are_known(x) or x.shape[0] * x.shape[2] * x.shape[3] != 1:
         return
     if any(norm.training for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)):
         raise ValueError(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from spem import kernels
-from spem._checks import check_names, check_switch, check_tensor
+from spem._checks import check_names, check_switch, check_tensor, sizes_are_known
 from spem._messages import unknown
+from spem.kernels.tracing import is_exported
 
 STATISTICS = ("mean", "var", "max", "min")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -17,17 +18,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Pooled(NamedTuple):
     """The pooled values of a batch of feature maps, each (N, C), in float32 or wider.
 
-    A statistic that was not asked for is None. `var` is biased; `count` is H·W.
+    A statistic that was not asked for is None. `var` is biased; `count` is H·W, a tensor () where
+    a trace or an export leaves the size open: compute with it by operators and tensor methods, not
+    by `math`.
     """
 
     mean: Tensor | None
     var: Tensor | None
     max: Tensor | None
     min: Tensor | None
-    count: int
+    count: int | Tensor
 
     @classmethod
-    def of(cls, values: Mapping[str, Tensor], count: int) -> "Pooled":
+    def of(cls, values: Mapping[str, Tensor], count: int | Tensor) -> "Pooled":
         """Return statistics, which are given by name, of feature maps of `count` positions."""
         return cls(*map(values.get, STATISTICS), count=count)
 
@@ -83,7 +86,7 @@ def pool(x: Tensor, statistics: Iterable[str] = STATISTICS) -> Pooled:
             raise unknown("statistic", name, STATISTICS)
     check_positions(x)
     ordered = tuple(name for name in STATISTICS if name in wanted)
-    return Pooled.of(kernels.chosen(x).pool(x, ordered).values, x.shape[2] * x.shape[3])
+    return Pooled.of(kernels.chosen(x).pool(x, ordered).values, count_positions(x))
 
 
 def recalibrate(
@@ -122,18 +125,31 @@ def _check_multipliers(name: str, value: Tensor, x: Tensor) -> None:
     """Raise ValueError unless a tensor has one real number for each channel of each image of x."""
     check_tensor(name, value)
     wrong = value.is_complex() or value.layout is not torch.strided
-    if value.shape != x.shape[:2] or value.device != x.device or wrong:
+    other = sizes_are_known(x) and value.shape != x.shape[:2]
+    if other or value.device != x.device or wrong:
         raise ValueError(
             f"{name} is {tuple(value.shape)} {value.dtype} on {value.device}, must be"
             f" {tuple(x.shape[:2])} on {x.device}, of real numbers"
         )
 
 
+def count_positions(x: Tensor) -> int | Tensor:
+    """Return H·W of x, (N, C, H, W): a tensor () where it is a variable of an exported program.
+
+    Exporters write tensor operations into their files, but few functions of single numbers.
+    """
+    count = x.shape[2] * x.shape[3]
+    if isinstance(count, torch.SymInt) and is_exported():
+        return torch.full((), count, dtype=torch.float32, device=x.device)
+    return count
+
+
 def check_residual(x: Tensor, residual: Tensor) -> None:
     """Raise ValueError unless a residual is like x, to which it is added, but for its strides."""
     check_tensor("residual", residual)
     alike = residual.dtype == x.dtype and residual.device == x.device
-    if residual.shape != x.shape or not alike or residual.layout is not torch.strided:
+    other = sizes_are_known(x) and residual.shape != x.shape
+    if other or not alike or residual.layout is not torch.strided:
         raise ValueError(
             f"residual is {tuple(residual.shape)} {residual.dtype} on {residual.device},"
             f" must be {tuple(x.shape)} {x.dtype} on {x.device} as x is"
@@ -142,7 +158,7 @@ def check_residual(x: Tensor, residual: Tensor) -> None:
 
 def check_positions(x: Tensor) -> None:
     """Raise ValueError where a feature map has no positions to pool."""
-    if x.shape[2] * x.shape[3] == 0:
+    if sizes_are_known(x) and x.shape[2] * x.shape[3] == 0:
         raise ValueError(f"x has no positions to pool: its shape is {tuple(x.shape)}")
 
 

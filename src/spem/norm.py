@@ -9,9 +9,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from spem import kernels
-from spem._checks import check_device, check_finite, check_switch, check_whole, is_number
+from spem._checks import (
+    check_device,
+    check_finite,
+    check_switch,
+    check_whole,
+    is_number,
+    sizes_are_known,
+)
+from spem._fx import FxLeaf
 from spem._messages import shorten
-from spem.functional import DTYPES, STATISTICS, Pooled, check_map, check_residual, recalibrate
+from spem.functional import (
+    DTYPES,
+    STATISTICS,
+    Pooled,
+    check_map,
+    check_residual,
+    count_positions,
+    recalibrate,
+)
 from spem.gates.affine import merge_moments, norm_coefficients, resolve_ties
 from spem.gates.attention import Attention
 from spem.gates.gate import Gate, gated, has_hooks, present
@@ -25,7 +41,7 @@ _MOMENTS = ("mean", "var")
 CONVERTED = "_was_batch_norm"
 
 
-class GatedBatchNorm2d(nn.BatchNorm2d):
+class GatedBatchNorm2d(FxLeaf, nn.BatchNorm2d):
     """BatchNorm2d, then a gate, a residual addition and a ReLU, each optional.
 
     Computes relu(gate(BatchNorm2d(x)) + residual). The parameters and buffers are those of
@@ -151,7 +167,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         running = None if self.training else self._running()
         wanted = set(() if gate is None else gate.statistics) | set(() if running else _MOMENTS)
         pooled_map = backend.pool(wide, tuple(n for n in STATISTICS if n in wanted))
-        pooled = Pooled.of(pooled_map.values, x.shape[2] * x.shape[3])
+        pooled = Pooled.of(pooled_map.values, count_positions(x))
         mean, var = running or self._batch_moments(pooled)
         a, b, bias = norm_coefficients(mean, var, self.weight, self.bias, self.eps)
         if gate is not None:
@@ -207,7 +223,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (the name of nn.BatchNorm2d)
         check_map("x", input)
-        if input.shape[1] != self.num_features:
+        if sizes_are_known(input) and input.shape[1] != self.num_features:
             raise ValueError(
                 f"the norm was built for {self.num_features} channels, the input is "
                 f"{tuple(input.shape)}, must be (N, {self.num_features}, H, W)"
@@ -222,11 +238,12 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
         """Return mean and biased variance of the batch, (C,), and track them in training."""
         means, variances = present(pooled.mean), present(pooled.var)
         images = self._count_images(means)
-        check_values(images * pooled.count)
+        values = images * pooled.count
+        if not isinstance(values, Tensor):
+            check_values(values)
         add = AllReduce.apply if self._synchronises() else None
         mean, var = merge_moments(means, variances, images, add)
         if self.training:
-            values = images * pooled.count
             track_statistics(self, mean.detach(), var.detach() * (values / (values - 1)))
         return mean, var
 
@@ -236,7 +253,7 @@ class GatedBatchNorm2d(nn.BatchNorm2d):
     def _count_images(self, means: Tensor) -> int:
         """Return the number of images of all processes that share the statistics."""
         if not self._synchronises():
-            return len(means)
+            return means.shape[0]  # not len: under a tracer the size must stay a variable
         count = torch.tensor(len(means), device=means.device)
         dist.all_reduce(count)
         return int(count)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.hooks import RemovableHandle
 
-from spem._checks import check_choice, check_module, check_whole
+from spem._checks import check_choice, check_module, check_whole, sizes_are_known
+from spem._fx import FxLeaf
 from spem.functional import check_map, check_positions
 from spem.kernels.reference import upcast
 
@@ -28,7 +29,7 @@ class Place(NamedTuple):
     leader: "Attention | None" = None
 
 
-class Attention(nn.Module):
+class Attention(FxLeaf):
     """The base class of all gates.
 
     A gate that reads the feature map itself derives from it directly: it defines
@@ -133,7 +134,8 @@ class Attention(nn.Module):
         """Raise ValueError unless x is (N, C, H, W) with the channels and device of this gate."""
         check_map("x", x)
         check_positions(x)
-        if x.shape[1] != self.channels or x.device != self.gain.device:
+        other = sizes_are_known(x) and x.shape[1] != self.channels
+        if other or x.device != self.gain.device:
             raise ValueError(
                 f"the gate was built for {self.channels} channels, the input is {tuple(x.shape)} on"
                 f" {x.device}, must be (N, {self.channels}, H, W) on {self.gain.device}"

@@ -1,6 +1,7 @@
 """CBAM: channel attention of several poolings, then spatial attention."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class CBAM(Attention):
         pooled = pool(x, {name for key in self.pools for name in _POOLS[key][0]})
         with torch.autocast(x.device.type, enabled=False):
             total = sum(self.fc2(self.fc1(_POOLS[key][1](pooled, x)).relu()) for key in self.pools)
-            multiplier = torch.as_tensor(total).sigmoid()
+            multiplier = cast(Tensor, total).sigmoid()
         if self.spatial is None:
             return recalibrate(x, self.report_multiplier(self.gain * multiplier))
         x = recalibrate(x, self.report_multiplier(multiplier))

@@ -69,7 +69,7 @@ class _Position(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (f(x).flatten(2) for f in (self.query, self.key, self.value))
         weights = (query.transpose(1, 2) @ key).softmax(-1)
-        return (self.gamma * (value @ weights.transpose(1, 2))).unflatten(2, x.shape[2:])
+        return (self.gamma * (value @ weights.transpose(1, 2))).reshape(x.shape)
 
 
 class _Channel(nn.Module):
@@ -82,4 +82,4 @@ class _Channel(nn.Module):
         energy = flat @ flat.transpose(1, 2)
         # softmax subtracts the row's maximum itself: the sign alone turns likeness into unlikeness.
         weights = (-energy).softmax(-1)
-        return (self.gamma * (weights @ flat)).unflatten(2, x.shape[2:])
+        return (self.gamma * (weights @ flat)).reshape(x.shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spem.functional import STATISTICS, Pooled
-from spem.gates.gate import Gate, present
+from spem.gates.gate import Gate, degrees_of_freedom, present
 
 
 class DeployedGate(Gate):
@@ -113,10 +113,10 @@ def style_deviation(var: Tensor, count: int | Tensor, eps: float) -> Tensor:
 
     Args:
         var: the biased variance, (N, C).
-        count: positions of a feature map, a tensor () only if more than one; a single one has no
-            unbiased variance, and v is 0 there.
+        count: positions of a feature map, a number or a tensor (); a single one has no unbiased
+            variance, and v is 0 there.
         eps: added under the root.
     """
     if isinstance(count, Tensor) or count > 1:
-        var = var * (count / (count - 1))
+        var = var * (count / degrees_of_freedom(count))
     return (var + eps).sqrt()

@@ -16,6 +16,7 @@ from spem.gates.gate import hidden_width
 from spem.gates.layers import Linear
 from spem.gates.regions import bin_means
 from spem.kernels.reference import upcast
+from spem.kernels.tracing import is_exported
 
 # (u, v) pairs in units of a seventh of the DCT size, a digit each: u along the height, v along the
 # width.
@@ -92,7 +93,7 @@ class FcaNet(Attention):
         self.check_map(x)
         with torch.autocast(x.device.type, enabled=False):
             z = upcast(x)
-            if z.shape[2:] != self.dct.shape[1:]:
+            if is_exported() or z.shape[2:] != self.dct.shape[1:]:
                 z = bin_means(z, self.dct_size)
             descriptor = (z * self.dct).sum((2, 3))
             multiplier = self.gain * self.fc2(self.fc1(descriptor).relu()).sigmoid()

@@ -9,6 +9,7 @@ from spem.functional import (
     STATISTICS,
     Pooled,
     check_residual,
+    count_positions,
     pool,
     recalibrate,
 )
@@ -120,7 +121,7 @@ class Gate(Attention):
         if fused.serves(backend) and (excitation := gate_excitation(self)):
             return fused.apply(backend, excitation, x, residual, relu, overwrite, self)
         pooled_map = backend.pool(x, self.statistics)
-        pooled = Pooled.of(pooled_map.values, x.shape[2] * x.shape[3])
+        pooled = Pooled.of(pooled_map.values, count_positions(x))
         multiplier = self.multiplier(pooled).expand(x.shape[:2])
         return pooled_map.recalibrate(multiplier, None, residual, relu, overwrite)
 
@@ -166,6 +167,15 @@ def present(statistic: Tensor | None) -> Tensor:
     if statistic is None:
         raise ValueError("the pooled values lack a statistic that this gate reads")
     return statistic
+
+
+def degrees_of_freedom(count: int | Tensor) -> int | Tensor:
+    """Return count − 1, the divisor of an unbiased variance of `count` values.
+
+    A trace has the count as a tensor, which no branch can ask whether it is 1: at least 1 there,
+    in floating point, as not every runtime limits integers.
+    """
+    return (count - 1.0).clamp_min(1) if isinstance(count, Tensor) else count - 1
 
 
 def hidden_width(channels: int, reduction: int) -> int:

@@ -10,6 +10,7 @@ from spem.gates.attention import Attention, multiply
 from spem.gates.gate import hidden_width
 from spem.gates.layers import BatchNorm2d, Conv2d
 from spem.kernels.reference import upcast
+from spem.kernels.tracing import is_exported
 
 
 class HPDA(Attention):
@@ -82,7 +83,9 @@ class HPDA(Attention):
         self.check_map(x)
         check_normalises("HPDA", self, x)
         maps = self.attentions(x)
-        self._diversity = self.diversity_loss(maps) if self.training else None
+        # An exported program has no loss to hand out.
+        learns = self.training and not is_exported()
+        self._diversity = self.diversity_loss(maps) if learns else None
         return multiply(x, self.gain * maps.amax(1, keepdim=True))
 
     def diversity_loss(self, maps: Tensor) -> Tensor:

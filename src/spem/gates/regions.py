@@ -11,6 +11,7 @@ from spem._messages import shorten
 from spem.functional import Pooled
 from spem.gates.gate import Gate
 from spem.kernels.reference import pool_mean, upcast
+from spem.kernels.tracing import is_exported
 
 
 class Regions(TypedDict, total=False):
@@ -78,9 +79,18 @@ class RegionGate(Gate):
         return self.rho is None or not self.training
 
     def pool_map(self, x: Tensor) -> Pooled:
-        """Return the pooled values of x, with the mean of random regions in training."""
+        """Return the pooled values of x, with the mean of random regions in training.
+
+        Raises:
+            ValueError: training is traced or exported.
+        """
         if self.rho is None or not self.training:
             return super().pool_map(x)
+        if is_exported():
+            raise ValueError(
+                "pool='srp' draws regions in training, and a trace would keep the sizes of its"
+                " example: call eval() before"
+            )
         n, c, *size = x.shape
         sides = [max(1, round(self.rho * extent)) for extent in size]
         if sides == size:
@@ -103,9 +113,10 @@ def bin_means(x: Tensor, side: int) -> Tensor:
 
     Bin i of an axis of length L covers the positions from ⌊iL/side⌋ up to ⌈(i+1)L/side⌉.
     """
-    if not torch.are_deterministic_algorithms_enabled():
-        return adaptive_avg_pool2d(x, side)
     # The backward pass of PyTorch's own is not deterministic on CUDA; that of products is.
+    # Exporters write the bins of their example in its place.
+    if not (torch.are_deterministic_algorithms_enabled() or is_exported()):
+        return adaptive_avg_pool2d(x, side)
     rows, columns = (_bins(side, extent, x) for extent in x.shape[2:])
     return rows @ (x @ columns.t())
 
@@ -113,6 +124,6 @@ def bin_means(x: Tensor, side: int) -> Tensor:
 def _bins(count: int, length: int, x: Tensor) -> Tensor:
     """Return the weights (count, length) by which the bins of an axis average it."""
     i = torch.arange(count, device=x.device)[:, None]
-    first, past = i * length // count, -(-(i + 1) * length // count)
+    first, past = i * length // count, ((i + 1) * length + count - 1) // count
     position = torch.arange(length, device=x.device)
     return ((position >= first) & (position < past)).to(x.dtype) / (past - first)

@@ -1,14 +1,14 @@
 """SGE: each position of a group of channels is weighed by its likeness to the group's mean."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from spem._checks import check_finite
 from spem._messages import shorten
 from spem._schema import is_whole
+from spem.functional import count_positions
 from spem.gates.attention import Attention, multiply
+from spem.gates.gate import degrees_of_freedom
 from spem.kernels.reference import pool_mean, upcast
 
 
@@ -57,15 +57,17 @@ class SGE(Attention):
             ValueError: x has other channels than the gate was built for.
         """
         self.check_map(x)
-        _, c, h, w = x.shape
+        count = count_positions(x)
         with torch.autocast(x.device.type, enabled=False):
             wide = upcast(x)
             likeness = (wide * pool_mean(wide)[:, :, None, None]).unflatten(1, (self.groups, -1))
             s = likeness.sum(2)
             s = s - s.mean((2, 3), keepdim=True)
-            if h * w > 1:
+            if isinstance(count, Tensor) or count > 1:
                 length = torch.linalg.vector_norm(s, dim=(2, 3), keepdim=True)
-                s = s / (length / math.sqrt(h * w - 1) + self.eps)
+                values = degrees_of_freedom(count)
+                root = values.sqrt() if isinstance(values, Tensor) else torch.sym_sqrt(values)
+                s = s / (length / root + self.eps)
             weight, bias = self.weight[:, None, None], self.bias[:, None, None]
             multiplier = self.gain * (weight * s + bias).sigmoid()
-        return multiply(x, multiplier.repeat_interleave(c // self.groups, 1))
+        return multiply(x, multiplier.repeat_interleave(self.channels // self.groups, 1))

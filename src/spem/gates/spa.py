@@ -1,13 +1,13 @@
 """SPA: a pyramid of average poolings as the descriptor."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from spem._checks import check_choice, check_normalises, check_whole
+from spem._checks import check_choice, check_normalises, check_whole, sizes_are_known
 from spem._messages import shorten
 from spem.functional import recalibrate
 from spem.gates.attention import Attention, Place, multiply
@@ -98,7 +98,8 @@ class SPA(Attention):
                 "call gate(x, source) for types b and c, gate(x) for type a"
             )
         read = x if source is None else source
-        if read.dim() != 4 or read.shape[1] != self.source_channels:
+        other = sizes_are_known(read) and read.shape[1] != self.source_channels
+        if read.dim() != 4 or other:
             raise ValueError(
                 f"the gate reads {self.source_channels} channels, the source is {tuple(read.shape)}"
             )
@@ -107,7 +108,7 @@ class SPA(Attention):
         with torch.autocast(x.device.type, enabled=False):
             wide = upcast(read) if self.matcher is None else self.matcher(upcast(read))
             multiplier = self.gain * self.pyramid(wide).sigmoid()
-        if multiplier.shape[2:] == (1, 1):
+        if self.variant.startswith("icme"):  # of channels alone
             return recalibrate(x, self.report_multiplier(multiplier.flatten(1)))
         return multiply(x, interpolate(multiplier, x.shape[2:], mode="nearest"))
 
@@ -145,9 +146,9 @@ class _Summed(nn.Module):
         levels = [bin_means(x, side) for side in (4, 2, 1)]
         pyramid = sum(
             weight * interpolate(level, (4, 4), mode="nearest")
-            for weight, level in zip(self.level_weight, levels, strict=True)
+            for weight, level in zip(self.level_weight.unbind(), levels, strict=True)
         )
-        return self.last(self.bn(self.conv(torch.as_tensor(pyramid))).relu())
+        return self.last(self.bn(self.conv(cast(Tensor, pyramid))).relu())
 
 
 def _build_matcher(width: int, channels: int, paper: str) -> nn.Sequential:

@@ -5,7 +5,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_finite
+from spem._checks import check_finite, sizes_are_known
 from spem.functional import Pooled
 from spem.gates.deployed import DeployedSRM, style_deviation
 from spem.gates.gate import Gate, present
@@ -50,7 +50,7 @@ class SRM(Gate):
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers before the gain, (N, C)."""
         mean, var = present(pooled.mean), present(pooled.var)
-        if self.training and mean.shape[0] == 1:
+        if self.training and sizes_are_known(mean) and mean.shape[0] == 1:
             raise ValueError("SRM normalises over the batch: training needs at least 2 images")
         deviation = style_deviation(var, pooled.count, self.eps)
         weight = self.style_weight.to(mean.dtype)

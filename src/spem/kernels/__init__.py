@@ -12,14 +12,13 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from spem._checks import check_choice
 from spem.kernels.backend import Backend
 from spem.kernels.cpu import passes as cpu_passes
 from spem.kernels.eager import EAGER
 from spem.kernels.reference import REFERENCE
+from spem.kernels.tracing import is_exported, is_traced, is_transformed
 
 __all__ = ["Backend", "chosen", "chosen_for_pipeline", "is_forced", "use", "why_not"]
 
@@ -31,15 +30,16 @@ _forced: Backend | None = None
 def chosen(x: Tensor) -> Backend:
     """Return the backend that serves a feature map.
 
-    While Dynamo or the exporter traces, the reference (or eager PyTorch, if it is forced), which
-    they compile themselves. Else the one that `use` forces, unless it does not serve the device or
-    dtype of x; else Triton on CUDA, where it is installed, and eager PyTorch elsewhere. An empty
-    feature map needs no kernel. Inside the transforms of `torch.func` and in forward-mode
-    differentiation the reference, the only one that is differentiable in every way.
+    While any tracer records (`is_traced`), the reference (or eager PyTorch, if it is forced and
+    `torch.compile` traces), which compilers fuse themselves. Else the one that `use` forces, unless
+    it does not serve the device or dtype of x; else Triton on CUDA, where it is installed, and
+    eager PyTorch elsewhere. An empty feature map needs no kernel. Inside the transforms of
+    `torch.func` and in forward-mode differentiation the reference, the only one that is
+    differentiable in every way.
     """
-    if torch.compiler.is_compiling():
-        return EAGER if _forced is EAGER else REFERENCE
-    if _is_transformed():
+    if is_traced(x):
+        return EAGER if _forced is EAGER and not is_exported() else REFERENCE
+    if is_transformed():
         return REFERENCE
     if x.numel() == 0:
         return REFERENCE if _forced is REFERENCE else EAGER
@@ -57,7 +57,7 @@ def chosen_for_pipeline(x: Tensor) -> Backend:
     """
     if (
         torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        and not is_exported()
         and (_forced is None or _forced is cpu_passes.COMPILED)
         and not x.is_contiguous()
         and torch.is_grad_enabled()
@@ -69,11 +69,6 @@ def chosen_for_pipeline(x: Tensor) -> Backend:
         if custom_ops.works():
             return custom_ops.CUSTOM_OPS
     return chosen(x)
-
-
-def _is_transformed() -> bool:
-    """Return whether a transform of `torch.func` or forward-mode differentiation is at work."""
-    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_forced() -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from spem.kernels.backend import Backend, PooledMap
+from spem.kernels.tracing import is_traced
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -78,6 +79,10 @@ class Reference(Backend):
     ) -> Tensor:
         """See `Backend.recalibrate`; the memory of x is never taken."""
         return recalibrate(x, scale, shift, residual, relu)
+
+    def prefers_own_norm(self, x: Tensor, gated: bool) -> bool:
+        """See `Backend.prefers_own_norm`; a trace must not ask for the number of values."""
+        return gated and (is_traced(x) or x.numel() > 0)
 
 
 REFERENCE = Reference()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from spem.gates.gate import gated
-from spem.models.placement import GatedConv2d, Placement
+from spem.models.placement import Placement, build_conv
 from spem.models.resnet import check_images, initialise
 from spem.norm import GatedBatchNorm2d
 
@@ -20,9 +20,9 @@ class DenseLayer(nn.Module):
     def __init__(self, in_channels: int, gates: Placement):
         super().__init__()
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
-        self.conv1 = GatedConv2d(in_channels, 4 * GROWTH, 1, 1, gates)
+        self.conv1 = build_conv(in_channels, 4 * GROWTH, 1, 1, gates)
         self.bn2 = GatedBatchNorm2d(4 * GROWTH, gate=gates.norm(4 * GROWTH))
-        self.conv2 = GatedConv2d(4 * GROWTH, GROWTH, 3, 1, gates)
+        self.conv2 = build_conv(4 * GROWTH, GROWTH, 3, 1, gates)
         self.branch_gate = gates.residual(GROWTH, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class _Transition(nn.Module):
     def __init__(self, in_channels: int, channels: int, gates: Placement):
         super().__init__()
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
-        self.conv1 = GatedConv2d(in_channels, channels, 1, 1, gates)
+        self.conv1 = build_conv(in_channels, channels, 1, 1, gates)
 
     def forward(self, x: Tensor) -> Tensor:
         return avg_pool2d(self.conv1(self.bn1(x, relu=True)), 2)
@@ -59,7 +59,7 @@ class DenseNet(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         width = 2 * GROWTH
-        self.conv1 = GatedConv2d(in_channels, width, 3, 1, gates)
+        self.conv1 = build_conv(in_channels, width, 3, 1, gates)
         self.blocks = nn.ModuleList()
         self.transitions = nn.ModuleList()
         for stage in range(3):

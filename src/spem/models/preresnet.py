@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from spem.gates.gate import gated
-from spem.models.placement import GatedConv2d, Placement
+from spem.models.placement import Placement, build_conv
 from spem.models.resnet import Block, ResNet
 from spem.norm import GatedBatchNorm2d
 
@@ -23,7 +23,7 @@ class PreBlock(Block):
         self.bn_additional = GatedBatchNorm2d(channels, gate=gate) if normed else None
         self.branch_gate = None if normed else gate
         changes = stride != 1 or in_channels != channels
-        self.downsample = GatedConv2d(in_channels, channels, 1, stride, gates) if changes else None
+        self.downsample = build_conv(in_channels, channels, 1, stride, gates) if changes else None
 
     def branch(self, x: Tensor) -> Tensor:
         """Return the residual branch of relu(norm(x)), before the gate."""
@@ -47,9 +47,9 @@ class PreBasicBlock(PreBlock):
     def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
-        self.conv1 = GatedConv2d(in_channels, planes, 3, stride, gates)
+        self.conv1 = build_conv(in_channels, planes, 3, stride, gates)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = GatedConv2d(planes, planes, 3, 1, gates)
+        self.conv2 = build_conv(planes, planes, 3, 1, gates)
         self.close(in_channels, planes, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:
@@ -66,11 +66,11 @@ class PreBottleneck(PreBlock):
         super().__init__()
         channels = planes * self.expansion
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
-        self.conv1 = GatedConv2d(in_channels, planes, 1, 1, gates)
+        self.conv1 = build_conv(in_channels, planes, 1, 1, gates)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = GatedConv2d(planes, planes, 3, stride, gates)
+        self.conv2 = build_conv(planes, planes, 3, stride, gates)
         self.bn3 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv3 = GatedConv2d(planes, channels, 1, 1, gates)
+        self.conv3 = build_conv(planes, channels, 1, 1, gates)
         self.close(in_channels, channels, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
-from spem.models.placement import GatedConv2d, Placement
+from spem.models.placement import Placement, build_conv
 from spem.models.preresnet import PreBottleneck
 from spem.models.resnet import check_images, initialise
 from spem.norm import GatedBatchNorm2d
@@ -45,9 +45,9 @@ class _Mask(nn.Module):
             self.skip = _build_units(1, channels, none)
             self.upper = _build_units(1, channels, none)
         self.bn1 = GatedBatchNorm2d(channels)
-        self.conv1 = GatedConv2d(channels, channels, 1, 1, none)
+        self.conv1 = build_conv(channels, channels, 1, 1, none)
         self.bn2 = GatedBatchNorm2d(channels)
-        self.conv2 = GatedConv2d(channels, channels, 1, 1, none)
+        self.conv2 = build_conv(channels, channels, 1, 1, none)
 
     def forward(self, x: Tensor, trunk: Tensor) -> Tensor:
         z = self._hourglass(x, trunk)
@@ -104,7 +104,7 @@ class ResidualAttentionNet(nn.Module):
     ):
         super().__init__()
         self.in_channels = in_channels
-        self.conv1 = GatedConv2d(in_channels, 32, 3, 1, gates)
+        self.conv1 = build_conv(in_channels, 32, 3, 1, gates)
         self.bn1 = GatedBatchNorm2d(32, gate=gates.norm(32))
         layers, width = [], 32
         for stage, (channels, count) in enumerate(zip((128, 256, 512), modules, strict=True)):

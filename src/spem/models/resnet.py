@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from spem._checks import check_tensor
+from spem._checks import check_tensor, sizes_are_known
 from spem.functional import check_map
-from spem.models.placement import GatedConv2d, Placement
+from spem.models.placement import Placement, build_conv
 from spem.norm import GatedBatchNorm2d
 
 
@@ -22,7 +22,7 @@ def _build_shortcut(
 ) -> nn.Sequential | None:
     if stride == 1 and in_channels == channels:
         return None
-    conv = GatedConv2d(in_channels, channels, 1, stride, gates)
+    conv = build_conv(in_channels, channels, 1, stride, gates)
     return nn.Sequential(conv, GatedBatchNorm2d(channels))
 
 
@@ -31,9 +31,9 @@ class BasicBlock(Block):
 
     def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
-        self.conv1 = GatedConv2d(in_channels, planes, 3, stride, gates)
+        self.conv1 = build_conv(in_channels, planes, 3, stride, gates)
         self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = GatedConv2d(planes, planes, 3, 1, gates)
+        self.conv2 = build_conv(planes, planes, 3, 1, gates)
         last = gates.residual(planes, in_channels) or gates.norm(planes)
         self.bn2 = GatedBatchNorm2d(planes, gate=last)
         self.downsample = _build_shortcut(in_channels, planes, stride, gates)
@@ -53,11 +53,11 @@ class Bottleneck(Block):
     def __init__(self, in_channels: int, planes: int, stride: int, gates: Placement):
         super().__init__()
         channels = planes * self.expansion
-        self.conv1 = GatedConv2d(in_channels, planes, 1, 1, gates)
+        self.conv1 = build_conv(in_channels, planes, 1, 1, gates)
         self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = GatedConv2d(planes, planes, 3, stride, gates)
+        self.conv2 = build_conv(planes, planes, 3, stride, gates)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv3 = GatedConv2d(planes, channels, 1, 1, gates)
+        self.conv3 = build_conv(planes, channels, 1, 1, gates)
         last = gates.residual(channels, in_channels) or gates.norm(channels)
         self.bn3 = GatedBatchNorm2d(channels, gate=last)
         self.downsample = _build_shortcut(in_channels, channels, stride, gates)
@@ -79,6 +79,8 @@ def initialise(model: nn.Module) -> None:
 
 def check_images(x: Tensor, in_channels: int, side: int = 8) -> None:
     """Raise ValueError unless x is (N, in_channels, H, W) with H and W of at least `side`."""
+    if not sizes_are_known(x):
+        return
     check_tensor("x", x)
     if x.dim() != 4 or x.shape[1] != in_channels or min(x.shape[2:]) < side:
         raise ValueError(
@@ -115,7 +117,7 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         self.in_channels = in_channels
-        self.conv1 = GatedConv2d(in_channels, 16, 3, 1, gates)
+        self.conv1 = build_conv(in_channels, 16, 3, 1, gates)
         if not self.norm_last:
             self.bn1 = GatedBatchNorm2d(16, gate=gates.norm(16))
         stages, width = [nn.Sequential() for _ in range(3)], 16

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from spem.models.placement import GatedConv2d, Placement
+from spem.models.placement import Placement, build_conv
 from spem.models.resnet import check_images, initialise
 from spem.norm import GatedBatchNorm2d
 
@@ -15,7 +15,7 @@ class VGGLayer(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, gates: Placement):
         super().__init__()
-        self.conv = GatedConv2d(in_channels, channels, 3, 1, gates, bias=True)
+        self.conv = build_conv(in_channels, channels, 3, 1, gates, bias=True)
         gate = gates.residual(channels, in_channels) or gates.norm(channels)
         self.bn = GatedBatchNorm2d(channels, gate=gate)
 
@@ -53,7 +53,7 @@ class VGG(nn.Module):
         self.fc = nn.Linear(512, num_classes)
         initialise(self)
         for module in self.modules():
-            if isinstance(module, GatedConv2d) and module.bias is not None:
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.fc.weight, 0, 0.01)
         nn.init.zeros_(self.fc.bias)

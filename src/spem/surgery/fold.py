@@ -12,13 +12,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from spem._fx import FxLeaf
 from spem.functional import STATISTICS
 from spem.gates import Attention, Gate
 from spem.gates.gate import gated, present
 from spem.norm import GatedBatchNorm2d
 
 
-class FoldedNorm(nn.Module):
+class FoldedNorm(FxLeaf):
     """The gate, addition and ReLU of a `GatedBatchNorm2d` that was folded into its convolution.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from spem._checks import check_module
+from spem._checks import check_module, sizes_are_known
 from spem._messages import shorten
 from spem.gates import Attention
 from spem.norm import CONVERTED, GatedBatchNorm2d
@@ -158,9 +158,10 @@ def unguard(model: nn.Module) -> None:
 def apply_gate(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     """Pass a module's output through the gate that is registered on it (a forward hook)."""
     name, gate = vars(module).get(_NAME, type(module).__name__), cast(Attention, module.gate)
-    if not isinstance(output, Tensor) or output.dim() != 4:
+    known = sizes_are_known(output)
+    if known and (not isinstance(output, Tensor) or output.dim() != 4):
         raise ValueError(describe_output(name, output))
-    if output.shape[1] != gate.channels:
+    if known and output.shape[1] != gate.channels:
         raise ValueError(describe_mismatch(name, gate.channels, output))
     return gate(output)
 
