@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from operator import is_
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -184,7 +184,7 @@ def _copy_for_compiler(module: nn.Module) -> nn.Module:
         copy._modules[name] = _copy_for_compiler(part)
     if type(module) in _NORMS:
         copy.__class__ = _FunctionalBatchNorm1d
-    elif type(module) in _CONVS and _is_short(module):
+    elif type(module) in _CONVS and _is_short(cast(nn.Conv1d, module)):
         copy.__class__ = _ShiftedConv1d
     return copy
 
