@@ -1,7 +1,7 @@
 """The base class `Gate`: the pipeline of all gates that read pooled values."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spem import kernels
 from spem._checks import check_switch, check_whole
@@ -126,13 +126,13 @@ class Gate(Attention):
         return pooled_map.recalibrate(multiplier, None, residual, relu, overwrite)
 
 
-def has_hooks(gate: Attention | None) -> bool:
-    """Return whether somebody wants to know when a gate is called: with x alone, and its result."""
-    return gate is not None and bool(
-        gate._forward_hooks
-        or gate._forward_pre_hooks
-        or gate._backward_hooks
-        or gate._backward_pre_hooks
+def has_hooks(module: nn.Module | None) -> bool:
+    """Return whether somebody wants to see the input or the result of a module's own call."""
+    return module is not None and bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 

@@ -13,6 +13,7 @@ from spem._checks import check_choice, check_module, check_optimizer, check_swit
 from spem._messages import shorten
 from spem.gates import GATES, Attention, Place, create_gate_at, gate_options
 from spem.norm import GatedBatchNorm2d
+from spem.surgery.blocks import fuse_blocks, unfuse_blocks
 from spem.surgery.config import config_of, set_config
 
 # Pickles of earlier versions look for the two hooks here.
@@ -163,6 +164,7 @@ def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
         shrink_optimizer(optimizer, [gate for _, _, _, gate in slots])
     for _, slot, attribute, _ in slots:
         replace_gate(slot, attribute, None)
+    unfuse_blocks(model)
     if (config := config_of(model)) is not None:
         set_config(model, config.without_gates())
     unguard(model)
@@ -252,6 +254,7 @@ def _merge(plans: list[_Plan]) -> _Gates:
 def _carry_out(model: nn.Module, plan: _Plan) -> None:
     for name, (slot, gate) in plan.gates.items():
         insert_gate(name, slot, gate)
+    fuse_blocks(model)
     widths = {name: gate.channels for name, (_, gate) in plan.gates.items()}
     guard(model, {**plan.arguments, "at": [*widths], "channels": widths, **plan.options})
 
