@@ -40,14 +40,17 @@ SHARE ?= 0-2
 test-hard: $(INSTALLED)  ## run the tests that take minutes, and a share of the proofs (SHARE=0-2)
 	SEED=$(SEED) SHARE=$(SHARE) $(PYTEST) -m hard || [ $$? = 5 ]
 
-test-gates: $(INSTALLED)  ## run the thorough tests of every gate
+test-gates: $(INSTALLED) $(INTEROP)/.installed  ## run the thorough tests of every gate
 	$(PYTEST) -m gates || [ $$? = 5 ]
+	$(PYTEST_INTEROP) -m gates
 
 # torchvision beside a CPU build of torch breaks other packages: these tests have their own
 # environment, and a conftest that declares what is missing there.
+PYTEST_INTEROP := OMP_NUM_THREADS=1 $(INTEROP)/bin/pytest --quiet --override-ini addopts= \
+	--override-ini filterwarnings=default --numprocesses auto --maxprocesses 8 tests/interop
+
 test-interop: $(INTEROP)/.installed  ## run the tests on networks of other libraries
-	OMP_NUM_THREADS=1 $(INTEROP)/bin/pytest --quiet --override-ini addopts= \
-		--override-ini filterwarnings=default tests/interop
+	$(PYTEST_INTEROP) -m 'not gates'
 
 lint: $(INSTALLED)  ## check style and formatting
 	$(BIN)/ruff check
@@ -97,7 +100,7 @@ $(INSTALLED): $(TRAINING)
 
 $(INTEROP)/.installed: $(INSTALLED)
 	"$(PYTHON)" -m venv $(INTEROP)
-	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable . pytest torchvision \
+	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable . pytest pytest-xdist torchvision \
 		timm transformers segmentation-models-pytorch ultralytics torchao onnx onnxruntime \
 		onnxscript
 	@touch $@

@@ -76,3 +76,11 @@ def test_the_pictures_are_those_that_the_script_draws(tmp_path):
     script["draw_feature_maps"](tmp_path)
     assert (tmp_path / "spem.svg").read_bytes() == (place / "spem.svg").read_bytes()
     assert (tmp_path / "max-and-min.png").stat().st_size > 50_000
+
+
+def test_every_test_that_a_page_names_exists():
+    text = (ROOT / "docs" / "in-your-network.md").read_text()
+    named = re.findall(r"`(\w+/test_\w+\.py)`(?: `(test_\w+)`)?", text)
+    assert len(named) >= 40
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / path).read_text() or not test, path

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from gatings import EACH_GATE, OPTIONS, randomise
 
 import spem
 from spem import attach, attachment
@@ -50,21 +50,15 @@ def build(name):
     return torchvision.models.get_model(name, num_classes=5).eval()
 
 
-def shake(model):
-    """Randomise the gates, and the norms, so that every part of the network tells."""
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, spem.Attention):
-            for parameter in module.parameters():
-                parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-        elif isinstance(module, nn.BatchNorm2d) and module.affine:
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-    return model
+# In every run one network a family, the others in `make test-gates`.
+_FEW = ("mobilenet_v3_small", "efficientnet_b0", "res2net50_26w_4s", "convnext_atto", "densenet121")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n.endswith(_FEW) else pytest.mark.gates) for n in FAMILIES],
+)
 @torch.no_grad()
-@pytest.mark.parametrize("name", FAMILIES)
 def test_named_placements_of_a_family(name):
     plain = build(name)
     for at, count in zip(PLACES, FAMILIES[name], strict=True):
@@ -82,7 +76,7 @@ def test_named_placements_of_a_family(name):
         assert [entry.channels for entry in measured] == [entry.channels for entry in report]
         twin = copy.deepcopy(plain)
         attach(twin, **json.loads(json.dumps(attachment(model))))
-        twin.load_state_dict(shake(model).state_dict())
+        twin.load_state_dict(randomise(model).state_dict())
         assert torch.equal(twin(X), model(X))
 
 
@@ -94,10 +88,10 @@ MEASURED = [
 ]
 
 
-@pytest.mark.parametrize("gate", sorted(spem.GATES))
+@pytest.mark.parametrize("gate", EACH_GATE)
 @pytest.mark.parametrize(("name", "at", "channels"), MEASURED)
 def test_an_example_measures_blocks_of_branches(name, at, channels, gate):
-    options = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}.get(gate, {})
+    options = OPTIONS.get(gate, {})
     model = torchvision.models.get_model(
         name.split()[1], num_classes=5, **({"init_weights": False} if "google" in name else {})
     ).eval()
@@ -141,7 +135,14 @@ def yolo(name):
 @torch.no_grad()
 @pytest.mark.parametrize("at", ["residual", "stage"])
 @pytest.mark.parametrize(
-    "name", ["yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n"]
+    "name",
+    [
+        "yolo11n",
+        *(
+            pytest.param(n, marks=pytest.mark.gates)
+            for n in ("yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo12n")
+        ),
+    ],
 )
 def test_named_placements_of_yolo_survive_fusing_and_predicting(name, at):
     detector = yolo(f"{name}.yaml")
@@ -151,7 +152,7 @@ def test_named_placements_of_yolo_survive_fusing_and_predicting(name, at):
     assert at == "residual" or [entry.name for entry in report] == [f"model.{n}" for n in blocks]
     x = torch.rand(1, 3, 64, 64)
     assert torch.equal(detector.model.eval()(x)[0], plain(x)[0])
-    shake(detector.model)
+    randomise(detector.model)
     ran = []
     gates = [m for m in detector.model.modules() if isinstance(m, spem.Attention)]
     assert len(gates) == len(report)
@@ -225,7 +226,7 @@ def test_a_hugging_face_network_keeps_its_attachment_in_its_config(tmp_path):
     model = ResNetForImageClassification(ResNetConfig(**sizes)).eval()
     attach(model, "spem")
     model.config.spem = attachment(model)
-    shake(model).save_pretrained(tmp_path)
+    randomise(model).save_pretrained(tmp_path)
 
     class Gated(ResNetForImageClassification):
         def __init__(self, config):

@@ -4,18 +4,15 @@ import copy
 
 import pytest
 import torch
+from gatings import EACH_GATE, OPTIONS
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from spem import attach
-from spem.gates import GATES
 
 torchvision = pytest.importorskip("torchvision")
 
 C = 16
-OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
-VARIANTS = [*((name, OPTIONS.get(name, {})) for name in GATES), ("spa", {"variant": "tmm-a"})]
-EACH = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[str(v) for v in VARIANTS])
 EXAMPLE, *OTHERS = [(2, 3, 12, 12), (5, 3, 17, 22), (3, 3, 9, 30)]
 
 
@@ -42,10 +39,12 @@ def drawn(name, options):
     return model.eval()
 
 
-@EACH
+@pytest.mark.parametrize("name", [*EACH_GATE, pytest.param("spa tmm-a", marks=pytest.mark.gates)])
 @pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript", "dynamo"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_onnx_file_is_right_at_other_sizes(name, options, dynamo, tmp_path):
+def test_an_onnx_file_is_right_at_other_sizes(name, dynamo, tmp_path):
+    name, *variant = name.split()
+    options = OPTIONS.get(name, {}) | ({"variant": variant[0]} if variant else {})
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model, path = drawn(name, options), tmp_path / "model.onnx"
@@ -159,7 +158,9 @@ def _classifier(gate):
     return _train(model)
 
 
-@pytest.mark.parametrize("gate", ["spem", "se", "cbam", "srm"])
+@pytest.mark.parametrize(
+    "gate", ["spem", *(pytest.param(n, marks=pytest.mark.gates) for n in ("se", "cbam", "srm"))]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_quantised_network_loses_no_more_than_one_without_gates(gate):
     losses = []

@@ -104,7 +104,7 @@ def test_spem_keeps_five_vectors(form):
     lean = gate.deployed()
     assert [value.shape for key, value in lean.state_dict().items() if key != "gain"] == [(C,)] * 5
     assert not list(lean.parameters())
-    assert (before, count(lean, maps())) == ({"code": 19, "figure": 17}[form], 7)
+    assert (before, count(lean, maps())) == ({"code": 20, "figure": 18}[form], 7)
 
 
 @pytest.mark.parametrize(

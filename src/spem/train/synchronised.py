@@ -5,6 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spem.gates import layers
 from spem.gates.affine import norm_coefficients
 from spem.kernels.reference import upcast
 from spem.norm import AllReduce, GatedBatchNorm2d, check_values, track_statistics
@@ -59,13 +60,14 @@ class _Synchronised(_BatchNorm):
         return (wide * scale.view(shape) + shift.view(shape)).to(input.dtype)
 
 
-class _Synchronised1d(_Synchronised, nn.BatchNorm1d):
+class _Synchronised1d(_Synchronised, layers.BatchNorm1d):
     pass
 
 
-class _Synchronised2d(_Synchronised, nn.BatchNorm2d):
+class _Synchronised2d(_Synchronised, layers.BatchNorm2d):
     pass
 
 
 _SYNCHRONISED = {nn.BatchNorm1d: _Synchronised1d, nn.BatchNorm2d: _Synchronised2d}
+_SYNCHRONISED |= {layers.BatchNorm1d: _Synchronised1d, layers.BatchNorm2d: _Synchronised2d}
 _SYNCHRONISED |= {norm: norm for norm in (_Synchronised1d, _Synchronised2d)}
