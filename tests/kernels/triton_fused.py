@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from gatings import build_gated
 from parity import assert_parity
 from torch import nn
 from triton_parity import DEVICE
@@ -115,3 +116,15 @@ def test_a_network_compiles_one_kernel_each_way_for_norms_with_and_without_a_gat
         assert kernels.chosen(x) is TRITON
         model(x).sum().backward()
     assert inductor.count() - before <= 4
+
+
+@pytest.mark.parametrize("gate", ["se", "dianet"])
+def test_gradients_of_gradients_are_those_of_the_reference(gate):
+    norm = build_gated(gate, "norm", 16).to(DEVICE)
+    x = torch.randn(3, 16, 5, 6, device=DEVICE, requires_grad=True)
+    found = {}
+    for backend in ("triton", "reference"):
+        with kernels.use(backend):
+            (slope,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
+            found[backend] = torch.autograd.grad(slope.square().sum(), [x, *norm.parameters()])
+    torch.testing.assert_close(found["triton"], found["reference"], rtol=1e-4, atol=1e-4)
