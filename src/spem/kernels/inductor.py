@@ -122,7 +122,9 @@ def _compile(
         narrow = any("convolution" in str(node.target) for node in module.graph.nodes)
         if sizes.replacements or (narrow and examples[0][1][-1]):
             return None
-        with config.patch(size_asserts=False):  # `call` says what it is given
+        # `call` says what it is given; from 2.14 on the asserts also name the sizes.
+        asserts = torch.__version__ >= torch.torch_version.TorchVersion("2.14")
+        with config.patch(size_asserts=asserts):
             compiled: Any = compile_fx_inner(module, inputs)
     # What is around it serves debugging, and takes longer than a small function.
     return None if sizes.replacements else compiled.current_callable
