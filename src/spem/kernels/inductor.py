@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 if TYPE_CHECKING:
     from torch._subclasses import FakeTensorMode
@@ -123,7 +124,7 @@ def _compile(
         if sizes.replacements or (narrow and examples[0][1][-1]):
             return None
         # `call` says what it is given; from 2.14 on the asserts also name the sizes.
-        asserts = torch.__version__ >= torch.torch_version.TorchVersion("2.14")
+        asserts = torch.__version__ >= TorchVersion("2.14")
         with config.patch(size_asserts=asserts):
             compiled: Any = compile_fx_inner(module, inputs)
     # What is around it serves debugging, and takes longer than a small function.
