@@ -8,7 +8,6 @@ import torch
 from runs import SMALL
 from torch import nn
 
-import spem.models
 from spem import attach, create_model
 from spem.cli import main
 from spem.models import registry
