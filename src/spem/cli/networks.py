@@ -47,7 +47,7 @@ def _find_names(pattern: str) -> list[str]:
 
 
 def _describe(name: str) -> tuple[str, int | None, str | None, str, str]:
-    """Return the row of a network, which is built without memory for its weights."""
+    """Return the row of a network; one of this library is built without memory for its weights."""
     import torch
 
     from spem.models import create_model
@@ -56,7 +56,8 @@ def _describe(name: str) -> tuple[str, int | None, str | None, str, str]:
     from spem.train.setup import count_macs
 
     image, note = f"3×{_SIDE}×{_SIDE}", imagenet_note(name)
-    with torch.device("meta"):
+    # Some networks of other libraries cannot be built on a meta device.
+    with torch.device("cpu" if ":" in name else "meta"):
         try:
             network = create_model(name)
         except Exception as error:

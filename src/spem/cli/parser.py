@@ -5,7 +5,7 @@ from argparse import PARSER, SUPPRESS, Action
 from collections.abc import Mapping, Sequence
 from inspect import isclass, signature
 from types import UnionType
-from typing import Annotated, Any, NoReturn, get_args, get_origin
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 from spem._extras import needs_extra
 from spem._messages import printable, shorten, unknown
@@ -202,6 +202,6 @@ def _placeholder(hint: Any) -> str:
     hint = _strip(hint)
     if get_origin(hint) is list:
         return f"[{_placeholder(*get_args(hint))},...]"
-    if get_origin(hint) is UnionType or bool in get_args(hint):
+    if get_origin(hint) in (Union, UnionType):
         return _placeholder(get_args(hint)[0])
     return (get_origin(hint) or hint).__name__.upper()
