@@ -45,7 +45,7 @@ test-gates: $(INSTALLED) $(INTEROP)/.installed  ## run the thorough tests of eve
 	$(PYTEST_INTEROP) -m gates
 
 # torchvision beside a CPU build of torch breaks other packages: these tests have their own
-# environment, and a conftest that declares what is missing there.
+# environment, where every Python declares what is missing (tests/interop/torchvision_schemas.py).
 PYTEST_INTEROP := OMP_NUM_THREADS=1 $(INTEROP)/bin/pytest --quiet --override-ini addopts= \
 	--override-ini filterwarnings=default --numprocesses auto --maxprocesses 8 tests/interop
 
@@ -98,9 +98,12 @@ $(INSTALLED): $(TRAINING)
 	$(BIN)/pip install --constraint constraints.txt --editable '.[train,report,cluster,log,dev]'
 	@touch $@
 
-$(INTEROP)/.installed: $(INSTALLED)
+$(INTEROP)/.installed: $(INSTALLED) tests/interop/torchvision_schemas.py
 	"$(PYTHON)" -m venv $(INTEROP)
-	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable . pytest pytest-xdist torchvision \
-		timm transformers segmentation-models-pytorch ultralytics torchao onnx onnxruntime \
+	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable '.[train,report]' \
+		pytest pytest-xdist torchvision timm transformers segmentation-models-pytorch ultralytics torchao onnx onnxruntime \
 		onnxscript
+	place=$$($(INTEROP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+		&& cp tests/interop/torchvision_schemas.py "$$place" \
+		&& echo 'import torchvision_schemas' > "$$place/torchvision_schemas.pth"
 	@touch $@

@@ -93,6 +93,13 @@ def _is_sorted(values: Any) -> bool:
 
 Text = Annotated[str, Allowed(f"a text of at most {_LONGEST} characters", _is_text)]
 Texts = Annotated[list[str], list_of("texts", _is_text)]
+Places = Annotated[
+    str | list[str],
+    Allowed(
+        "a text, or a list of texts",
+        lambda v: _is_text(v) or (isinstance(v, list) and bool(v) and all(map(_is_text, v))),
+    ),
+]
 Flag = Annotated[bool, Allowed("true or false", lambda v: isinstance(v, bool))]
 Count = Annotated[int, whole(1, _MANY)]
 Natural = Annotated[int, whole(0, _MANY)]

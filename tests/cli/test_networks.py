@@ -8,7 +8,6 @@ import torch
 from runs import SMALL
 from torch import nn
 
-import spem.models
 from spem import attach, create_model
 from spem.cli import main
 from spem.models import registry
@@ -43,10 +42,9 @@ def test_a_network_that_cannot_be_built_is_listed_with_its_reason(capsys, monkey
 
 
 def test_networks_of_the_users_are_listed_too(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "MODELS", models := {})
-    monkeypatch.setattr(spem.models, "MODELS", models)
-    models["small8"] = lambda num_classes, in_channels: nn.Conv2d(in_channels, num_classes, 32)
-    models["large8"] = lambda num_classes, in_channels: nn.Conv2d(in_channels, num_classes, 99)
+    for name, size in (("small8", 32), ("large8", 99)):
+        build = lambda num_classes, in_channels, n=size: nn.Conv2d(in_channels, num_classes, n)  # noqa: E731
+        monkeypatch.setitem(registry.MODELS, name, build)
     monkeypatch.setenv("COLUMNS", "140")
     assert main(["models", "*8"]) == 0
     printed = capsys.readouterr().out

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import spem
@@ -69,13 +70,13 @@ def test_a_classifier_of_other_classes_starts_anew_and_all_else_is_loaded(source
     model = create_model("resnet20", "spem", num_classes=3)
     classifier = model.fc.weight.detach().clone()
     said = f"the classifier 'fc' starts anew: it has 3 classes, that of {place} has 10"
-    assert start_from(model, place) == said
+    assert start_from(model, place) == ([said], True)
     assert torch.equal(model.fc.weight, classifier)
     state = model.state_dict()
     others = {name: value for name, value in stored.state_dict().items() if "fc." not in name}
     assert all(torch.equal(value, state[name]) for name, value in others.items())
     same = create_model("resnet20", "spem")
-    assert start_from(same, place) is None
+    assert start_from(same, place) == ([], True)
     assert torch.equal(same.fc.weight, stored.fc.weight)
 
 
@@ -90,6 +91,47 @@ def test_only_a_classifier_may_differ(other):
         start_from(model, "resnet20-spem-cifar10")
     if name != "vgg11":
         assert "fc." not in str(caught.value)  # the classifier may differ
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors"])
+@pytest.mark.parametrize("wrapped", ["", "module.", "_orig_mod."])
+def test_files_of_other_programs_are_read(suffix, wrapped, tmp_path):
+    stored = create_model("resnet8")
+    state = {f"{wrapped}{key}": value for key, value in stored.state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        whole = suffix == ".pt"  # a checkpoint that holds more
+        torch.save({"state_dict": state, "epoch": 3, "optimizer": {}} if whole else state, path)
+    model = create_model("resnet8")
+    assert start_from(model, path) == ([], True)
+    assert all(torch.equal(v, stored.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (nn.Linear(3, 3), "holds no state dict that can be read safely: save model.state_dict"),
+        (b"none", "holds no state dict that can be read safely"),
+        (torch.ones(3), "holds no state dicts, must hold one"),
+        ({"model": {"a": torch.ones(3)}, "ema": {"a": torch.ones(3)}}, "holds 2 state dicts"),
+        ({"a": torch.tensor([torch.nan])}, "a of .* has values that are not finite"),
+        ({"a": torch.ones(3)}, "are not those of the model: nothing was loaded"),
+    ],
+)
+def test_a_file_that_holds_no_state_dict_of_the_network_is_refused(content, sentence, tmp_path):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    model = create_model("resnet8")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=sentence) as caught:
+        start_from(model, path)
+    assert "\n" not in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

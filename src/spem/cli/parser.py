@@ -4,7 +4,8 @@ import sys
 from argparse import PARSER, SUPPRESS, Action
 from collections.abc import Mapping, Sequence
 from inspect import isclass, signature
-from typing import Annotated, Any, NoReturn, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 from spem._extras import needs_extra
 from spem._messages import printable, shorten, unknown
@@ -201,6 +202,6 @@ def _placeholder(hint: Any) -> str:
     hint = _strip(hint)
     if get_origin(hint) is list:
         return f"[{_placeholder(*get_args(hint))},...]"
-    if type(None) in get_args(hint) or bool in get_args(hint):
+    if get_origin(hint) in (Union, UnionType):
         return _placeholder(get_args(hint)[0])
     return (get_origin(hint) or hint).__name__.upper()

@@ -17,7 +17,7 @@ from spem.train.identity import record_key
 from spem.train.recipe import AXES, load_recipe
 
 _STUDIES = resources.files("spem.compare") / "studies"
-_KEYS_OF_GATES = ("placement", "mask")
+_KEYS_OF_GATES = ("placement", "at", "mask")
 _MOST_RUNS = 10_000
 
 
@@ -54,7 +54,8 @@ class Study:
         config: a bundled recipe or a YAML file; None: digits for the digits, else cifar_quick.
         recipe: recipe keys of all runs.
         import_: Python files that register gates or networks, see `Recipe`. The key is `import`.
-        gates: names or mappings with options of the gate, `placement` and `mask`; "none": no gate.
+        gates: names or mappings with options of the gate, `placement`, `at` and `mask`; "none": no
+            gate.
         models: names or mappings with recipe keys.
         data: names or mappings with recipe keys.
         overrides: mappings of recipe keys.

@@ -12,6 +12,7 @@ from spem._schema import (
     Names,
     Numbers,
     Options,
+    Places,
     Positives,
     Sides,
     Text,
@@ -35,6 +36,14 @@ class _Attachment(TypedDict):
     then: NotRequired[Calls]
 
 
+class _Library(TypedDict):
+    """The library that a network is of; of one of Hugging Face's, its configuration."""
+
+    name: Text
+    version: Text
+    config: NotRequired[Options]
+
+
 _Imported = TypedDict("_Imported", {"import": NotRequired[Names]})
 
 
@@ -49,6 +58,8 @@ class RunConfig(_Imported):
     block: NotRequired[Text | None]
     placement: NotRequired[Text | None]
     mask: NotRequired[Bits | None]
+    at: NotRequired[Places | None]
+    library: NotRequired[_Library]
     attachment: NotRequired[_Attachment]
     identity: NotRequired[Text]
     classes: Texts

@@ -3,6 +3,7 @@
 import json
 import logging
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from spem.export.weights import (
     refuse_others,
 )
 from spem.models import create_model
+from spem.models.attached import rebuild
 from spem.models.user_files import changed_files
 from spem.surgery.attachment import attach
 from spem.surgery.config import NetworkConfig, config_of
@@ -43,14 +45,15 @@ def save_network(folder: Path, model: nn.Module, config: dict[str, Any]) -> None
     Args:
         folder: the run's folder.
         model: the network.
-        config: written as `config.json`, with what `attach` has put into the network, unless the
-            network's own configuration tells its gates.
+        config: written as `config.json`, with what `attach` has put into a network of the user's or
+            of another library.
 
     Raises:
         OSError: a file cannot be written.
     """
     config = {key: value for key, value in config.items() if key != _ATTACHMENT}
-    if config_of(model) is None and is_attached(model):
+    own = config_of(model)
+    if (own is None or own.library) and is_attached(model):
         config[_ATTACHMENT] = attachment(model)
     # Copies, because safetensors takes neither shared memory nor another memory format.
     state = {
@@ -104,8 +107,22 @@ def load_network(
         model = _build_network(folder, config, path, shapes)
     if _ATTACHMENT in config and not any(find_gates(model)):
         attach(model, **config[_ATTACHMENT])
-    load_state(model, path, read_weights(path))
+    _load(model, path, config)
     return model.eval(), config
+
+
+def _load(model: nn.Module, path: Path, config: dict[str, Any]) -> None:
+    """Load the weights of a run; an error names the version of another library that differs."""
+    library, weights = config.get("library"), read_weights(path)
+    try:
+        load_state(model, path, weights)
+    except ValueError as error:
+        now = version(library["name"]) if library else None
+        if not library or library["version"] == now:
+            raise
+        raise ValueError(
+            f"{error} (trained with {library['name']} {library['version']}, this is {now})"
+        ) from error
 
 
 def _check_run(path: Path, mark: dict[str, str], config: dict[str, Any]) -> None:
@@ -123,15 +140,18 @@ def _build_network(
 ) -> nn.Module:
     """Return the network of a `config.json`; an error names the files that it may need.
 
-    Nothing is allocated unless the weights are those of this network.
+    Nothing is allocated unless the weights are those of this network, where it is the library's.
     """
     needed = config.get("import") or {}
     for name in changed_files(needed):
         _log.warning("%s is not what it was when %s was trained", name, folder)
-    build = partial(create_model, **NetworkConfig.from_json(config).arguments())
+    stored = NetworkConfig.from_json(config)
+    build = partial(create_model, **stored.arguments())
+    if stored.library:
+        build = partial(rebuild, stored, config.get(_ATTACHMENT))
     try:
         with torch.random.fork_rng([]):  # its first weights are replaced: leave no trace of them
-            if not needed:  # the user's networks may do without meta devices
+            if not needed and not stored.library:  # others' networks may do without meta devices
                 with torch.device("meta"):
                     refuse_others(path, shapes, build().state_dict())
             return build()

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,11 @@ from torch import Tensor, nn
 from spem._checks import check_module
 from spem._extras import needs_extra
 from spem._files import check_path
-from spem._messages import shorten
 from spem.export.config import read_config
+from spem.models.libraries import network_of
 from spem.models.pretrained import bundled_names, find_run
-from spem.surgery.backbone import key_differences
+from spem.surgery.backbone import key_differences, load_tensors
+from spem.surgery.start import Started, start_from_state
 
 with needs_extra("train"):
     from safetensors import SafetensorError, safe_open
@@ -39,41 +41,64 @@ def load_weights(model: nn.Module, source: str | Path) -> None:
     load_state(model, path, read_weights(path))
 
 
-def start_from(model: nn.Module, source: str | Path) -> str | None:
+def start_from(model: nn.Module, source: str | Path) -> Started:
     """Load stored weights and buffers, but for a classifier of another number of classes.
 
+    The weights may be those of the same network without gates, or of one for images of three
+    channels; see `spem.surgery.start`.
+
     Args:
-        model: the network, changed in place; its own classifier stays if the stored one does not
-            fit.
-        source: see `load_weights`.
+        model: the network, changed in place.
+        source: see `load_weights`; or a `.pth`, `.pt` or `.bin` file with a state dict of PyTorch.
 
     Returns:
-        A sentence that says so if the classifier stays; None where all was loaded.
+        What starts anew.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or anything but the classifier does not fit.
+        ValueError: the file is damaged or holds no state dict, or anything else does not fit.
     """
+    check_module(model)
     path = find_weights(source)
-    stored = read_weights(path)
-    own = model.state_dict()
-    other = [name for name, value in stored.items() if _differs_in_classes(value, own.get(name))]
-    layers = {name.rpartition(".")[0] for name in other}
-    if len(layers) != 1:
-        load_state(model, path, stored)
-        return None
-    load_state(model, path, stored | {name: own[name] for name in other})
-    return (
-        f"the classifier {shorten(layers.pop())} starts anew: it has {len(own[other[0]])} classes,"
-        f" that of {source} has {len(stored[other[0]])}"
+    stored = read_weights(path) if path.suffix == ".safetensors" else _read_state_dict(path)
+    try:
+        return start_from_state(network_of(model), stored, str(source))
+    except ValueError as error:
+        raise ValueError(
+            f"the weights of {path} are not those of the model{_of_network(path)}: {error}"
+        ) from error
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a file of `torch.save`, or the only one in a whole checkpoint.
+
+    No object is made but tensors and plain containers, so that nothing in the file can run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of any kind: the file may hold anything
+        raise ValueError(
+            f"{path} holds no state dict that can be read safely: save model.state_dict()"
+        ) from error
+    states = [s for s in (content, *_values(content)) if isinstance(s, dict) and _is_state(s)]
+    if len(states) != 1:
+        raise ValueError(
+            f"{path} holds {len(states) or 'no'} state dicts, must hold one: save"
+            " model.state_dict()"
+        )
+    _check_finite(path, states[0])
+    return states[0]
+
+
+def _values(content: Any) -> list[Any]:
+    return list(content.values()) if isinstance(content, dict) else []
+
+
+def _is_state(content: dict[Any, Any]) -> bool:
+    """Return whether a mapping maps names to tensors."""
+    return bool(content) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     )
-
-
-def _differs_in_classes(stored: Tensor, own: Tensor | None) -> bool:
-    """Whether two parameters of a linear layer or a convolution differ in their outputs alone."""
-    if own is None or stored.dim() != own.dim() or not own.dim():
-        return False
-    return stored.shape[0] != own.shape[0] and stored.shape[1:] == own.shape[1:]
 
 
 def find_weights(source: str | Path) -> Path:
@@ -109,10 +134,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"the weight file {path} is damaged: {error}") from error
     if SUM in mark and mark[SUM] != hash_state(stored):
         raise ValueError(f"the weight file {path} is damaged: its content fails its checksum")
-    for name, value in stored.items():
+    _check_finite(path, stored)
+    return stored
+
+
+def _check_finite(path: Path, state: dict[str, Tensor]) -> None:
+    """Raise ValueError unless all numbers of a state dict are finite."""
+    for name, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{name} of {path} has values that are not finite")
-    return stored
 
 
 def _of_network(path: Path) -> str:
@@ -142,7 +172,7 @@ def load_state(model: nn.Module, path: Path, wanted: dict[str, Tensor]) -> None:
     for name, value in wanted.items():
         if value.dtype != own[name].dtype:
             raise ValueError(f"{name} of {path} is {value.dtype}, must be {own[name].dtype}")
-    model.load_state_dict(wanted)
+    load_tensors(model, wanted)
 
 
 def hash_state(state: dict[str, Tensor]) -> str:

@@ -2,11 +2,14 @@
 
 `create_model` builds the CIFAR networks of the papers: ResNet, pre-activation ResNet, VGG, DenseNet
 and Residual Attention Network, with a gate of any kind in the places of a `Placement`, and loads
-the bundled weights of those that are trained.
+the bundled weights of those that are trained. Networks of timm, torchvision and Hugging Face it
+builds by the names that these give them.
 """
 
+import logging
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,10 +17,15 @@ from torch import nn
 
 from spem._checks import check_choice, check_whole
 from spem._messages import shorten, unknown
-from spem.gates import GATES
-from spem.gates import gate_options as known_options
 from spem.models import residual_attention, vgg
+from spem.models.attached import build_attached, refuse_others, start_at_identity
 from spem.models.densenet import DenseNet
+from spem.models.libraries import (
+    describe_library,
+    is_library_name,
+    library_classes,
+    load_library_weights,
+)
 from spem.models.names import USUAL, imagenet_advice
 from spem.models.placement import Placement
 from spem.models.preresnet import PreBasicBlock, PreBottleneck, PreResNet
@@ -26,7 +34,6 @@ from spem.models.registry import MODELS, register_model
 from spem.models.residual_attention import ResidualAttentionNet
 from spem.models.resnet import BasicBlock, Bottleneck, ResNet
 from spem.models.vgg import VGG
-from spem.surgery.attachment import attach
 from spem.surgery.config import NetworkConfig, set_config
 from spem.surgery.slots import find_gates
 from spem.surgery.watch import watch_training
@@ -41,6 +48,7 @@ __all__ = [
     "register_model",
 ]
 
+_log = logging.getLogger("spem")
 _RESIDUAL = {
     "resnet": (ResNet, {"basic": BasicBlock, "bottleneck": Bottleneck}),
     "preresnet": (PreResNet, {"basic": PreBasicBlock, "bottleneck": PreBottleneck}),
@@ -58,30 +66,37 @@ def create_model(
     *,
     block: str | None = None,
     placement: str | None = None,
+    at: str | Sequence[str] | None = None,
     mask: Sequence[int] | None = None,
-    pretrained: str | None = None,
+    pretrained: str | bool | None = None,
     **gate_options: Any,
 ) -> nn.Module:
     """Build a network by its name.
 
     Args:
         name: "resnet20", "resnet164" …, "preresnet110" …, "vgg11", "vgg13", "vgg16", "vgg19",
-            "densenet100" (BC, growth 12), "attention56", "attention92"; or one that
-            `register_model` has entered.
+            "densenet100" (BC, growth 12), "attention56", "attention92"; one that `register_model`
+            has entered; or one of another library, which must be installed: "timm:resnet50",
+            "torchvision:resnet18", "hf:microsoft/resnet-18" (or "hf:" and a folder).
         gate: a key of `GATES`, or None.
         num_classes: width of the classifier; None for that of the pretrained network, else 10.
         in_channels: channels of the images.
         block: of (pre-activation) ResNets: "basic" (depth 6n+2) or "bottleneck" (9n+2). By default
             basic where 6n+2 fits and the depth is at most 110, else bottleneck where 9n+2 fits,
             else basic.
-        placement: where the gates sit: "residual" (at the end of every residual branch; VGG: behind
-            every norm; DenseNet: on the new channels), "conv" (before every convolution), "norm"
-            (on every norm but those of shortcuts) or "last-stage"; None for what its authors do. In
-            a registered network: where `attach` puts them, None for "residual".
+        placement: where the gates sit in a network of this library: "residual" (at the end of every
+            residual branch; VGG: behind every norm; DenseNet: on the new channels), "conv" (before
+            every convolution), "norm" (on every norm but those of shortcuts) or "last-stage"; None
+            for what its authors do. Of a registered network: the same as `at`.
+        at: where `attach` puts the gates into a registered network or one of another library:
+            "residual", "stage", "depthwise", a pattern of names of modules, or a list of these;
+            None for "residual".
         mask: 0 or 1 for every place, in order, to gate only some.
         pretrained: "cifar10" or "cifar100", for the bundled weights of this very network (extra
-            `train`); None for fresh ones.
-        gate_options: keyword arguments of the gate.
+            `train`); True for the weights that another library has for its own, where a classifier
+            of other classes starts anew, which is logged; None or False for fresh ones.
+        gate_options: keyword arguments of the gate. In networks of another library with pretrained
+            weights, gates start as the identity unless `init` is given, else as their authors do.
 
     Returns:
         A network from images (N, in_channels, H, W), H and W at least 8 (VGG: 32), to logits
@@ -89,37 +104,60 @@ def create_model(
         arguments.
 
     Raises:
-        ValueError: a name is unknown, a value is not allowed, or no such weights are bundled.
-        ImportError: `pretrained` is given without the extra `train`.
+        ValueError: a name is unknown, a value is not allowed, or there are no such weights.
+        ImportError: `pretrained` is given without the extra `train`, or a library is missing.
+        OSError: another library's weights or configuration cannot be fetched.
 
     Example:
         >>> model = create_model("resnet164", gate="spem", num_classes=100)
         >>> sum(p.numel() for p in model.parameters())
         1759648
     """
-    if isinstance(name, str) and name in MODELS:
-        if block is not None:
-            raise ValueError(
-                f"block is {shorten(block)}, but {shorten(name)} has no choice of blocks"
-            )
-        build = partial(_build_registered, name, gate, gate_options, placement, mask)
+    trained = pretrained is not None and pretrained is not False
+    if is_library_name(name) or (isinstance(name, str) and name in MODELS):
+        refuse_others(name, gate, block, placement, at, pretrained)
         if gate is None:
-            Placement(None, gate_options, placement, mask)  # which refuses options without a gate
+            Placement(None, gate_options, placement, mask)  # refuses options without a gate
+        options = start_at_identity(gate, gate_options) if trained else gate_options
+        build = partial(build_attached, name, gate, options, at or placement, mask)
     else:
+        if at is not None:
+            raise ValueError(f"at is {shorten(at)}, but {shorten(name)} has placement instead")
         network, block = _find_network(name, block)
         build = partial(_build_own, network, Placement(gate, gate_options, placement, mask))
-    if num_classes is None and pretrained is not None:
-        num_classes = bundled_config(bundled_name(name, gate, pretrained))["num_classes"]
-    classes = 10 if num_classes is None else num_classes
+    classes = num_classes
+    if classes is None:
+        classes = _pretrained_classes(name, gate, pretrained) if trained else 10
     check_whole("num_classes", classes)
     check_whole("in_channels", in_channels, most=1024)
     model = build(num_classes=classes, in_channels=in_channels)
     bits = None if mask is None else [int(bool(bit)) for bit in mask]
-    config = NetworkConfig(name, gate, classes, in_channels, block, placement, bits, gate_options)
-    if pretrained is not None:
-        load_pretrained(model, config, pretrained)
+    places = at if at is None or isinstance(at, str) else [*at]
+    config = NetworkConfig(
+        name, gate, classes, in_channels, block, placement, bits, gate_options, places
+    )
+    if is_library_name(name):
+        config = replace(config, library=describe_library(name, model))
     set_config(model, config)
+    if trained:
+        _load(model, config, pretrained)
     return model
+
+
+def _pretrained_classes(name: str, gate: str | None, pretrained: Any) -> int:
+    """Return the number of classes of a network with pretrained weights."""
+    if is_library_name(name):
+        return library_classes(name)
+    return bundled_config(bundled_name(name, gate, pretrained))["num_classes"]
+
+
+def _load(model: nn.Module, config: NetworkConfig, pretrained: Any) -> None:
+    """Load the pretrained weights of a network; what starts anew is logged."""
+    if config.library is None:
+        load_pretrained(model, config, pretrained)
+        return
+    for sentence in load_library_weights(model, config.model).said:
+        _log.warning("%s", sentence)
 
 
 def _build_own(network: Callable[..., nn.Module], gates: Placement, **sizes: int) -> nn.Module:
@@ -128,27 +166,6 @@ def _build_own(network: Callable[..., nn.Module], gates: Placement, **sizes: int
     gates.finish()
     if any(find_gates(model)):
         model.register_forward_pre_hook(watch_training)
-    return model
-
-
-def _build_registered(
-    name: str,
-    gate: str | None,
-    options: dict[str, Any],
-    placement: str | None,
-    mask: Sequence[int] | None,
-    **sizes: int,
-) -> nn.Module:
-    """Return a network of the user's, with gates that start as their authors do."""
-    model = MODELS[name](**sizes)
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"the model {shorten(name)} is {shorten(model)}, must be a torch.nn.Module"
-        )
-    if gate is not None:
-        start = "paper" if gate in GATES and "init" in known_options(gate) else None
-        settings: dict[str, Any] = {"init": start, **options}
-        attach(model, gate, at=placement or "residual", mask=mask, **settings)
     return model
 
 

@@ -1,6 +1,6 @@
 """Load the checkpoint of a network without gates into one with gates, without losing a weight."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -55,7 +55,7 @@ def load_backbone(
     check_state(state_dict)
     places = {without_compiled(key): key for key in model.state_dict()}
     own = {key: model.state_dict()[place] for key, place in places.items()}
-    given, counter = _strip_prefix(state_dict, own)
+    given, counter = strip_prefix(state_dict, own)
     gates = tuple(f"{n}." for n, m in model.named_modules() if isinstance(m, Attention))
     patterns = check_names("ignore", ignore)
     ignored = sorted(k for k in own | given if any(fnmatchcase(k, p) for p in patterns))
@@ -65,8 +65,19 @@ def load_backbone(
     given, own = ({k: v for k, v in d.items() if k not in left_out} for d in (given, own))
     if differences := key_differences(given, own):
         raise ValueError(f"nothing was loaded, the backbone would lose weights: {differences}")
-    model.load_state_dict({places[key]: value for key, value in given.items()}, strict=False)
+    load_tensors(model, {places[key]: value for key, value in given.items()}, strict=False)
     return Loaded(sorted(given), new, ignored + counter)
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Load tensors whose names are those of a model's own state dict now.
+
+    A file of tensors has no versions of modules, which PyTorch keeps beside them: some modules
+    refuse such a state dict, or take it for one of an old version. These names are today's.
+    """
+    state = OrderedDict(tensors)
+    vars(state)["_metadata"] = getattr(model.state_dict(), "_metadata", None)
+    model.load_state_dict(state, strict=strict)
 
 
 def without_compiled(key: str) -> str:
@@ -79,7 +90,7 @@ def without_compiled(key: str) -> str:
     return ".".join(part for part in key.split(".") if part != "_orig_mod")
 
 
-def _strip_prefix(
+def strip_prefix(
     state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Take the prefix of wrappers off the keys of a checkpoint.

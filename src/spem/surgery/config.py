@@ -20,6 +20,9 @@ class NetworkConfig:
         gate: a key of `GATES`, or None.
         num_classes, in_channels, block, placement, mask: see `create_model`.
         gate_options: keyword arguments of the gate.
+        at: see `create_model`.
+        library: name and version of the library that a network is of, where it is another one;
+            of Hugging Face's networks also their configuration.
     """
 
     model: str
@@ -30,6 +33,8 @@ class NetworkConfig:
     placement: str | None = None
     mask: list[int] | None = None
     gate_options: dict[str, Any] = field(default_factory=dict)
+    at: str | list[str] | None = None
+    library: dict[str, Any] | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -41,16 +46,18 @@ class NetworkConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content for a `config.json`, with its keys in their usual order."""
-        return asdict(self)
+        content = asdict(self)
+        return content if self.library else {k: v for k, v in content.items() if k != "library"}
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for `create_model`."""
         arguments = self.to_json()
+        arguments.pop("library", None)
         return {"name": arguments.pop("model"), **arguments.pop("gate_options"), **arguments}
 
     def without_gates(self) -> Self:
         """Return the configuration of the same network without gates."""
-        return replace(self, gate=None, placement=None, mask=None, gate_options={})
+        return replace(self, gate=None, placement=None, at=None, mask=None, gate_options={})
 
 
 def config_of(model: nn.Module) -> NetworkConfig | None:

@@ -19,6 +19,7 @@ from spem.data.dataset import image_format
 from spem.export.network import load_network
 from spem.export.weights import load_weights
 from spem.gates import GATES, gate_options
+from spem.models.libraries import is_library_name
 from spem.models.user_files import import_files, pin_files
 from spem.train import folder as folders
 from spem.train.devices import (
@@ -231,7 +232,8 @@ def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
         precision=choose_precision(recipe),
     )
     if model is None:
-        return replace(recipe, gate_options=start_options(recipe))
+        at = None if recipe.gate is None else recipe.at  # of the gates that there are
+        return replace(recipe, gate_options=start_options(recipe), at=at)
     if recipe.replicas > 1:
         raise ValueError(
             f"replicas is {recipe.replicas}, must be 1 for a given model, which is one network"
@@ -248,9 +250,12 @@ def start_options(recipe: Recipe) -> dict[str, Any]:
     same options, and a comparison the same keys, as ever.
     """
     options, gate = recipe.gate_options, recipe.gate
-    if recipe.init == "paper" or gate not in GATES or "init" not in gate_options(gate):
+    trained = recipe.pretrained or recipe.weights is not None
+    usual = "identity" if trained and is_library_name(recipe.model) else "paper"
+    init = recipe.init or usual
+    if init == "paper" or gate not in GATES or "init" not in gate_options(gate):
         return options
-    return {"init": recipe.init} | options
+    return {"init": init} | options
 
 
 def _read_result(folder: Path, recipe: Recipe, model: nn.Module | None) -> Result:

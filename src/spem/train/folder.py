@@ -13,6 +13,7 @@ A run holds the lock of its folder, which the system frees when the process dies
 import csv
 import hashlib
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -223,7 +224,9 @@ def extend(folder: Path, recipe: Recipe) -> str | None:
 
 def number_folder(recipe: Recipe) -> Path:
     """Create the folder `runs/MODEL-GATE-DATA-N` with the first free number N."""
-    name = f"{recipe.model}-{recipe.gate or 'plain'}-{Path(recipe.data).name}"
+    # A colon or a slash in the name of another library's network cannot stand in that of a folder.
+    model = re.sub(r"[:/\\]+", "-", recipe.model).strip("-")
+    name = f"{model}-{recipe.gate or 'plain'}-{Path(recipe.data).name}"
     numbers = count()
     while True:
         with suppress(FileExistsError):

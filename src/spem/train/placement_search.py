@@ -171,7 +171,7 @@ def search_placement(
     Source: Huang et al., "Efficient Attention Network", 2020 (arXiv 2011.14058). The authors' code
         is for ImageNet's ResNet-50 only; here the sizes follow the network.
     """
-    for key in ("gate", "placement", "mask"):
+    for key in ("gate", "placement", "at", "mask"):
         if (value := getattr(recipe, key)) is not None:
             raise ValueError(
                 f"the recipe's {key} is {shorten(value)}: the supernet brings its own gates"

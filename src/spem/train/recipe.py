@@ -18,6 +18,7 @@ from spem._schema import (
     NonNegative,
     Numbers,
     Pixels,
+    Places,
     Positive,
     Positives,
     Seed,
@@ -40,7 +41,7 @@ AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
 NAMED_DATA = ("digits", "cifar10", "cifar100")
 # Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
 _RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
-_RESERVED += ("block", "placement", "mask", "pretrained")
+_RESERVED += ("block", "placement", "at", "mask", "pretrained")
 
 
 Schedule = Literal["step", "cosine", "constant"]
@@ -64,18 +65,25 @@ class Recipe:
     """Everything that decides a training run; the command's flags and the YAML keys are its fields.
 
     Args:
-        model: name of the network: resnet20, preresnet110, vgg16, densenet100, attention56 …
+        model: name of the network: resnet20, preresnet110, vgg16, densenet100, attention56 …; or
+            timm:NAME, torchvision:NAME or hf:ID for a network of another library.
         block: of (pre-activation) ResNets: basic or bottleneck; none: what the depth suggests.
         gate: name of the channel attention; none: no attention.
         init: start of a gate whose options name none: paper, as its authors start it, or identity,
-            with multipliers of exactly 1; with `weights` that have the gate, these count.
+            with multipliers of exactly 1; none: identity in a network of another library with
+            trained weights, else paper. With `weights` that have the gate, these count.
         gate_options: keyword arguments of the gate, for example `{alpha: 0.1}`.
         placement: residual, conv, norm or last-stage; none: what the gate's authors do.
+        at: where gates go in a network of another library: residual, stage, depthwise, a pattern of
+            names of modules like 'layer4.*.bn2', or a list of these; none: residual.
         mask: 0 or 1 for every place of a gate, in order; none: gates at all of them.
         import_: Python files that register gates or networks (`spem.register`,
             `spem.register_model`); they are run. The key is `import`.
-        weights: a `.safetensors` file, the folder of a run or a bundled network to start from; a
-            classifier for another number of classes starts anew.
+        pretrained: start from the weights that another library has for its network; they are
+            fetched once.
+        weights: a `.safetensors` or `.pth` file, the folder of a run or a bundled network to start
+            from. Of these and of pretrained weights a classifier for another number of classes
+            starts anew.
         data: digits, cifar10, cifar100, or the path of an image folder.
         data_dir: folder below which the data sets lie.
         download: fetch the data set when it is absent.
@@ -135,11 +143,13 @@ class Recipe:
     model: Text = "resnet20"
     block: Text | None = None
     gate: Text | None = None
-    init: Init = "paper"
+    init: Init | None = None
     gate_options: GateOptions = field(default_factory=dict)
     placement: Text | None = None
+    at: Places | None = None
     mask: Bits | None = None
     import_: Texts = field(default_factory=list)
+    pretrained: Flag = False
     weights: Text | None = None
     data: Text = "digits"
     data_dir: Text = "data"
@@ -191,6 +201,7 @@ class Recipe:
             (graph and several, "devices", "1 with cuda_graph"),
             (self.replicas > 1 and several, "devices", "1 with replicas"),
             (self.seed + self.replicas > 2**32, "seed", "below 2^32 in all replicas"),
+            (self.pretrained and self.weights is not None, "pretrained", "false with weights"),
             (graph and self.device in ("cpu", "mps"), "device", "auto or cuda with cuda_graph"),
             (graph and self.on_nonfinite == "skip", "on_nonfinite", "stop with cuda_graph"),
             # Scaling the loss waits for the device at every step.

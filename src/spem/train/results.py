@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # The keys of a recipe that say what a network is.
-MODEL_KEYS = ("model", "block", "gate", "gate_options", "placement", "mask")
+MODEL_KEYS = ("model", "block", "gate", "gate_options", "placement", "at", "mask")
 
 
 def network_config(model: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,213 @@
+"""Networks by the names of timm, torchvision and Hugging Face: built, started, trained, loaded."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+import spem
+from spem.cli import main
+from spem.export.network import load_network
+from spem.gates import GATES, gate_options
+from spem.models import create_model
+from spem.models.libraries import network_of
+from spem.train import fit, load_recipe
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+transformers = pytest.importorskip("transformers")
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+NAMES = ("timm:test_resnet", "torchvision:mnasnet0_5", "hf:")
+SOME = ("spem", "se", "eca", "cbam", "srm")
+EACH = [pytest.param(n, marks=() if n in SOME else pytest.mark.gates) for n in GATES]
+TINY = {"image_size": 16, "epochs": 1, "progress": False, "precision": "32", "batch_size": 512}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A network of Hugging Face in a folder, with seven classes and statistics at random."""
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
+    config = transformers.ResNetConfig(**sizes, num_labels=7)
+    model = shake(transformers.ResNetForImageClassification(config))
+    model.save_pretrained(path := tmp_path_factory.mktemp("hf"))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch, tmp_path):
+    """No library reaches its hub, and none finds what an earlier program has fetched."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def shake(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias)
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def name_of(name, folder):
+    return f"hf:{folder}" if name == "hf:" else name
+
+
+def fill_cache(name, tmp_path, model):
+    """Put weights where torchvision keeps what it has fetched."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    path = tmp_path / "torch/hub/checkpoints" / url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    torch.save(model.state_dict(), path)
+
+
+@pytest.mark.parametrize("gate", EACH)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_of_a_library_has_gates_classes_and_channels_as_asked(name, gate, folder):
+    options = {"reduction": 2} if "reduction" in gate_options(gate) else {}
+    options |= {"groups": 4} if "groups" in gate_options(gate) else {}
+    options |= {"rho": 0.5} if gate == "srp" else {}
+    options |= {"frequencies": "top8"} if gate == "fcanet" else {}
+    model = create_model(name_of(name, folder), gate, 5, 1, at="stage", **options).eval()
+    assert model(X[:, :1]).shape == (2, 5)
+    assert spem.attachment(model)["gate"] == gate
+    assert model.config.at == "stage"
+    assert model.config.library["name"] in ("timm", "torchvision", "transformers")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("timm:convnext_atto", "timm:mobilenetv3_small_050", "timm:regnety_002"),
+        *("torchvision:densenet121", "torchvision:mnasnet0_5", "torchvision:googlenet"),
+    ],
+)
+def test_networks_of_other_families_take_grey_pictures(name):
+    at = "inception*" if "google" in name else "residual"
+    model = create_model(name, "se", 5, 1, at=at, reduction=4)
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 5)  # in training, too
+
+
+@pytest.mark.parametrize("gate", ["spem", None])
+def test_pretrained_weights_give_the_outputs_of_the_library(gate, folder, tmp_path, caplog):
+    source = shake(torchvision.models.resnet18()).eval()
+    fill_cache("resnet18", tmp_path, source)
+    model = create_model("torchvision:resnet18", gate, pretrained=True).eval()
+    torch.testing.assert_close(model(X), source(X))
+    hf = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    model = create_model(f"hf:{folder}", gate, pretrained=True).eval()
+    torch.testing.assert_close(model(X), hf(X).logits)
+    assert not caplog.messages
+    other = create_model(f"hf:{folder}", gate, num_classes=5, pretrained=True).eval()
+    assert other(X).shape == (2, 5)
+    (said,) = caplog.messages
+    assert said == (
+        "the classifier 'classifier.1' starts anew: it has 5 classes, that of the pretrained"
+        f" weights of hf:{folder} has 7"
+    )
+    inner, own = hf.state_dict(), network_of(other).state_dict()
+    assert all(torch.equal(own[k], v) for k, v in inner.items() if "classifier" not in k)
+
+
+def test_timm_takes_its_weights_from_its_cache(monkeypatch):
+    source = shake(timm.create_model("resnet10t")).eval()
+
+    def load(model, **_):
+        model.load_state_dict(source.state_dict())
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", load)
+    model = create_model("timm:resnet10t", "spem", pretrained=True).eval()
+    torch.testing.assert_close(model(X), source(X))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "sentence"),
+    [
+        ("timm:resnet10t", ConnectionError, "the weights of timm:resnet10t cannot be fetched: "),
+        ("torchvision:resnet18", ConnectionError, "torchvision:resnet18 cannot be fetched: "),
+        ("hf:some/network", ConnectionError, "of hf:some/network cannot be fetched: "),
+        ("timm:resnet19", ValueError, "unknown model 'timm:resnet19'; known: timm:resnet18, "),
+        ("timm:resnet18.none", ValueError, r"'timm:resnet18.none'; known: timm:resnet18, timm:"),
+        ("torchvision:resnet19", ValueError, "known: torchvision:resnet18, "),
+        ("keras:resnet50", ValueError, "unknown library 'keras'; known: "),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_one_sentence(name, error, sentence):
+    with pytest.raises(error, match=sentence) as caught:
+        create_model(name, "se", num_classes=5, pretrained=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"at": "layer9"}, "no module of the model is named 'layer9'; there are: layer"),
+        ({"placement": "residual"}, "placement is 'residual', but the gates .* are placed by at"),
+        ({"block": "basic"}, "has no choice of blocks"),
+        ({"pretrained": "cifar10"}, "pretrained is 'cifar10', must be True or False"),
+        ({"gate": None, "at": "stage"}, "at given without a gate"),
+        ({"name": "timm:vit_tiny_patch16_224"}, "at='residual' matches no module of this Vision"),
+        ({"name": "resnet20", "at": "stage"}, "at is 'stage', but 'resnet20' has placement"),
+        ({"num_classes": 0}, "num_classes is 0"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(keys, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        create_model(**({"name": "timm:resnet10t", "gate": "se"} | keys))
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [*((name, "stage") for name in NAMES), ("hf:", ["resnet*.layers.0"])]
+)
+def test_the_folder_of_a_run_loads_without_its_library_fetching_anything(
+    name, at, folder, tmp_path, monkeypatch, capsys
+):
+    full = name_of(name, folder)
+    keys = {"model": full, "gate": "spem", "at": at, "init": None, "schedule": "constant"}
+    recipe = load_recipe("digits", **keys, **TINY)
+    result = fit(recipe, out=tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["library"].keys() >= {"name", "version"}
+    assert config["attachment"]["gate"] == "spem"
+    assert config["model"] == full
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.AutoConfig, "from_pretrained", None)  # of no use any more
+        model, _ = load_network(tmp_path / "run")
+    x = X[:, :1]
+    assert torch.equal(model(x), result.model(x))
+    assert main(["gate-report", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert "gate" in capsys.readouterr().out
+    again = fit(replace(recipe, epochs=2), out=tmp_path / "run", resume=True)
+    assert not torch.equal(again.model(x), model(x))
+
+
+def test_a_run_of_another_version_of_the_library_says_so(folder, tmp_path):
+    recipe = load_recipe("digits", model=f"hf:{folder}", gate="se", **TINY)
+    fit(recipe, out=tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    config["library"]["version"] = "1.0"
+    config["library"]["config"]["hidden_sizes"] = [16, 24]
+    del config["attachment"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"trained with transformers 1.0, this is"):
+        load_network(tmp_path / "run")
+
+
+def test_a_comparison_runs_in_processes_of_its_own(folder, tmp_path, capsys):
+    command = ["compare", "--data", "digits", "--model", f"hf:{folder}", "--gates", "none", "spem"]
+    keys = ["--pretrained", "--at", "stage", "--seeds", "1", "--epochs", "1", "--image-size", "16"]
+    keys += ["--batch-size", "512", "--no-costs", "--out", str(tmp_path / "cmp")]
+    assert main([*command, *keys]) == 0
+    assert main(["report", str(tmp_path / "cmp")]) == 0
+    page = (tmp_path / "cmp/report.md").read_text()
+    assert "spem" in page
+    assert os.listdir(tmp_path / "cmp/cells")  # noqa: PTH208
