@@ -45,9 +45,12 @@ class NetworkConfig:
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content for a `config.json`, with its keys in their usual order."""
-        content = asdict(self)
-        return content if self.library else {k: v for k, v in content.items() if k != "library"}
+        """Return the content for a `config.json`, with its keys in their usual order.
+
+        What only networks of others have, `at` and `library`, is left out where it is None.
+        """
+        absent = {name for name in ("at", "library") if getattr(self, name) is None}
+        return {key: value for key, value in asdict(self).items() if key not in absent}
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for `create_model`."""
