@@ -101,8 +101,8 @@ $(INSTALLED): $(TRAINING)
 $(INTEROP)/.installed: $(INSTALLED) tests/interop/torchvision_schemas.py
 	"$(PYTHON)" -m venv $(INTEROP)
 	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable '.[train,report]' \
-		pytest pytest-xdist torchvision timm transformers segmentation-models-pytorch ultralytics torchao onnx onnxruntime \
-		onnxscript
+		pytest pytest-xdist torchvision timm transformers segmentation-models-pytorch \
+		ultralytics torchao onnx onnxruntime onnxscript
 	place=$$($(INTEROP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 		&& cp tests/interop/torchvision_schemas.py "$$place" \
 		&& echo 'import torchvision_schemas' > "$$place/torchvision_schemas.pth"

@@ -31,6 +31,17 @@ def randomise(module, seed=0):
     return module
 
 
+def randomise_norms(model):
+    """Draw weights, biases and statistics of all norms, some of which start at 0."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
 class _Block(nn.Module):
     """A norm with its gate, a residual addition and a ReLU."""
 

@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
-from gatings import EACH_GATE, build_gated
+from gatings import EACH_GATE, OPTIONS, build_gated
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize, prune
 
 from spem import kernels
-from spem.gates import Attention
+from spem.gates import GATES, Attention, create_gate
 
 X = torch.randn(3, 16, 5, 6, generator=torch.Generator().manual_seed(2))
 
@@ -117,3 +119,16 @@ def test_gates_are_float32_under_a_narrower_default(name):
     tensors = [*module.parameters(), *module.buffers()]
     assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float32}
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(GATES))
+def test_every_layer_of_a_gate_computes_in_the_dtype_of_its_input(name):
+    variants = [OPTIONS.get(name, {})]
+    if name == "spa":
+        variants = [{"variant": v} for v in ("icme-a", "tmm-a")]
+        sourced = ("icme-b", "icme-c", "tmm-b", "tmm-c")
+        variants += [{"variant": v, "source_channels": 16} for v in sourced]
+    for options in variants:
+        gate = create_gate(name, 16, **{"reduction": 4} if name == "spa" else {}, **options)
+        layers = [m for m in gate.modules() if isinstance(m, nn.Linear | _ConvNd | _BatchNorm)]
+        assert {type(layer).__module__ for layer in layers} <= {"spem.gates.layers"}

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from gatings import EACH_GATE, OPTIONS, randomise
+from gatings import EACH_GATE, OPTIONS, randomise, randomise_norms
 from torch.fx import symbolic_trace
 
 import spem
@@ -26,14 +26,6 @@ def first_block(name):
     """Return the first two blocks of a network in float64, no norm at its start of 0."""
     torch.manual_seed(0)
     return randomise_norms(BUILD[name]().layer1[:2].double())
-
-
-def randomise_norms(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.weight)
-            torch.nn.init.normal_(module.bias)
-    return model
 
 
 def results(model, x):

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gatings import EACH_GATE, randomise_norms
 
 import spem
 from spem.cli import main
 from spem.export.network import load_network
-from spem.gates import GATES, gate_options
+from spem.gates import gate_options
 from spem.models import create_model
 from spem.models.libraries import network_of
 from spem.train import fit, load_recipe
@@ -21,8 +22,6 @@ transformers = pytest.importorskip("transformers")
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 NAMES = ("timm:test_resnet", "torchvision:mnasnet0_5", "hf:")
-SOME = ("spem", "se", "eca", "cbam", "srm")
-EACH = [pytest.param(n, marks=() if n in SOME else pytest.mark.gates) for n in GATES]
 TINY = {"image_size": 16, "epochs": 1, "progress": False, "precision": "32", "batch_size": 512}
 
 
@@ -32,7 +31,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
     config = transformers.ResNetConfig(**sizes, num_labels=7)
-    model = shake(transformers.ResNetForImageClassification(config))
+    model = randomise_norms(transformers.ResNetForImageClassification(config))
     model.save_pretrained(path := tmp_path_factory.mktemp("hf"))
     return path
 
@@ -44,16 +43,6 @@ def _no_network(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-def shake(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias)
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 1.5)
-    return model
 
 
 def name_of(name, folder):
@@ -68,7 +57,7 @@ def fill_cache(name, tmp_path, model):
     torch.save(model.state_dict(), path)
 
 
-@pytest.mark.parametrize("gate", EACH)
+@pytest.mark.parametrize("gate", EACH_GATE)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_of_a_library_has_gates_classes_and_channels_as_asked(name, gate, folder):
     options = {"reduction": 2} if "reduction" in gate_options(gate) else {}
@@ -97,7 +86,7 @@ def test_networks_of_other_families_take_grey_pictures(name):
 
 @pytest.mark.parametrize("gate", ["spem", None])
 def test_pretrained_weights_give_the_outputs_of_the_library(gate, folder, tmp_path, caplog):
-    source = shake(torchvision.models.resnet18()).eval()
+    source = randomise_norms(torchvision.models.resnet18()).eval()
     fill_cache("resnet18", tmp_path, source)
     model = create_model("torchvision:resnet18", gate, pretrained=True).eval()
     torch.testing.assert_close(model(X), source(X))
@@ -117,7 +106,7 @@ def test_pretrained_weights_give_the_outputs_of_the_library(gate, folder, tmp_pa
 
 
 def test_timm_takes_its_weights_from_its_cache(monkeypatch):
-    source = shake(timm.create_model("resnet10t")).eval()
+    source = randomise_norms(timm.create_model("resnet10t")).eval()
 
     def load(model, **_):
         model.load_state_dict(source.state_dict())

@@ -120,9 +120,6 @@ def test_dense_blocks_are_refused_with_a_placement_that_works(library):
     model(X)
 
 
-YOLOS = ["yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n"]
-
-
 YOLO_BLOCKS = {"C2f", "C2fCIB", "C3", "C3k2", "C2PSA", "PSA", "A2C2f", "SPPF", "SPPELAN"}
 YOLO_BLOCKS |= {"RepNCSPELAN4", "ELAN1"}
 

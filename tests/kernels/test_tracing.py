@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from gatings import OPTIONS
 from torch import nn
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -16,7 +17,6 @@ from spem.kernels.reference import REFERENCE
 
 THOROUGH = pytest.mark.gates
 C = 16
-OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
 VARIANTS = [
     *((name, OPTIONS.get(name, {})) for name in GATES),
     ("gct", {"mode": "l1"}),

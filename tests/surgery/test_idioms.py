@@ -6,8 +6,7 @@ import idioms
 import pytest
 import torch
 from foreign import Net, X
-from gatings import EACH_GATE
-from test_attachment import OPTIONS
+from gatings import EACH_GATE, OPTIONS
 from torch import nn
 
 import spem

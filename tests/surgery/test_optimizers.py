@@ -5,8 +5,7 @@ import copy
 import pytest
 import torch
 from foreign import Net, X
-from gatings import EACH_GATE
-from test_attachment import OPTIONS
+from gatings import EACH_GATE, OPTIONS
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel

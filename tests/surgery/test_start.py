@@ -2,37 +2,22 @@
 
 import pytest
 import torch
-from torch import nn
+from gatings import EACH_GATE, randomise, randomise_norms
 
-import spem
-from spem.gates import GATES, gate_options
+from spem.gates import gate_options
 from spem.models import create_model
 from spem.surgery.start import start_from_state
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-# One of each family; the others in `make test-gates`.
-SOME = ("spem", "se", "eca", "cbam", "iebn", "spa")
-EACH = [pytest.param(n, marks=() if n in SOME else pytest.mark.gates) for n in GATES]
 
 
 def trained(gate=None, **options):
     """A network with weights and statistics at random."""
     torch.manual_seed(1)
-    model = create_model("resnet8", gate, **options).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 1.5)
-            if module.affine:
-                nn.init.normal_(module.weight)
-    for parameter in (
-        p for m in model.modules() if isinstance(m, spem.Attention) for p in m.parameters()
-    ):
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return model
+    return randomise(randomise_norms(create_model("resnet8", gate, **options).eval()))
 
 
-@pytest.mark.parametrize("gate", EACH)
+@pytest.mark.parametrize("gate", EACH_GATE)
 def test_gates_that_weights_lack_start_as_asked_and_those_that_are_there_are_loaded(gate):
     plain = trained()
     options = {"init": "identity"} if "init" in gate_options(gate) else {}

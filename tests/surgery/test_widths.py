@@ -203,7 +203,7 @@ class Twice(nn.Module):
         (
             lambda: behind(Last()),
             {"at": "1", "example": X[:, :, :9]},
-            r"seems to be \(N, H, W, C\)",
+            r"as of \(N, H, W, C\)",
         ),
         (Twice, {"at": "act", "example": X}, r"'act' runs 2 times .* gives \[4, 8\] channels"),
         (

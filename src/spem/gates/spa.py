@@ -152,8 +152,8 @@ class _Summed(nn.Module):
 
 
 def _build_matcher(width: int, channels: int, paper: str) -> nn.Sequential:
-    layers: list[nn.Module] = [Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+    layers: list[nn.Module] = [Conv2d(width, channels, 1, bias=False), BatchNorm2d(channels)]
     if paper == "icme":
         return nn.Sequential(*layers, nn.ReLU())
-    layers += [nn.ReLU(), Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+    layers += [nn.ReLU(), Conv2d(channels, channels, 1, bias=False), BatchNorm2d(channels)]
     return nn.Sequential(*layers)

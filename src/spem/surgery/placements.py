@@ -12,12 +12,8 @@ from torch import nn
 # Blocks by class name, and the child that ends their residual branch; the first that exists is it.
 _ENDINGS = {
     "BasicBlock": ("bn2", "conv2.bn"),
-    "Bottleneck": (
-        "bn3",
-        "conv3.bn",
-        "norm3",
-        "cv2",
-    ),  # cv2 of YOLO, not its norm, which `fuse` removes
+    # cv2 of YOLO, not its norm, which `fuse` removes.
+    "Bottleneck": ("bn3", "conv3.bn", "norm3", "cv2"),
     "ResNestBottleneck": ("bn3",),
     "Bottle2neck": ("bn3",),
     "ResBottleneckBlock": ("f.c.1",),

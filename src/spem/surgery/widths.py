@@ -56,7 +56,7 @@ def describe_mismatch(name: str, expected: int, output: Tensor) -> str:
     """Return a sentence on an output whose channels are not those that a gate was built for."""
     if output.shape[3] == expected:
         return (
-            f"the output of {shorten(name)} is {tuple(output.shape)}, which seems to be "
+            f"the output of {shorten(name)} is {tuple(output.shape)}, as of "
             f"(N, H, W, C): a gate needs (N, C, H, W); attach it elsewhere by at="
         )
     return (
