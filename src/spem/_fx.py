@@ -19,6 +19,13 @@ class FxLeaf(nn.Module):
                 return _record(value.tracer, self, args, kwargs)
         return super().__call__(*args, **kwargs)
 
+    def __prepare_scriptable__(self) -> "FxLeaf":
+        """Refuse `torch.jit.script`, which asks here first: it compiles a part of Python alone."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}: write torch.jit.trace(model, "
+            "images) or torch.export.export, which are right at other sizes, too"
+        )
+
 
 def _record(tracer: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
     def record(*args: Any, **kwargs: Any) -> Any:

@@ -101,3 +101,22 @@ def test_gradients_are_taken_twice_from_one_graph():
         (again,) = torch.autograd.grad(total, x, create_graph=True)
         (last,) = torch.autograd.grad(total, x)
     torch.testing.assert_close((plain, last), (again.detach(), again.detach()))
+
+
+@pytest.mark.parametrize("place", ["alone", "block"])
+@pytest.mark.parametrize("name", EACH_GATE)
+def test_batched_gradients_are_right_in_eager_mode_and_refused_by_kernels(name, place):
+    module, x = build_gated(name, place, 16).eval(), torch.randn(2, 16, 5, 6, requires_grad=True)
+    vectors = torch.randn(3, 2, 16, 5, 6)
+    with kernels.use("eager"):
+        y = module(x)
+        each = [torch.autograd.grad(y, x, v, retain_graph=True)[0] for v in vectors]
+        (found,) = torch.autograd.grad(y, x, vectors, is_grads_batched=True)
+    torch.testing.assert_close(found, torch.stack(each))
+    with kernels.use("compiled"):
+        y = module(x)
+    if place == "alone" and name in ("danet", "hpda", "sge"):  # which have no kernels
+        torch.autograd.grad(y, x, vectors, is_grads_batched=True)
+        return
+    with pytest.raises(RuntimeError, match=r'write `with spem\.kernels\.use\("eager"\):`'):
+        torch.autograd.grad(y, x, vectors, is_grads_batched=True)

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from gatings import OPTIONS
+from gatings import EACH_GATE, OPTIONS, build_gated
 from torch import nn
 from torch.export import Dim
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -249,3 +249,10 @@ def test_random_regions_are_not_traced_in_training():
     gate = spem.create_gate("srp", C, rho=0.5)
     with pytest.raises(ValueError, match=r"draws regions in training.*call eval\(\) before"):
         torch.jit.trace(gate, torch.randn(2, C, 6, 6))
+
+
+@pytest.mark.parametrize("place", ["alone", "norm", "block"])
+@pytest.mark.parametrize("name", EACH_GATE)
+def test_torch_script_is_refused_with_what_works(name, place):
+    with pytest.raises(RuntimeError, match=r"cannot compile .*: write torch\.jit\.trace"):
+        torch.jit.script(build_gated(name, place, 16))

@@ -6,7 +6,9 @@ import pytest
 import torch
 from foreign import Net, NormAct, X
 from gatings import OPTIONS
+from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import spem
 from spem import attach, create_model, deploy, detach
@@ -264,3 +266,13 @@ def test_twice_is_refused_and_detach_needs_gates():
     attach(model, "se")
     with pytest.raises(ValueError, match=r"'layer1.0.bn2' has a gate already"):
         attach(model, "spem")
+
+
+def test_a_model_of_sharded_parameters_is_refused():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = fully_shard(Net())
+    finally:
+        dist.destroy_process_group()
+    with pytest.raises(ValueError, match="wrapped in FSDPModule: attach gates first"):
+        attach(model, "se")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from spem._messages import shorten
@@ -40,6 +41,8 @@ class DIANet(DescriptorGate):
 
     needs_norm = True
     shares_unit = True
+    # The backward pass in which the stage began (`_current_backward`); pickles may lack it.
+    _backward = -1
 
     @classmethod
     def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +92,11 @@ class DIANet(DescriptorGate):
         unit = self._leader[0] if self._leader else self
         if unit is self:
             self.reset()
+        elif unit._backward != _current_backward():
+            raise RuntimeError(
+                "a checkpoint runs this gate again without the first gate of its stage, whose state"
+                " it goes on from: checkpoint whole stages, or none of their blocks"
+            )
         hidden, cell = (u.new_zeros(u.shape),) * 2 if unit._state is None else unit._state
         i, f, g, o = (unit.w_ih(u) + unit.w_hh(hidden)).chunk(4, 1)
         cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
@@ -99,11 +107,19 @@ class DIANet(DescriptorGate):
 
     def reset(self) -> None:
         """Go back to the zero state, as before the first block of a stage."""
-        self._steps, self._state = 0, None
+        self._steps, self._state, self._backward = 0, None, _current_backward()
 
     def __getstate__(self) -> dict[str, Any]:
         # A state of an unfinished forward belongs to its graph, which cannot be copied.
-        return {**self.__dict__, "_state": None, "_steps": 0}
+        return {**self.__dict__, "_state": None, "_steps": 0, "_backward": -1}
+
+
+def _current_backward() -> int:
+    """Return the number of the backward pass that runs now, -1 outside.
+
+    Within one, only checkpoints run modules: their blocks alone, from the last to the first.
+    """
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
 
 
 def _build_bottleneck(channels: int, width: int) -> nn.Sequential:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from spem.kernels import reference
 from spem.kernels.backend import Backend, PooledMap
@@ -157,6 +158,7 @@ class _Pool(torch.autograd.Function):
         scale = ctx.link.pop("scale", None)
         if torch.is_grad_enabled():
             return None, None, None, _differentiate_pooling(x, gradients, grad)
+        refuse_batched(grad, *grads)
         grad = None if grad is None else match_format(grad, x)
         dx = ctx.backend.run_input_gradient(x, ctx.wanted, stack, gradients, grad, scale)
         return None, None, None, dx
@@ -189,6 +191,7 @@ class _Recalibrate(torch.autograd.Function):
                 ctx.link["twice"] = True
             found = differentiate_recalibration(x, scale, out, grad)
             return None, None, None, *keep_needed(found, ctx.needs_input_grad[3:])
+        refuse_batched(grad)
         d, sums = ctx.backend.run_sums(match_format(grad, x), out, x)
         dx = None
         if needs_x and (ctx.link is None or "twice" in ctx.link):
@@ -200,6 +203,18 @@ class _Recalibrate(torch.autograd.Function):
         dscale = sums[0].to(scale.dtype) if needs_scale else None
         dshift = sums[1] if needs_shift else None
         return None, None, None, dx, dscale, dshift, d if needs_residual else None
+
+
+def refuse_batched(*gradients: Tensor | None) -> None:
+    """Raise RuntimeError for gradients of several outputs at once, which no kernel can read.
+
+    `torch.autograd.grad(…, is_grads_batched=True)` and `jacobian(…, vectorize=True)` give them.
+    """
+    if any(g is not None and is_legacy_batchedtensor(g) for g in gradients):
+        raise RuntimeError(
+            "kernels take no batched gradients (is_grads_batched, vectorize): write"
+            ' `with spem.kernels.use("eager"):` around the forward pass, or use torch.func.jacrev'
+        )
 
 
 def keep_needed(gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor | None]:

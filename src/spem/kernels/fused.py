@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from spem.kernels import inductor, reference
-from spem.kernels.autograd import PassesBackend, Values, differentiate_recalibration, keep_needed
+from spem.kernels.autograd import (
+    PassesBackend,
+    Values,
+    differentiate_recalibration,
+    keep_needed,
+    refuse_batched,
+)
 from spem.kernels.backend import Backend
 from spem.kernels.memory_format import make_dense, match_format
 
@@ -119,6 +125,7 @@ class _Fused(torch.autograd.Function):
         if torch.is_grad_enabled():
             found = _differentiate_by_reference(excitation, x, tensors, out, grad)
             return None, None, None, None, *keep_needed(found, ctx.needs_input_grad[4:])
+        refuse_batched(grad)
         _, _, _, _, needs_x, needs_residual, *needs = ctx.needs_input_grad
         trained = tuple([i for i, needed in enumerate(needs) if needed])
         grad = match_format(grad, x)

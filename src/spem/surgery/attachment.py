@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from spem._checks import check_choice, check_module, check_optimizer, check_switch
 from spem._messages import shorten
 from spem.gates import GATES, Attention, Place, create_gate_at, gate_options
-from spem.norm import GatedBatchNorm2d
+from spem.norm import CONVERTED, GatedBatchNorm2d
 from spem.surgery.blocks import fuse_blocks, unfuse_blocks
 from spem.surgery.config import config_of, set_config
 
@@ -160,6 +160,12 @@ def detach(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     slots = list(find_gates(model))
     if not slots:
         raise ValueError("the model has no gates to detach")
+    for name, slot, _, _ in slots:
+        if CONVERTED in vars(slot) and type(slot) is not GatedBatchNorm2d:
+            raise ValueError(
+                f"{shorten(name)} is a {type(slot).__name__} by now: undo before what changed its"
+                " class, like torch.nn.utils.parametrize.remove_parametrizations"
+            )
     if optimizer is not None:
         shrink_optimizer(optimizer, [gate for _, _, _, gate in slots])
     for _, slot, attribute, _ in slots:
@@ -174,8 +180,9 @@ def _refuse_wrapped(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "_orig_mod"):
             raise ValueError("the model is compiled: attach gates first, then call torch.compile")
-        if type(module).__name__ in ("DistributedDataParallel", "DataParallel", "FSDPModule"):
-            raise ValueError(f"the model is wrapped in {type(module).__name__}: attach gates first")
+        names = [base.__name__ for base in type(module).__mro__]  # FSDP puts its own class before
+        for name in {"DistributedDataParallel", "DataParallel", "FSDPModule"} & {*names}:
+            raise ValueError(f"the model is wrapped in {name}: attach gates first")
 
 
 _Gates = dict[str, tuple[nn.Module, Attention]]

@@ -14,7 +14,7 @@ from spem.gates import Attention, Gate, GateStatistics
 from spem.gates.record import pooled_gates
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.config import config_of, set_config
-from spem.surgery.fold import fold_batchnorms, fold_gates
+from spem.surgery.fold import fold_batchnorms, fold_gates, has_own_weights, is_plain_conv
 from spem.surgery.guard import replace_gate, unguard
 from spem.surgery.slots import find_gates
 
@@ -123,25 +123,45 @@ def _fold_into_norm(name: str, norm: GatedBatchNorm2d, multiplier: Tensor) -> No
     if not norm.affine:
         raise ValueError(f"the norm {shorten(name)} has no scale and shift to fold its gate into")
     scales_shift = not (isinstance(norm.gate, Gate) and norm.gate.reads_input)
-    for parameter in (norm.weight, norm.bias) if scales_shift else (norm.weight,):
-        parameter.copy_(parameter.double() * multiplier.to(parameter.device).double())
+    _refuse_computed(name, norm)
+    for key in ("weight", "bias") if scales_shift else ("weight",):
+        _scale(norm, key, multiplier)
 
 
 @torch.no_grad()
 def _fold_into_conv(name: str, module: nn.Module, attribute: str, multiplier: Tensor) -> None:
     """Scale the convolution that a gate follows, the last one of a block, or precedes."""
-    conv = getattr(module, "conv3", getattr(module, "conv2", module))
-    if not isinstance(conv, nn.Conv2d):
+    conv = module
+    if attribute != "gate":  # of a block of ours
+        conv = getattr(module, "conv3", getattr(module, "conv2", module))
+    if not is_plain_conv(conv):
         raise ValueError(
-            f"the constant gate of {shorten(name)} follows neither a norm nor a convolution"
+            f"the constant gate of {shorten(name)} follows neither a norm nor a convolution of"
+            " PyTorch's own class, into which it could be folded: attach it to one of these"
         )
-    multiplier = multiplier.double()
+    _refuse_computed(name, conv)
     if attribute != "gate" and conv is module:  # the gate of a convolution's input
-        conv.weight.copy_(conv.weight.double() * multiplier[:, None, None])
+        _scale(conv, "weight", multiplier[:, None, None])
         return
-    conv.weight.copy_(conv.weight.double() * multiplier[:, None, None, None])
+    _scale(conv, "weight", multiplier[:, None, None, None])
     if conv.bias is not None:
-        conv.bias.copy_(conv.bias.double() * multiplier)
+        _scale(conv, "bias", multiplier)
+
+
+def _scale(module: nn.Module, key: str, factor: Tensor) -> None:
+    """Multiply a parameter, which other modules may share: theirs stays."""
+    old = module.get_parameter(key)
+    new = (old.double() * factor.to(old.device).double()).to(old.dtype)
+    setattr(module, key, nn.Parameter(new, old.requires_grad))
+
+
+def _refuse_computed(name: str, module: nn.Module) -> None:
+    if not has_own_weights(module):
+        raise ValueError(
+            f"the weights at {shorten(name)}, into which its gate is folded, are computed from"
+            " others, as pruning and parametrisations do: make them permanent before, by"
+            " torch.nn.utils.prune.remove or parametrize.remove_parametrizations"
+        )
 
 
 def _make_example(model: nn.Module) -> Tensor:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,9 @@ class FoldedNorm(FxLeaf):
 def fold_batchnorms(model: nn.Module, example: Tensor) -> None:
     """Fold every norm into the convolution that alone feeds it, in place, in evaluation mode.
 
-    Left as they are: norms behind anything else, norms of a convolution whose output is read
-    elsewhere too, and norms whose gate reads their input.
+    Left as they are: norms behind anything else, also behind convolutions of another forward pass
+    and of pruned or parametrised weights; norms of a convolution whose output is read elsewhere,
+    too; and norms whose gate reads their input.
 
     Args:
         model: in evaluation mode.
@@ -93,6 +94,23 @@ def fold_gates(model: nn.Module) -> None:
                 new.statistics = tuple(name for name in STATISTICS if name in wanted)
 
 
+def is_plain_conv(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Return whether a module is a convolution by its weights, not by something computed of them.
+
+    Such as standardised weights, which a factor does not change. One of ours gates its input only.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return False
+    own = type(module)
+    same = own.forward is nn.Conv2d.forward and own._conv_forward is nn.Conv2d._conv_forward
+    return same or hasattr(own, "gate_attribute")
+
+
+def has_own_weights(module: nn.Module) -> bool:
+    """Return whether weight and bias are a module's own, not pruned and not parametrised."""
+    return {"weight", "bias"} <= module._parameters.keys()
+
+
 def _find_pairs(model: nn.Module, example: Tensor) -> dict[GatedBatchNorm2d, nn.Conv2d]:
     """Return the convolution that alone feeds each norm, found by running the model once."""
     reads = _Reads()
@@ -130,7 +148,7 @@ class _Reads(TorchFunctionMode):
 
     def watch(self, module: nn.Module) -> Iterator[RemovableHandle]:
         """Watch a module that is a convolution, or a norm that can be folded."""
-        if isinstance(module, nn.Conv2d) and not module._forward_hooks:
+        if is_plain_conv(module) and has_own_weights(module) and not module._forward_hooks:
             yield module.register_forward_hook(self._note_output)
         elif isinstance(module, GatedBatchNorm2d) and _can_fold(module):
             yield module.register_forward_pre_hook(self._enter_norm, with_kwargs=True)
