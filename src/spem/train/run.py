@@ -135,7 +135,7 @@ class Run:
         torch.manual_seed(hash_seed(seed, self.epoch, self.step, rank))
         images, labels = next(self._coming)
         batch = min(self.recipe.batch_size, self.images - self.step * self.recipe.batch_size)
-        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.learning_rate = max(self.schedule.get_last_lr())  # parts may have lower ones
         try:
             parts = self._training_step(images, labels, batch)
             self.skipped_in_row = 0
