@@ -122,6 +122,10 @@ class Recipe:
             0.1}`; parts are backbone, gates and classifier, and those not named have 1.
         layer_decay: factor of the learning rate from each layer (a block, or a convolution outside
             of blocks) to the one before it; none: the same rate in all.
+        freeze: what is not trained: backbone, for all but gates and classifier, or a pattern of
+            names of modules and parameters, for example `layer[12]*`. Gates are trained all the
+            same, and frozen BatchNorms keep their running statistics, by which they normalise.
+        freeze_epochs: the first epochs, in which `freeze` holds; none: it holds for the whole run.
         momentum: momentum of sgd and muon; the first beta of adamw.
         nesterov: Nesterov's form of the momentum, for sgd and muon.
         weight_decay: L2 penalty (adamw and muon: decoupled decay) on every parameter but those that
@@ -191,6 +195,8 @@ class Recipe:
     lr: Positive = 0.1
     lr_factors: Factors = field(default_factory=dict)
     layer_decay: Fraction | None = None
+    freeze: Text | None = None
+    freeze_epochs: Count | None = None
     momentum: Share = 0.9
     nesterov: Flag = True
     weight_decay: NonNegative = 5e-4

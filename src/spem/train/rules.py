@@ -18,6 +18,7 @@ def check_together(recipe: "Recipe") -> None:
     scaled, momentum = recipe.precision == "16-mixed", recipe.momentum
     nesterov = recipe.nesterov and recipe.optimizer != "adamw"
     trained_twice = recipe.pretrained and recipe.weights is not None
+    thaws = recipe.freeze_epochs is not None
     for wrong, key, allowed in (
         (recipe.accumulate > batch, "accumulate", f"at most batch_size ({batch})"),
         (nesterov and momentum == 0, "momentum", "above 0 with nesterov"),
@@ -29,6 +30,10 @@ def check_together(recipe: "Recipe") -> None:
         (graph and recipe.on_nonfinite == "skip", "on_nonfinite", "stop with cuda_graph"),
         # Scaling the loss waits for the device at every step.
         (graph and scaled, "precision", "32 or bf16-mixed with cuda_graph"),
+        (thaws and recipe.freeze is None, "freeze_epochs", "none without freeze"),
+        # What is frozen when processes are connected or a graph is recorded gets no gradient there.
+        (thaws and several, "devices", "1 with freeze_epochs"),
+        (thaws and graph, "freeze_epochs", "none with cuda_graph"),
         # Only SGD reads its rate from the device here.
         (graph and recipe.optimizer != "sgd", "optimizer", "sgd with cuda_graph"),
     ):
