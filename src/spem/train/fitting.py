@@ -240,7 +240,7 @@ def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
         )
     config = network_config(model)
     name = config["model"] or type(model).__name__
-    return replace(recipe, **{key: config[key] for key in MODEL_KEYS} | {"model": name})
+    return replace(recipe, **{key: config.get(key) for key in MODEL_KEYS} | {"model": name})
 
 
 def start_options(recipe: Recipe) -> dict[str, Any]:
