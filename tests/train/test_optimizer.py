@@ -14,11 +14,11 @@ def learning_rates(recipe, steps):
     """The rate of every step, and the one after the last."""
     optimizer = create_optimizer(nn.Linear(1, 1), recipe)
     schedule = create_schedule(optimizer, recipe, steps)
-    rates = []
-    for _ in range(recipe.epochs * steps + 1):
-        rates.append(optimizer.param_groups[0]["lr"])
+    rates = [optimizer.param_groups[0]["lr"]]
+    for _ in range(recipe.epochs * steps):
         optimizer.step()
         schedule.step()
+        rates.append(optimizer.param_groups[0]["lr"])
     return rates
 
 
@@ -29,17 +29,20 @@ def test_the_papers_rates():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "at_the_end"), [("cosine", 0.0), ("constant", 0.2), ("step", 0.1)]
+    ("schedule", "at_the_end"),
+    [("cosine", 0.0), ("onecycle", 0.2 / 25e4), ("constant", 0.2), ("step", 0.1)],
 )
 def test_warm_up_climbs_to_the_rate_and_the_schedule_follows(schedule, at_the_end):
     recipe = Recipe(epochs=4, warmup_epochs=1.5, lr=0.2, schedule=schedule)
     rates = learning_rates(replace(recipe, milestones=[3], gamma=0.5), 10)
-    assert rates[0] == pytest.approx(0.2 / 15)
+    assert rates[0] == pytest.approx(0.2 / 25 if schedule == "onecycle" else 0.2 / 15)
     assert all(a < b for a, b in pairwise(rates[:16]))
     assert rates[15] == pytest.approx(0.2)
     assert all(a >= b for a, b in pairwise(rates[15:]))
     cosine = 0.1 + 0.1 * math.cos(math.pi * 14 / 25)
-    assert rates[29] == pytest.approx(cosine if schedule == "cosine" else 0.2)
+    assert rates[29] == pytest.approx(
+        cosine if schedule in ("cosine", "onecycle") else 0.2, rel=1e-5
+    )
     assert rates[40] == pytest.approx(at_the_end, abs=1e-12)
 
 
@@ -47,6 +50,20 @@ def test_warm_up_climbs_to_the_rate_and_the_schedule_follows(schedule, at_the_en
 def test_a_run_may_be_all_warm_up(epochs):
     rates = learning_rates(Recipe(epochs=epochs, warmup_epochs=2), 5)
     assert rates[:-1] == pytest.approx([0.1 / 10 + 0.09 * step / 10 for step in range(5 * epochs)])
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_one_cycle_may_be_all_warm_up(epochs):
+    rates = learning_rates(Recipe(epochs=epochs, warmup_epochs=9, schedule="onecycle"), 5)
+    assert rates[0] == pytest.approx(0.1 / 25)
+    assert all(a < b for a, b in pairwise(rates))
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_one_cycle_without_warm_up_starts_at_the_rate():
+    rates = learning_rates(Recipe(epochs=2, warmup_epochs=0, schedule="onecycle"), 5)
+    assert rates[0] == pytest.approx(0.1, rel=0.05)
+    assert all(a > b for a, b in pairwise(rates))
 
 
 def test_the_average_follows_weights_and_buffers():

@@ -77,6 +77,11 @@ def joining_child(block: nn.Module) -> nn.Module | None:
     return getattr(block, found, None)
 
 
+def is_block(module: nn.Module) -> bool:
+    """Return whether a module is a block of one of the families whose blocks are known."""
+    return _find_ending(module) is not None
+
+
 def find_module(model: nn.Module, name: str) -> nn.Module | None:
     """Return the module of this name, or None."""
     try:

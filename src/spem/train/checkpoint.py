@@ -13,7 +13,7 @@ from spem._files import atomically
 from spem._messages import shorten
 from spem._schema import History, Natural, NonNegative, check_mapping
 from spem.train.identity import identity
-from spem.train.recipe import Recipe
+from spem.train.recipe import ENDING, Recipe
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -113,8 +113,8 @@ def check_run(path: Path, state: dict[str, Any], recipe: Recipe, steps: int) -> 
         return
     if not isinstance(mark, dict) or mark.get("identity") != identity(recipe):
         raise ValueError(f"{path} is the checkpoint of a run with another recipe")
-    # The rates of a cosine schedule depend on the number of epochs.
-    if mark.get("epochs") != recipe.epochs and recipe.schedule == "cosine":
+    # The rates of these schedules depend on the number of epochs.
+    if mark.get("epochs") != recipe.epochs and recipe.schedule in ENDING:
         raise ValueError(f"{path} is the checkpoint of a run of {mark.get('epochs')} epochs")
 
 
@@ -150,6 +150,7 @@ def check_optimizer(stored: Any, optimizer: Optimizer) -> None:
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in stored["state"].items():
         for name, value in values.items():
-            fits = isinstance(value, Tensor) and value.shape == own[index].shape
+            shape = () if name == "step" else own[index].shape  # AdamW counts in a tensor
+            fits = isinstance(value, Tensor) and value.shape == shape
             if value is not None and not fits:
                 raise ValueError(f"{name} of parameter {index} is {shorten(value)}")

@@ -100,7 +100,7 @@ def fit(
         resume: continue the run in `out` where it stopped. One that is finished is returned, unless
             the recipe has more epochs than it: with a step or constant schedule it goes on, and
             ends as a run of that many epochs would, bit for bit if both use the same backend. A
-            cosine schedule is refused, because the rates so far would have been others.
+            cosine or onecycle schedule is refused, because the rates so far would have been others.
         overwrite: replace the run in `out`.
 
     Returns:

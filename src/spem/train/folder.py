@@ -27,7 +27,7 @@ from spem._files import is_leftover, remove_leftovers, write_text
 from spem._messages import not_found, shorten
 from spem.models.user_files import sums_by_name
 from spem.train.identity import FREE_KEYS, identity
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import ENDING, Recipe, load_recipe
 from spem.train.summary import read_summary
 
 with needs_extra("train"):
@@ -56,7 +56,7 @@ def refuse_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         FileExistsError: the folder is in use, and `resume` and `overwrite` are both false.
         FileNotFoundError: there is nothing to resume.
         ValueError: `resume` and `overwrite` are both true, or the run to resume has another recipe,
-            or it is to have more epochs and a cosine schedule.
+            or it is to have more epochs and a cosine or onecycle schedule.
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other")
@@ -68,7 +68,7 @@ def refuse_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         free = {*FREE_KEYS, *(k for k in ("mean", "std") if given[k] is None)}
         differ = [k for k in stored if stored[k] != given[k] and k not in free]
         if differ == ["epochs"] and given["epochs"] > stored["epochs"]:
-            _refuse_cosine(folder, stored, given["epochs"])
+            _refuse_ending(folder, stored, given["epochs"])
         elif differ:
             changes = ", ".join(
                 f"{k} ({shorten(stored[k])} there, {shorten(given[k])} now)" for k in differ
@@ -96,12 +96,12 @@ def _refuse_other_files(folder: Path, stored: list[str], given: list[str]) -> No
             raise ValueError(f"{name} has changed since the run in {folder} began: restore it")
 
 
-def _refuse_cosine(folder: Path, stored: dict[str, Any], epochs: int) -> None:
-    if stored["schedule"] == "cosine":
+def _refuse_ending(folder: Path, stored: dict[str, Any], epochs: int) -> None:
+    if stored["schedule"] in ENDING:
         raise ValueError(
-            f"the run in {folder} has a cosine schedule of {stored['epochs']} epochs, at whose end"
-            f" the rate is zero, so it cannot go on to {epochs}: train a new run of {epochs}"
-            f" epochs, or one that starts from its weights (weights: {folder})"
+            f"the run in {folder} has a {stored['schedule']} schedule of {stored['epochs']} epochs,"
+            f" at whose end the rate is zero, so it cannot go on to {epochs}: train a new run"
+            f" of {epochs} epochs, or one that starts from its weights (weights: {folder})"
         )
 
 

@@ -13,7 +13,10 @@ FREE_KEYS = ("data_dir", "download", "device", "threads", "progress", "logger", 
 FREE_KEYS += ("checkpoint_minutes",)
 # Keys that recipes of earlier versions lack, each with the value that means what these did: with it
 # a run keeps the key and the identity that it had there.
-NEW_KEYS = {"on_bad_image": "raise", "on_nonfinite": "stop", "at": None, "pretrained": False}
+NEW_KEYS: dict[str, Any] = {"on_bad_image": "raise", "on_nonfinite": "stop"}
+NEW_KEYS |= {"at": None, "pretrained": False}
+NEW_KEYS |= {"optimizer": "sgd", "lr_factors": {}, "layer_decay": None}
+NEW_KEYS |= {"freeze": None, "freeze_epochs": None}
 
 
 def deciding_keys(recipe: Recipe) -> dict[str, Any]:

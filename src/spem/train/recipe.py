@@ -5,7 +5,7 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 
 from spem._extras import needs_extra
-from spem._messages import shorten, unknown
+from spem._messages import unknown
 from spem._schema import (
     OPTIONS,
     Allowed,
@@ -26,9 +26,11 @@ from spem._schema import (
     Text,
     Texts,
     check_value,
+    number,
     whole,
 )
 from spem._yaml import read_yaml, shipped_names
+from spem.train.rules import check_together
 
 with needs_extra("train"):
     import yaml
@@ -39,18 +41,32 @@ _RECIPES = resources.files("spem.train") / "recipes"
 AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
 # The data sets that are not folders; their recipes name the mean and std of their images.
 NAMED_DATA = ("digits", "cifar10", "cifar100")
+_FACTOR = number(0, 1e6)
 # Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
 _RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
 _RESERVED += ("block", "placement", "at", "mask", "pretrained")
 
 
-Schedule = Literal["step", "cosine", "constant"]
+OptimizerName = Literal["sgd", "adamw", "muon"]
+Schedule = Literal["step", "cosine", "onecycle", "constant"]
+# At their end the rate is next to zero, so a run cannot go on with them to more epochs.
+ENDING = ("cosine", "onecycle")
 Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 Init = Literal["paper", "identity"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OnBadImage = Literal["raise", "skip"]
 OnNonfinite = Literal["stop", "skip"]
 LoggerName = Literal["csv", "tensorboard", "wandb"]
+PARTS = ("backbone", "gates", "classifier")
+Factors = Annotated[
+    dict[str, float],
+    Allowed(
+        f"a mapping of {', '.join(PARTS)} to numbers from 0 to 1e+06",
+        lambda v: (
+            isinstance(v, dict) and {*v} <= {*PARTS} and all(map(_FACTOR.accepts, v.values()))
+        ),
+    ),
+]
 GateOptions = Annotated[
     dict[str, Any],
     Allowed(
@@ -99,15 +115,27 @@ class Recipe:
         flip: mirror half of the training images.
         epochs: passes over the training images.
         batch_size: images of one optimisation step, over all devices and micro-batches.
+        optimizer: sgd; adamw; or muon, for the weights of convolutions and linear layers outside of
+            gates and classifier, with AdamW at the same rate for all other parameters.
         lr: highest learning rate.
-        momentum: momentum of SGD.
-        nesterov: Nesterov's form of the momentum.
-        weight_decay: L2 penalty on every parameter but those that a gate's authors exempt
-            (`Attention.no_weight_decay`).
-        schedule: step (times `gamma` at `milestones`), cosine (to zero) or constant.
+        lr_factors: factors of the learning rate of the parts of a network, for example `{backbone:
+            0.1}`; parts are backbone, gates and classifier, and those not named have 1.
+        layer_decay: factor of the learning rate from each layer (a block, or a convolution outside
+            of blocks) to the one before it; none: the same rate in all.
+        freeze: what is not trained: backbone, for all but gates and classifier, or a pattern of
+            names of modules and parameters, for example `layer[12]*`. Gates are trained all the
+            same, and frozen BatchNorms keep their running statistics, by which they normalise.
+        freeze_epochs: the first epochs, in which `freeze` holds; none: it holds for the whole run.
+        momentum: momentum of sgd and muon; the first beta of adamw.
+        nesterov: Nesterov's form of the momentum, for sgd and muon.
+        weight_decay: L2 penalty (adamw and muon: decoupled decay) on every parameter but those that
+            a gate's authors exempt (`Attention.no_weight_decay`).
+        schedule: step (times `gamma` at `milestones`), cosine (to zero), onecycle (climbs from
+            lr / 25 in `warmup_epochs`, then a cosine to next to zero) or constant.
         milestones: numbers of epochs after which the rate is multiplied by `gamma`.
         gamma: factor of the step schedule.
-        warmup_epochs: epochs in which the rate climbs linearly to `lr`; may be fractional.
+        warmup_epochs: epochs in which the rate climbs to `lr`, linearly (onecycle: along a cosine);
+            may be fractional.
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
         clip_gradient: largest norm of the whole gradient; none: no clipping.
         ema: decay of the moving average of the weights, in (0, 1); with it the averaged weights are
@@ -163,7 +191,12 @@ class Recipe:
     flip: Flag = False
     epochs: Count = 15
     batch_size: Count = 128
+    optimizer: OptimizerName = "sgd"
     lr: Positive = 0.1
+    lr_factors: Factors = field(default_factory=dict)
+    layer_decay: Fraction | None = None
+    freeze: Text | None = None
+    freeze_epochs: Count | None = None
     momentum: Share = 0.9
     nesterov: Flag = True
     weight_decay: NonNegative = 5e-4
@@ -193,22 +226,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for key in fields(self):
             check_value(key.name.rstrip("_"), getattr(self, key.name), key.type)
-        batch, graph, several = self.batch_size, self.cuda_graph, self.devices > 1
-        scaled = self.precision == "16-mixed"
-        for wrong, key, allowed in (
-            (self.accumulate > batch, "accumulate", f"at most batch_size ({batch})"),
-            (self.nesterov and self.momentum == 0, "momentum", "above 0 with nesterov"),
-            (graph and several, "devices", "1 with cuda_graph"),
-            (self.replicas > 1 and several, "devices", "1 with replicas"),
-            (self.seed + self.replicas > 2**32, "seed", "below 2^32 in all replicas"),
-            (self.pretrained and self.weights is not None, "pretrained", "false with weights"),
-            (graph and self.device in ("cpu", "mps"), "device", "auto or cuda with cuda_graph"),
-            (graph and self.on_nonfinite == "skip", "on_nonfinite", "stop with cuda_graph"),
-            # Scaling the loss waits for the device at every step.
-            (graph and scaled, "precision", "32 or bf16-mixed with cuda_graph"),
-        ):
-            if wrong:
-                raise ValueError(f"{key} must be {allowed}, got {shorten(getattr(self, key))}")
+        check_together(self)
 
     def to_yaml(self) -> str:
         """Return the complete recipe as YAML that `load_recipe` reads back to an equal one."""

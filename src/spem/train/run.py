@@ -22,6 +22,7 @@ from spem.train.checkpoint import (
     mark_run,
     save_checkpoint,
 )
+from spem.train.freezing import Freezing
 from spem.train.interrupt import deferred_interrupt
 from spem.train.loggers import log_epoch, open_log
 from spem.train.metrics import create_metrics, evaluate, read
@@ -64,6 +65,8 @@ class Run:
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.batches = split_batches(fabric, recipe, dataset)
         self.images, self.steps = len(dataset.train.labels), len(self.batches["train"])
+        self._freezing = Freezing(model, recipe)
+        self._freezing.apply(epoch=0)  # processes are connected by what is trained
         optimizer = create_optimizer(model, recipe)
         self.schedule = create_schedule(optimizer, recipe, self.steps)
         self._training_step = create_step(fabric, recipe, model, optimizer)
@@ -114,6 +117,7 @@ class Run:
 
     def close(self) -> None:
         """End the log of the run; nothing can be trained afterwards."""
+        self._freezing.lift()
         if self._log:
             self._log.finalize("success" if self.finished else "aborted")
             self._log = None
@@ -135,7 +139,7 @@ class Run:
         torch.manual_seed(hash_seed(seed, self.epoch, self.step, rank))
         images, labels = next(self._coming)
         batch = min(self.recipe.batch_size, self.images - self.step * self.recipe.batch_size)
-        self.learning_rate = self.schedule.get_last_lr()[0]
+        self.learning_rate = max(self.schedule.get_last_lr())  # parts may have lower ones
         try:
             parts = self._training_step(images, labels, batch)
             self.skipped_in_row = 0
@@ -172,6 +176,7 @@ class Run:
         """Return the batches of the epoch from the next step on."""
         order = order_rows(self.images, self.recipe.seed, self.epoch)
         self._training_step.network.train()
+        self._freezing.apply(self.epoch)
         return self.batches["train"].shuffled(order, start=self.step)
 
     def _end_epoch(self) -> dict[str, Any]:

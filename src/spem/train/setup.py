@@ -29,7 +29,9 @@ from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.slots import find_gates
 from spem.train.devices import count_threads
+from spem.train.freezing import Freezing
 from spem.train.loggers import check_logger
+from spem.train.optimizer import create_optimizer
 from spem.train.recipe import Recipe, load_recipe
 from spem.train.step import check_draws
 from spem.train.synchronised import synchronise
@@ -116,6 +118,8 @@ def prepare(
         for sentence in load_start(network, recipe):
             if fabric.is_global_zero:
                 say(sentence)
+    Freezing(network, recipe)
+    create_optimizer(network, recipe)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         network = synchronise(network, fabric.device)
     return Job(replace(recipe, threads=count_threads(recipe)), network, dataset, macs)

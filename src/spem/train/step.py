@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 class Step:
-    """Forward, loss, backward, clipping and one step of SGD on this process's share of a batch.
+    """Forward, loss, backward, clipping and an optimiser's step on this process's share of a batch.
 
     Args:
         fabric: launched.
