@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spem.train.recipe import Device, Recipe, load_recipe
+from spem.train.keys import Device
+from spem.train.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from spem.data import Batches, Dataset, Split

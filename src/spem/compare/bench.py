@@ -7,7 +7,7 @@ from typing import Any
 
 from spem._files import write_table
 from spem.compare.tables import show
-from spem.train.recipe import Device
+from spem.train.keys import Device
 
 
 def bench(

@@ -21,7 +21,8 @@ from spem.compare.timing import RedCaseError, check_parity, fastest_kernels
 from spem.gates import GATES, gate_options
 from spem.models.user_files import files_run, import_files
 from spem.surgery.config import config_of
-from spem.train.recipe import Device, Recipe
+from spem.train.keys import Device
+from spem.train.recipe import Recipe
 from spem.train.setup import count_macs
 
 _CHECKED_IMAGES = 8  # of the batch: the truth is computed in float64

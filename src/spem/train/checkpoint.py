@@ -13,7 +13,8 @@ from spem._files import atomically
 from spem._messages import shorten
 from spem._schema import History, Natural, NonNegative, check_mapping
 from spem.train.identity import identity
-from spem.train.recipe import ENDING, Recipe
+from spem.train.keys import ENDING
+from spem.train.recipe import Recipe
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -27,7 +27,8 @@ from spem._files import is_leftover, remove_leftovers, write_text
 from spem._messages import not_found, shorten
 from spem.models.user_files import sums_by_name
 from spem.train.identity import FREE_KEYS, identity
-from spem.train.recipe import ENDING, Recipe, load_recipe
+from spem.train.keys import ENDING
+from spem.train.recipe import Recipe, load_recipe
 from spem.train.summary import read_summary
 
 with needs_extra("train"):

@@ -2,13 +2,11 @@
 
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from spem._extras import needs_extra
 from spem._messages import unknown
 from spem._schema import (
-    OPTIONS,
-    Allowed,
     Bits,
     Count,
     Few,
@@ -26,10 +24,21 @@ from spem._schema import (
     Text,
     Texts,
     check_value,
-    number,
     whole,
 )
 from spem._yaml import read_yaml, shipped_names
+from spem.train.keys import (
+    Device,
+    Factors,
+    GateOptions,
+    Init,
+    LoggerName,
+    OnBadImage,
+    OnNonfinite,
+    OptimizerName,
+    Precision,
+    Schedule,
+)
 from spem.train.rules import check_together
 
 with needs_extra("train"):
@@ -41,39 +50,6 @@ _RECIPES = resources.files("spem.train") / "recipes"
 AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
 # The data sets that are not folders; their recipes name the mean and std of their images.
 NAMED_DATA = ("digits", "cifar10", "cifar100")
-_FACTOR = number(0, 1e6)
-# Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
-_RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
-_RESERVED += ("block", "placement", "at", "mask", "pretrained")
-
-
-OptimizerName = Literal["sgd", "adamw", "muon"]
-Schedule = Literal["step", "cosine", "onecycle", "constant"]
-# At their end the rate is next to zero, so a run cannot go on with them to more epochs.
-ENDING = ("cosine", "onecycle")
-Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
-Init = Literal["paper", "identity"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-OnBadImage = Literal["raise", "skip"]
-OnNonfinite = Literal["stop", "skip"]
-LoggerName = Literal["csv", "tensorboard", "wandb"]
-PARTS = ("backbone", "gates", "classifier")
-Factors = Annotated[
-    dict[str, float],
-    Allowed(
-        f"a mapping of {', '.join(PARTS)} to numbers from 0 to 1e+06",
-        lambda v: (
-            isinstance(v, dict) and {*v} <= {*PARTS} and all(map(_FACTOR.accepts, v.values()))
-        ),
-    ),
-]
-GateOptions = Annotated[
-    dict[str, Any],
-    Allowed(
-        f"a mapping whose keys are texts other than {', '.join(_RESERVED)}",
-        lambda v: OPTIONS.accepts(v) and not {*v} & {*_RESERVED},
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,38 @@
+"""The types of a recipe's keys: which values each allows."""
+
+from typing import Annotated, Any, Literal
+
+from spem._schema import OPTIONS, Allowed, number
+
+_FACTOR = number(0, 1e6)
+# Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
+_RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
+_RESERVED += ("block", "placement", "at", "mask", "pretrained")
+
+OptimizerName = Literal["sgd", "adamw", "muon"]
+Schedule = Literal["step", "cosine", "onecycle", "constant"]
+# At their end the rate is next to zero, so a run cannot go on with them to more epochs.
+ENDING = ("cosine", "onecycle")
+Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
+Init = Literal["paper", "identity"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+OnBadImage = Literal["raise", "skip"]
+OnNonfinite = Literal["stop", "skip"]
+LoggerName = Literal["csv", "tensorboard", "wandb"]
+PARTS = ("backbone", "gates", "classifier")
+Factors = Annotated[
+    dict[str, float],
+    Allowed(
+        f"a mapping of {', '.join(PARTS)} to numbers from 0 to 1e+06",
+        lambda v: (
+            isinstance(v, dict) and {*v} <= {*PARTS} and all(map(_FACTOR.accepts, v.values()))
+        ),
+    ),
+]
+GateOptions = Annotated[
+    dict[str, Any],
+    Allowed(
+        f"a mapping whose keys are texts other than {', '.join(_RESERVED)}",
+        lambda v: OPTIONS.accepts(v) and not {*v} & {*_RESERVED},
+    ),
+]
