@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
 from spem.kernels import reference
 from spem.kernels.backend import Backend, PooledMap
 from spem.kernels.memory_format import make_dense, match_format
+from spem.kernels.tracing import is_batched
 
 # Tensors (N, C) by the name of their statistic.
 Values = dict[str, Tensor]
@@ -210,7 +210,7 @@ def refuse_batched(*gradients: Tensor | None) -> None:
 
     `torch.autograd.grad(…, is_grads_batched=True)` and `jacobian(…, vectorize=True)` give them.
     """
-    if any(g is not None and is_legacy_batchedtensor(g) for g in gradients):
+    if any(g is not None and is_batched(g) for g in gradients):
         raise RuntimeError(
             "kernels take no batched gradients (is_grads_batched, vectorize): write"
             ' `with spem.kernels.use("eager"):` around the forward pass, or use torch.func.jacrev'

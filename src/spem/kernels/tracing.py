@@ -6,7 +6,7 @@ calls kernels of our own, or computes with sizes, asks here.
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
@@ -37,3 +37,8 @@ def is_exported() -> bool:
 def is_transformed() -> bool:
     """Return whether a transform of `torch.func` or forward-mode differentiation is at work."""
     return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def is_batched(x: Tensor) -> bool:
+    """Return whether x stands for the gradients of several outputs (`is_grads_batched=True`)."""
+    return is_legacy_batchedtensor(x)
