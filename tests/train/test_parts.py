@@ -8,7 +8,7 @@ from gatings import EACH_GATE, OPTIONS
 from torch import nn
 from torch.optim import SGD, AdamW, Muon
 
-from spem import create_model
+from spem import attach, create_model
 from spem.gates import Attention
 from spem.train.muon import MuonAdamW
 from spem.train.optimizer import create_optimizer, create_schedule
@@ -77,6 +77,15 @@ def test_a_network_without_numbered_blocks_has_its_layers_one_by_one():
         nn.Linear(4, 3),
     ]
     assert [len(layer) for layer in layer_parameters(nn.Sequential(*layers))] == [4, 2, 2]
+
+
+@pytest.mark.parametrize("gate", EACH_GATE)
+def test_gates_in_the_norms_of_a_given_network_are_counted_once_and_silently(gate):
+    norm = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16))
+    model = nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    attach(model, gate, at="0.1", **OPTIONS.get(gate, {}))
+    layers = layer_parameters(model)  # a warning is an error here
+    assert sorted(id(p) for layer in layers for p in layer) == sorted(map(id, model.parameters()))
 
 
 def test_a_classifier_that_is_a_convolution_is_found_and_a_network_with_none_named():

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spem._messages import shorten
 from spem.gates.attention import Attention
-from spem.train.parts import classifier_parameters, gate_parameters
+from spem.train.parts import classifier_parameters, gate_parameters, held_parameters
 from spem.train.recipe import Recipe
 
 
@@ -54,7 +54,7 @@ class Freezing:
 
     def _check(self, model: nn.Module, trained: int) -> None:
         if not self._parameters and not self._norms:
-            children = ", ".join(name for name, m in model.named_children() if [*m.parameters()])
+            children = ", ".join(name for name, m in model.named_children() if held_parameters(m))
             raise ValueError(
                 f"freeze is {shorten(self._pattern)}, which names nothing that could be frozen in"
                 f" this {type(model).__name__}: write backbone, or a pattern of the names of its"

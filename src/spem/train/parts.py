@@ -17,6 +17,15 @@ def gate_parameters(model: nn.Module) -> set[Parameter]:
     return {parameter for gate in gates for parameter in gate.parameters()}
 
 
+def held_parameters(module: nn.Module) -> list[Parameter]:
+    """Return the parameters of a module and of those inside it, each once.
+
+    As `parameters()`, which of an attached norm warns code that would optimise them twice.
+    """
+    held = (m.parameters(recurse=False) for m in module.modules())
+    return [*dict.fromkeys(p for parameters in held for p in parameters)]
+
+
 def classifier_parameters(model: nn.Module) -> set[Parameter]:
     """Return the parameters of the classifier: of the last linear layer outside of gates.
 
@@ -50,7 +59,7 @@ def layer_parameters(model: nn.Module) -> list[list[Parameter]]:
     layers: list[list[Parameter]] = []
     seen = set[Parameter](classifier)
     for joins, module in _walk(model, 0):
-        new = [p for p in dict.fromkeys(module.parameters()) if p not in seen]
+        new = [p for p in held_parameters(module) if p not in seen]
         seen.update(new)
         if new and joins and layers:
             layers[-1].extend(new)
@@ -88,5 +97,5 @@ def _is_stage(module: nn.Module) -> bool:
     if isinstance(module, _CONTAINERS):
         return True
     own = [*module.parameters(recurse=False)]
-    trained = [child for child in module.children() if [*child.parameters()]]
+    trained = [child for child in module.children() if held_parameters(child)]
     return not own and all(isinstance(child, _CONTAINERS) for child in trained)
