@@ -109,6 +109,12 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
         table.writerows(rows)
 
 
+def check_size(path: Path, most: int = 1 << 26) -> None:
+    """Raise ValueError where a file has more bytes than any of its kind that spem has written."""
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{path} has {size:,} bytes, must have at most {most:,}")
+
+
 def check_path(name: str, value: str | Path) -> Path:
     """Return a path; raise ValueError unless it is a path, or a text that can be one."""
     if not isinstance(value, str | Path) or len(str(value)) > 4096 or "\0" in str(value):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
-from spem._files import errors_name, write_text
+from spem._files import check_size, errors_name, write_text
 from spem._messages import shorten
 from spem._schema import (
     Bits,
@@ -31,6 +31,8 @@ from spem.train.identity import deciding_keys
 from spem.train.summary import Summary, read_summary
 
 Record = dict[str, Any]
+# Of records.jsonl: those of 10,000 runs with 1,000 epochs each take about as much.
+_MOST_BYTES = 1 << 30
 
 
 class _Recipe(TypedDict):
@@ -134,7 +136,10 @@ class Ledger:
         self.records: dict[str, Record] = {}
         self.damaged: list[str] = []
         self.reason: str | None = None
-        text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        text = ""
+        if self.path.exists():
+            check_size(self.path, _MOST_BYTES)
+            text = self.path.read_text(errors="replace")
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 record = _parse_record(line)
@@ -193,6 +198,7 @@ def make_record(run: PlannedRun, folder: Path) -> Record:
         folder: of the run, with its summary and metrics.
     """
     try:
+        check_size(folder / "metrics.csv")
         with (folder / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         history = {name: [_number(row[name]) for row in rows] for name in rows[0]}
@@ -265,8 +271,11 @@ def read_costs(folder: Path) -> list[dict[str, Any]]:
         ValueError: the file is damaged.
     """
     path = folder / "costs.jsonl"
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     try:
+        if not path.exists():
+            return []
+        check_size(path)
+        lines = path.read_text(errors="replace").splitlines()
         return [parse_json(line, _Cost) for line in lines]
     except ValueError as error:
         raise ValueError(

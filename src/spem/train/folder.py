@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from spem._extras import needs_extra
-from spem._files import is_leftover, remove_leftovers, write_text
+from spem._files import check_size, is_leftover, remove_leftovers, write_text
 from spem._messages import not_found, shorten
 from spem.models.user_files import sums_by_name
 from spem.train.identity import FREE_KEYS, identity
@@ -181,17 +181,20 @@ def _find_damaged(folder: Path, summary: dict[str, Any], recipe: Recipe) -> list
 
 def _count_rows(path: Path) -> int:
     try:
+        check_size(path)
         with path.open(newline="") as file:
             return sum(1 for _ in csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error):
+    except (OSError, ValueError, csv.Error):
         return -1
 
 
 def _sum(path: Path) -> str | None:
     try:
+        if path.suffix != ".safetensors":  # weights may be of any size
+            check_size(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
