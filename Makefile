@@ -102,7 +102,7 @@ $(INTEROP)/.installed: $(INSTALLED) tests/interop/torchvision_schemas.py
 	"$(PYTHON)" -m venv $(INTEROP)
 	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable '.[train,report]' \
 		pytest pytest-xdist torchvision timm transformers segmentation-models-pytorch \
-		ultralytics torchao onnx onnxruntime onnxscript
+		ultralytics torchao onnx onnxruntime onnxscript accelerate 'pytorch-lightning>=2.6.4'
 	place=$$($(INTEROP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 		&& cp tests/interop/torchvision_schemas.py "$$place" \
 		&& echo 'import torchvision_schemas' > "$$place/torchvision_schemas.pth"
