@@ -158,11 +158,11 @@ def test_a_second_comparison_in_the_folder_is_refused(tmp_path, trained):
 
 def test_costs_are_measured_once_in_turns_with_the_first_row(tmp_path, monkeypatch):
     monkeypatch.setattr("spem.compare.costs.ROUNDS", 2)
-    plan = plan_of(gates=["none", "spem", {"gate": "se", "pool": "max"}])
+    plan = plan_of(gates=["none", {"gate": "se", "pool": "max"}])
     runner.run_comparison(plan, tmp_path, launchers.run_here)
     path = tmp_path / "costs.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row["gate"] for row in rows] == ["none", "spem", "se pool=max"]
+    assert [row["gate"] for row in rows] == ["none", "se pool=max"]
     for row in rows:
         for kind in ("train", "inference"):
             assert 0 < row[kind]["low"] <= row[kind]["median"] <= row[kind]["high"]

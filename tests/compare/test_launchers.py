@@ -99,6 +99,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @linux
+@pytest.mark.hard  # kills of a comparison with one job: tests/train/test_kills.py
 def test_kill_minus_9_and_the_same_command_give_what_an_uninterrupted_one_gives(
     tmp_path, uninterrupted
 ):

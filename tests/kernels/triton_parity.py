@@ -36,8 +36,9 @@ FORMATS = ["contiguous", "channels_last"]
 # Brought to one of the two before any kernel sees them: one shape shows it.
 GAPPED = [((2, 3, 7, 7), layout) for layout in ("sliced", "sliced_channels_last", "transposed")]
 CASES = [(shape, layout) for shape in SHAPES for layout in FORMATS] + GAPPED
-DTYPES = [torch.float32, torch.bfloat16]
-DTYPES += [pytest.param(t, marks=pytest.mark.hard) for t in (torch.float16, torch.float64)]
+# In `make test` float32, and bfloat16 in `test_the_whole_segment_equals_autograd`.
+_OTHERS = (torch.bfloat16, torch.float16, torch.float64)
+DTYPES = [torch.float32, *(pytest.param(t, marks=pytest.mark.hard) for t in _OTHERS)]
 
 
 @pytest.fixture(autouse=True)

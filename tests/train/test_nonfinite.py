@@ -159,7 +159,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("policy", ["skip", "stop"])
+@pytest.mark.parametrize("policy", ["skip", pytest.param("stop", marks=pytest.mark.hard)])
 def test_processes_agree(tmp_path, policy):
     (tmp_path / "job.py").write_text(PROCESSES)
     path = os.pathsep.join([*sys.path, str(tmp_path)])
