@@ -8,11 +8,11 @@ from spem.gates import GATES, Attention, create_gate
 from spem.norm import GatedBatchNorm2d
 
 # One of each family: of pooled values, with layers, with a norm, of the feature map, sharing.
-_FAMILIES = ("spem", "se", "srm", "cbam", "dianet")
+FAMILIES = ("spem", "se", "srm", "cbam", "dianet")
 # Values to parametrize: in `make test` those, in `make test-gates` the others.
 EACH_GATE = [
-    *_FAMILIES,
-    *(pytest.param(n, marks=pytest.mark.gates) for n in sorted(GATES) if n not in _FAMILIES),
+    *FAMILIES,
+    *(pytest.param(n, marks=pytest.mark.gates) for n in sorted(GATES) if n not in FAMILIES),
 ]
 # For narrow networks.
 OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}

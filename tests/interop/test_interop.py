@@ -77,7 +77,7 @@ def output(model, x=X):
     return getattr(y, "logits", y)
 
 
-@pytest.mark.parametrize("gate", ["spem", "se"])
+@pytest.mark.parametrize("gate", ["spem", pytest.param("se", marks=pytest.mark.gates)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_of_another_library_takes_gates_and_gives_them_back(name, gate):
     build, at, slots = NETWORKS[name]
