@@ -148,6 +148,8 @@ def load_data(recipe: Recipe, on_bad_image: OnBadImage | None = None) -> Dataset
         validation=recipe.validation,
         seed=recipe.seed,
         image_size=recipe.image_size,
+        interpolation=recipe.interpolation,
+        crop_ratio=recipe.crop_ratio,
         on_bad_image=on_bad_image or recipe.on_bad_image,
     )
 
@@ -175,8 +177,17 @@ def announce(recipe: Recipe, dataset: Dataset) -> None:
     """Print what a run's data are, and how a folder of images was understood."""
     lines = describe_data(dataset)
     if dataset.folder is not None and recipe.mean is not None:
+        lines += [_describe_resizing(recipe)] if recipe.interpolation or recipe.crop_ratio else []
         lines.append(f"mean {recipe.mean}, std {recipe.std}")
     say("\n".join(lines))
+
+
+def _describe_resizing(recipe: Recipe) -> str:
+    """Return how the images of a folder are resized, where they do not just cover the size."""
+    method = f"resized by {recipe.interpolation or 'bilinear'} interpolation"
+    if recipe.crop_ratio is None:
+        return method
+    return f"{method}, {recipe.crop_ratio:.3g} of the shorter side cut out of the centre"
 
 
 def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
