@@ -19,6 +19,7 @@ from spem.models import create_model, preprocessing
 from spem.models.libraries import network_of
 from spem.models.preprocessing import library_preprocessing
 from spem.train import fit, load_recipe
+from spem.train.parts import classifier_parameters
 from spem.train.prediction import list_pictures, predict
 from spem.train.recipe import Recipe
 from spem.train.resolving import resolve
@@ -278,3 +279,13 @@ def test_the_folder_of_a_run_on_photographs_predicts_without_its_library(tmp_pat
     with torch.inference_mode():
         assert torch.equal(found.logits, result.model(normalise(images)))
     fit(replace(load_recipe(str(tmp_path / "run/recipe.yaml"))), out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("name", ["crossvit_9_240", "levit_128s", "repvit_m0_9", "resnet18"])
+def test_all_heads_of_a_network_of_timm_are_its_classifier(name):
+    with torch.device("meta"):
+        model, other = (timm.create_model(name, num_classes=classes) for classes in (5, 7))
+    sizes = {key: value.shape for key, value in other.state_dict().items()}
+    changed = {key for key, value in model.named_parameters() if value.shape != sizes[key]}
+    heads = classifier_parameters(model)
+    assert changed <= {key for key, value in model.named_parameters() if value in heads}

@@ -102,7 +102,10 @@ def find_classifier(model: nn.Module, classes: int) -> nn.Linear:
     check_whole("classes", classes)
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if not layers:
-        raise ValueError(f"the network has no linear layer of {classes} outputs, one per class")
+        raise ValueError(
+            f"the classifier of this {type(model).__name__} cannot be found, for it has no linear"
+            f" layer of {classes} outputs, one per class: leave out features"
+        )
     return layers[-1]
 
 
