@@ -23,8 +23,9 @@ from spem.export.weights import load_weights
 from spem.models import create_model
 from spem.report.tables import read_contents
 from spem.train.checkpoint import save_checkpoint
-from spem.train.fitting import fit, resolve
+from spem.train.fitting import fit
 from spem.train.recipe import load_recipe
+from spem.train.resolving import resolve
 
 MARKER = "marker"
 CODE = f"__import__('pathlib').Path({MARKER!r}).touch()"

@@ -124,6 +124,10 @@ NonNegative = Annotated[float, number(0)]
 Accuracy = Annotated[float, number(0, 1)]
 Share = Annotated[float, Allowed("in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)]
 Fraction = Annotated[float, Allowed("in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)]
+Ratio = Annotated[
+    float, Allowed("a number above 0, at most 1", lambda v: _is_number(v) and 0 < v <= 1)
+]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Bits = Annotated[list[int], list_of("0 and 1", lambda v: is_whole(v) and v in (0, 1))]
 Numbers = Annotated[list[float], list_of("numbers", _is_number)]
 Column = Annotated[list[float], list_of("numbers", _is_entry)]

@@ -13,7 +13,7 @@ from spem.cli import main
 from spem.models import registry
 from spem.models.names import USUAL, imagenet_note
 from spem.train.devices import create_fabric
-from spem.train.fitting import resolve
+from spem.train.resolving import resolve
 from spem.train.setup import describe, prepare
 
 

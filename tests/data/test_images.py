@@ -96,3 +96,24 @@ def test_a_picture_is_refused_by_its_declared_size_before_it_is_decoded(tmp_path
     (tmp_path / "bomb.png").write_bytes(bytes(content))
     with pytest.raises(ValueError, match=r"30,000×30,000 pixels|exceeds limit"):
         prepare_image(tmp_path / "bomb.png", size=8, channels=3)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(90, 30), (31, 90), (40, 40)])
+def test_a_ratio_cuts_the_centre_out_of_the_resized_image(size, interpolation):
+    noise = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8)
+    image = Image.fromarray(noise.numpy())
+    method = Image.Resampling[interpolation.upper()]
+    for side, ratio in ((14, 0.875), (28, 0.875), (56, 0.875), (30, 1.0), (24, 24 / 25)):
+        shorter = round(side / ratio)
+        scaled = image.resize([int(shorter * length / min(size)) for length in size], method)
+        left, top = (round((length - side) / 2) for length in scaled.size)
+        expected = np.array(scaled.crop((left, top, left + side, top + side)), dtype=int)
+        options = {"interpolation": interpolation, "crop_ratio": ratio}
+        found = prepare_image(image, size=side, channels=3, **options)
+        assert found.permute(1, 2, 0).tolist() == expected.tolist()
+
+
+def test_a_picture_of_one_line_takes_no_memory():
+    found = prepare_image(Image.new("L", (30_000, 1), 7), size=224, channels=1, crop_ratio=0.875)
+    assert found.unique().tolist() == [7]

@@ -7,14 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 from gatings import EACH_GATE, randomise_norms
+from PIL import Image
 
 import spem
 from spem.cli import main
+from spem.data.batches import normalise
+from spem.data.images import ImageForm, prepare_image
 from spem.export.network import load_network
 from spem.gates import gate_options
-from spem.models import create_model
+from spem.models import create_model, preprocessing
 from spem.models.libraries import network_of
+from spem.models.preprocessing import library_preprocessing
 from spem.train import fit, load_recipe
+from spem.train.parts import classifier_parameters
+from spem.train.prediction import list_pictures, predict
+from spem.train.recipe import Recipe
+from spem.train.resolving import resolve
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -200,3 +208,84 @@ def test_a_comparison_runs_in_processes_of_its_own(folder, tmp_path, capsys):
     page = (tmp_path / "cmp/report.md").read_text()
     assert "spem" in page
     assert os.listdir(tmp_path / "cmp/cells")  # noqa: PTH208
+
+
+# Where a pixel more is cut off one side, Hugging Face's is the other one.
+@pytest.mark.parametrize("size", [(64, 48), (48, 64)])
+@pytest.mark.parametrize("name", ["timm:resnet10t", "torchvision:resnet50", "hf:"])
+def test_pictures_are_prepared_as_the_library_does_it(name, size, folder, tmp_path):
+    pixels = torch.randint(256, (size[1], size[0], 3), dtype=torch.uint8)
+    picture = Image.fromarray(pixels.numpy())
+    if name == "hf:":
+        options = {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}
+        processor = transformers.ConvNextImageProcessorPil(**options)
+        processor.save_pretrained(folder)
+        expected = processor(picture, return_tensors="pt").pixel_values[0]
+    elif name == "timm:resnet10t":
+        stored = timm.get_pretrained_cfg("resnet10t").to_dict()
+        found = timm.data.resolve_data_config(pretrained_cfg=stored)
+        expected = timm.data.create_transform(**found)(picture)
+    else:
+        weights = torchvision.models.get_model_weights("resnet50").DEFAULT
+        expected = weights.transforms()(picture)
+    recipe = resolve(Recipe(model=name_of(name, folder), data=str(tmp_path)))
+    form = ImageForm(recipe.image_size, 3, recipe.interpolation, recipe.crop_ratio)
+    images = prepare_image(picture, **form._asdict())
+    own = normalise(images, recipe.mean, recipe.std)
+    torch.testing.assert_close(own, torch.as_tensor(expected))
+
+
+def test_a_network_of_hugging_face_without_a_file_of_its_preprocessing_keeps_the_pictures(tmp_path):
+    recipe = resolve(Recipe(model=f"hf:{tmp_path}", data=str(tmp_path)))
+    assert (recipe.image_size, recipe.mean, recipe.interpolation) == (32, None, None)
+    for size, expected in (
+        ({"size": {"height": 40, "width": 40}, "image_mean": [0.5] * 3}, (40, 1.0)),
+        ({"size": 50, "do_center_crop": True, "crop_size": {"height": 40}}, (40, 0.8)),
+        ({"size": None}, (32, None)),
+    ):
+        library_preprocessing.cache_clear()
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(size))
+        recipe = resolve(Recipe(model=f"hf:{tmp_path}", data=str(tmp_path)))
+        assert (recipe.image_size, recipe.crop_ratio) == expected
+
+
+def test_the_preprocessing_that_cannot_be_fetched_is_named(tmp_path):
+    with pytest.raises(ConnectionError, match=r"preprocessor_config.json of hf:a/b .*, or name me"):
+        resolve(Recipe(model="hf:a/b", data=str(tmp_path)))
+    given = {"mean": [0.5] * 3, "std": [0.5] * 3, "image_size": 32, "interpolation": "bicubic"}
+    resolve(Recipe(model="hf:a/b", data=str(tmp_path), crop_ratio=1, **given))
+
+
+def test_the_folder_of_a_run_on_photographs_predicts_without_its_library(tmp_path, monkeypatch):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = torch.randint(256, (30, 40, 3), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / f"photos/{name}/{number}.png")
+    keys = {"model": "timm:test_resnet", "image_size": 32, "batch_size": 8, "epochs": 1}
+    photos = str(tmp_path / "photos")
+    recipe = load_recipe("cifar_quick", data=photos, progress=False, precision="32", **keys)
+    result = fit(recipe, out=tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["interpolation"], config["crop_ratio"]) == ("bilinear", 0.95)
+    assert config["mean"] == [0.5] * 3
+    monkeypatch.setattr(preprocessing, "_ask_timm", None)  # of no use any more
+    library_preprocessing.cache_clear()
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    files = list_pictures([tmp_path / "photos/cat"])
+    (found,) = predict(result.model, config, files)
+    form = ImageForm(32, 3, "bilinear", 0.95)
+    images = torch.stack([prepare_image(file, **form._asdict()) for file in files])
+    with torch.inference_mode():
+        assert torch.equal(found.logits, result.model(normalise(images)))
+    fit(replace(load_recipe(str(tmp_path / "run/recipe.yaml"))), out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("name", ["crossvit_9_240", "levit_128s", "repvit_m0_9", "resnet18"])
+def test_all_heads_of_a_network_of_timm_are_its_classifier(name):
+    with torch.device("meta"):
+        model, other = (timm.create_model(name, num_classes=classes) for classes in (5, 7))
+    sizes = {key: value.shape for key, value in other.state_dict().items()}
+    changed = {key for key, value in model.named_parameters() if value.shape != sizes[key]}
+    heads = classifier_parameters(model)
+    assert changed <= {key for key, value in model.named_parameters() if value in heads}

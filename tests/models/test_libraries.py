@@ -9,9 +9,9 @@ import torch
 from spem.models import create_model
 from spem.surgery.config import NetworkConfig
 from spem.train import fit, load_recipe
-from spem.train.fitting import resolve
 from spem.train.identity import record_key
 from spem.train.recipe import Recipe
+from spem.train.resolving import resolve
 
 TINY = {"model": "resnet8", "epochs": 1, "progress": False, "batch_size": 512}
 

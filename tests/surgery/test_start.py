@@ -1,12 +1,19 @@
 """Weights without the gates, or for other classes or channels: what is loaded, and what is said."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from gatings import EACH_GATE, randomise, randomise_norms
+from torch import nn
 
+from spem.export.weights import start_from
 from spem.gates import gate_options
 from spem.models import create_model
 from spem.surgery.start import start_from_state
+from spem.train.recipe import Recipe
+from spem.train.start import load_start
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -86,3 +93,42 @@ def test_what_does_not_fit_is_refused_and_nothing_is_loaded():
         with pytest.raises(ValueError, match=sentence):
             start_from_state(model, given, "FILE")
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Cosine(nn.Module):
+    """A classifier that is neither a linear layer nor a convolution."""
+
+    def __init__(self, width, classes):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, width))
+
+    def forward(self, x):
+        return F.normalize(x) @ F.normalize(self.weight).T
+
+
+def test_a_classifier_that_cannot_be_found_is_named_with_the_way_out(tmp_path):
+    def build(classes):
+        model = create_model("resnet8", num_classes=classes)
+        model.fc = Cosine(64, classes)
+        return model
+
+    model, other = build(5), build(7)
+    sentence = (
+        "the classifier of this ResNet cannot be found: fc.weight has 5 classes, and 7 as stored,"
+        " but is neither a linear layer nor a convolution: build the network for 7 classes, load"
+        " the weights, then replace its classifier"
+    )
+    before = deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        start_from_state(model, other.state_dict(), "it")
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=sentence):
+        start_from(model, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=sentence):
+        load_start(model, Recipe(weights=str(tmp_path / "w.pth")))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    start_from_state(build(7), other.state_dict(), "it")  # the way out
+    wide = create_model("resnet20", num_classes=7)
+    wide.fc = Cosine(64, 7)
+    with pytest.raises(ValueError, match=r"lose weights"):
+        start_from_state(model, wide.state_dict(), "it")

@@ -191,3 +191,21 @@ def test_rates_that_are_not_allowed_are_named():
         Recipe(optimizer="adamw", cuda_graph=True)
     with pytest.raises(ValueError, match="unknown optimizer 'adam'; known: adamw"):
         Recipe(optimizer="adam")
+
+
+def test_a_network_that_names_its_heads_is_believed():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.head, self.head_dist = nn.Linear(8, 5), nn.Linear(8, 5)
+            self.unused = nn.Linear(8, 8)
+
+        def get_classifier(self):
+            return self.head, self.head_dist
+
+    model = Heads()
+    heads = {*model.head.parameters(), *model.head_dist.parameters()}
+    assert classifier_parameters(model) == heads
+    model.get_classifier = lambda: nn.Identity()  # of a network without a classifier
+    assert classifier_parameters(model) == {*model.unused.parameters()}

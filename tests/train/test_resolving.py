@@ -12,8 +12,9 @@ from spem.data.dataset import load_dataset
 from spem.export.network import load_network
 from spem.train import devices, setup
 from spem.train import folder as folders
-from spem.train.fitting import fit, resolve
+from spem.train.fitting import fit
 from spem.train.recipe import load_recipe
+from spem.train.resolving import resolve
 
 
 @pytest.fixture(autouse=True)

@@ -87,8 +87,8 @@ def show_data(
         out: the PNG file of the drawing; if not given: NAME-batches.png for the folder NAME.
     """
     from spem.data.describe import count_classes
-    from spem.train.fitting import resolve
     from spem.train.preview import draw_first_batches
+    from spem.train.resolving import resolve
     from spem.train.setup import announce, fill_statistics, load_data
 
     recipe = resolve(_recipe(config, recipe_keys | {"data": data}))
@@ -149,9 +149,9 @@ def search_placement(
         overwrite: replace the run in --out.
         steps: steps of the controller.
     """
-    from spem.train.fitting import resolve
     from spem.train.placement_search import Search
     from spem.train.placement_search import search_placement as search
+    from spem.train.resolving import resolve
 
     recipe = _recipe(config, recipe_keys)
     if "gate" in recipe_keys and recipe.gate is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spem.train.keys import Device
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import NAMED_DATA, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from spem.data import Batches, Dataset, Split
@@ -59,7 +59,9 @@ class Trained:
         """
         from spem.train.setup import load_data
 
-        given = {key: value for key, value in self._data.items() if value is not None}
+        given: dict[str, Any] = {k: v for k, v in self._data.items() if v is not None}
+        if given.get("data") in NAMED_DATA:  # whose images are not cut as those of a folder
+            given |= {"interpolation": None, "crop_ratio": None}
         own = {"download": self._download, "image_size": self.config["image_size"][0]}
         dataset = load_data(replace(self.load_recipe(), **own, **given))
         if list(dataset.classes) != self.config["classes"]:

@@ -40,7 +40,8 @@ with needs_extra("train"):
     import yaml
 
 _FILES = ("study.yaml", "records.jsonl", "costs.jsonl", "report.md", "report.html")
-_KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
+_KEYS_OF_DATA = ("data", "data_dir", "image_size", "interpolation", "crop_ratio", "validation")
+_KEYS_OF_DATA += ("seed", "on_bad_image")
 
 
 def run_comparison(

@@ -12,9 +12,9 @@ from spem._messages import shorten, unknown
 from spem._schema import Options, Seed, Text, Texts, check_value
 from spem._yaml import read_yaml, shipped_names
 from spem.compare.planned import PlannedRun, row_name
-from spem.train.fitting import resolve
 from spem.train.identity import record_key
 from spem.train.recipe import AXES, load_recipe
+from spem.train.resolving import resolve
 
 _STUDIES = resources.files("spem.compare") / "studies"
 _KEYS_OF_GATES = ("placement", "at", "mask")

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from spem._checks import check_choice, check_switch
 from spem._extras import needs_extra
 from spem._files import check_path
+from spem._messages import shorten
 from spem._schema import Fraction, Pixels, Seed, Text, check_value
 from spem.data import cifar
 from spem.data.batches import Split
 from spem.data.folders import TEST_FRACTION, OnBadImage, read_folder
+from spem.data.images import ImageForm
 from spem.data.splits import Dataset, hold_out
 
 
@@ -29,6 +31,8 @@ def load_dataset(
     validation: float | None = 0.1,
     seed: int = 0,
     image_size: int | None = None,
+    interpolation: str | None = None,
+    crop_ratio: float | None = None,
     on_bad_image: OnBadImage = "raise",
 ) -> Dataset:
     """Return a data set with its train, validation and test splits.
@@ -44,6 +48,8 @@ def load_dataset(
             its own val/; None for no validation split.
         seed: decides the splits that are drawn; the test split of digits is always the same.
         image_size: side in pixels; None for the default: 8 for digits, else 32.
+        interpolation: of a folder, see `prepare_image`.
+        crop_ratio: of a folder, see `prepare_image`.
         on_bad_image: of a folder: raise an error at the first image that cannot be read; or skip
             such training images, up to 1 %, but never one of another split; or list them all,
             without limit, to look at a folder.
@@ -62,14 +68,18 @@ def load_dataset(
         check_value("validation", validation, Fraction)
     if image_size is not None:
         check_value("image_size", image_size, Pixels)
+    for key, value in (("interpolation", interpolation), ("crop_ratio", crop_ratio)):
+        if value is not None and (name == "digits" or name in cifar.LAYOUTS):
+            raise ValueError(f"{key} is {shorten(value)}, must be None for {name}, no folder")
     size = image_size or image_format(name)[1]
     if name == "digits":
         dataset = _digits(size)
     elif name in cifar.LAYOUTS:
         dataset = _cifar(name, Path(data_dir), download, size)
     elif Path(name).is_dir():
+        form = ImageForm(size, 3, interpolation, crop_ratio)
         return read_folder(
-            Path(name), size=size, validation=validation, seed=seed, on_bad_image=on_bad_image
+            Path(name), form, validation=validation, seed=seed, on_bad_image=on_bad_image
         )
     else:
         known = ", ".join(("digits", *cifar.LAYOUTS))

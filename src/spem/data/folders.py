@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from spem.data.batches import Split
-from spem.data.images import find_images, open_image, prepare_image
+from spem.data.images import ImageForm, find_images, open_image, prepare_image
 from spem.data.splits import Dataset, FolderFacts, draw
 
 TEST_FRACTION = 0.2
@@ -47,8 +47,8 @@ class _Listing(NamedTuple):
 class _Reader:
     """Reads the images of splits, and keeps their files, their sizes and what is unreadable."""
 
-    def __init__(self, size: int, on_bad_image: OnBadImage):
-        self._size, self._on_bad_image = size, on_bad_image
+    def __init__(self, form: ImageForm, on_bad_image: OnBadImage):
+        self._form, self._on_bad_image = form, on_bad_image
         self.sizes: list[tuple[int, int]] = []
         self.unreadable: list[str] = []
         self.files: dict[str, Sequence[Path]] = {}
@@ -59,7 +59,7 @@ class _Reader:
         for row, file in enumerate(listing.files):
             try:
                 image = open_image(file)
-                images.append(prepare_image(image, size=self._size, channels=3))
+                images.append(prepare_image(image, **self._form._asdict()))
             except (ValueError, FileNotFoundError) as error:
                 errors.append(str(error))
                 self._refuse(errors, len(listing.files), measured=name != "train")
@@ -95,7 +95,12 @@ class _Reader:
 
 
 def read_folder(
-    root: Path, *, size: int, validation: float | None, seed: int, on_bad_image: OnBadImage
+    root: Path,
+    form: ImageForm,
+    *,
+    validation: float | None,
+    seed: int,
+    on_bad_image: OnBadImage,
 ) -> Dataset:
     """Return the splits of a folder of images; see `load_dataset` for what it may contain.
 
@@ -104,7 +109,7 @@ def read_folder(
 
     Args:
         root: the folder.
-        size: side to which images are brought, in pixels.
+        form: what images are brought to.
         validation: fraction of the training images held out where the folder has no validation
             images; None: no validation split.
         seed: decides the splits that are drawn.
@@ -119,7 +124,7 @@ def read_folder(
     if len(classes) < 2:
         raise ValueError(f"{root} holds {len(classes)} folders of classes; at least 2 are needed")
     train, held_out, test = _list_splits(root, layout, classes, validation, seed)
-    reader = _Reader(size, on_bad_image)
+    reader = _Reader(form, on_bad_image)
     split = reader.read("train", train)
     if not (counts := split.labels.bincount(minlength=len(classes))).all():
         empty = classes[int(counts.argmin())]

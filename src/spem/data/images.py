@@ -1,9 +1,10 @@
 """Picture files: which there are in a folder, and what a network sees of one."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from spem._extras import needs_extra
 from spem._files import check_path
 from spem._messages import shorten
-from spem._schema import Sides, check_value
+from spem._schema import Interpolation, Ratio, Sides, check_value
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # What these suffixes promise, by content: Pillow knows forty more, one of which starts a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# A picture that is longer than so many times its width is cut before it is resized.
+_MOST_OBLONG = 10
 MOST_PIXELS = 100_000_000  # of a picture, by its header: 300 MB when it is decoded
+
+
+class ImageForm(NamedTuple):
+    """What pictures are brought to; see `prepare_image`."""
+
+    size: int | Sequence[int]
+    channels: int
+    interpolation: str | None = None
+    crop_ratio: float | None = None
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -38,9 +50,14 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def prepare_image(
-    image: "str | Path | Image.Image", *, size: int | Sequence[int], channels: int
+    image: "str | Path | Image.Image",
+    *,
+    size: int | Sequence[int],
+    channels: int,
+    interpolation: str | None = None,
+    crop_ratio: float | None = None,
 ) -> Tensor:
-    """Return an image scaled (bilinear) until it covers the size, and cropped at its centre.
+    """Return an image scaled until it covers the size, and cropped at its centre.
 
     Sixteen bits are scaled to eight. Transparency is ignored: transparent pixels keep their colour.
     Of an animation the first picture is taken.
@@ -49,6 +66,10 @@ def prepare_image(
         image: the path of an image file, or a Pillow image.
         size: the side, or (H, W), in pixels.
         channels: C, 1 (grey) or 3 (RGB).
+        interpolation: nearest, bilinear, bicubic or lanczos; None for bilinear.
+        crop_ratio: the shorter side is brought to that of the size divided by this, rounded down,
+            as timm and torchvision do; None: the image is scaled until it just covers the size,
+            with fractions of pixels.
 
     Returns:
         uint8, (C, H, W).
@@ -56,7 +77,7 @@ def prepare_image(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read as an image, its pixels are floating-point numbers, or
-            `channels` is neither 1 nor 3.
+            `channels` is neither 1 nor 3, or another argument is not allowed.
     """
     with needs_extra("train"):
         import numpy as np
@@ -65,12 +86,38 @@ def prepare_image(
         raise ValueError(f"channels is {shorten(channels)}, must be 1 (grey) or 3 (RGB)")
     sides = (size, size) if isinstance(size, int) else size
     check_value("size", list(sides) if isinstance(sides, Sequence) else sides, Sides)
+    check_value("interpolation", interpolation, Interpolation | None)
+    check_value("crop_ratio", crop_ratio, Ratio | None)
     height, width = sides
     loaded = image if isinstance(image, Image.Image) else open_image(check_path("image", image))
     _refuse_floats(loaded, image)
     converted = _eight_bits(loaded).convert("L" if channels == 1 else "RGB")
-    fitted = ImageOps.fit(converted, (width, height), Image.Resampling.BILINEAR)
+    method = Image.Resampling[(interpolation or "bilinear").upper()]
+    if crop_ratio is None:
+        fitted = ImageOps.fit(converted, (width, height), method)
+    else:
+        fitted = _cut_centre(converted, (width, height), method, crop_ratio)
     return torch.from_numpy(np.array(fitted)).view(height, width, channels).permute(2, 0, 1)
+
+
+def _cut_centre(
+    image: "Image.Image", sides: tuple[int, int], method: "Image.Resampling", ratio: float
+) -> "Image.Image":
+    """Return a picture resized by its shorter side and cut at its centre, as by torchvision."""
+    # In floating-point numbers, 224 / (224 / 232) may be a little below 232.
+    wanted = [math.floor(side / ratio + 1e-6) for side in sides]
+    # Of a line of 30,000 pixels, resizing would make a picture of several GB.
+    most = _MOST_OBLONG * min(image.size)
+    image = _crop(image, [min(length, most) for length in image.size])
+    side, own = max(zip(wanted, image.size, strict=True), key=lambda pair: pair[0] / pair[1])
+    width, height = (int(side * length / own) for length in image.size)
+    return _crop(image.resize((width, height), method), sides)
+
+
+def _crop(image: "Image.Image", sides: Sequence[int]) -> "Image.Image":
+    """Return the centre of a picture."""
+    left, top = (round((full - side) / 2) for full, side in zip(image.size, sides, strict=True))
+    return image.crop((left, top, left + sides[0], top + sides[1]))
 
 
 def open_image(path: Path) -> "Image.Image":

@@ -9,11 +9,13 @@ from spem._schema import (
     Calls,
     Count,
     Few,
+    Interpolation,
     Names,
     Numbers,
     Options,
     Places,
     Positives,
+    Ratio,
     Sides,
     Text,
     Texts,
@@ -65,6 +67,8 @@ class RunConfig(_Imported):
     classes: Texts
     data: Text
     image_size: Sides
+    interpolation: NotRequired[Interpolation]
+    crop_ratio: NotRequired[Ratio]
     mean: Numbers
     std: Positives
 

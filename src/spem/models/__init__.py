@@ -125,17 +125,12 @@ def create_model(
             raise ValueError(f"at is {shorten(at)}, but {shorten(name)} has placement instead")
         network, block = _find_network(name, block)
         build = partial(_build_own, network, Placement(gate, gate_options, placement, mask))
-    classes = num_classes
-    if classes is None:
-        classes = _pretrained_classes(name, gate, pretrained) if trained else 10
+    classes = _count_classes(name, gate, pretrained) if num_classes is None else num_classes
     check_whole("num_classes", classes)
     check_whole("in_channels", in_channels, most=1024)
     model = build(num_classes=classes, in_channels=in_channels)
-    bits = None if mask is None else [int(bool(bit)) for bit in mask]
-    places = at if at is None or isinstance(at, str) else [*at]
-    config = NetworkConfig(
-        name, gate, classes, in_channels, block, placement, bits, gate_options, places
-    )
+    places = _listed(mask, lambda bit: int(bool(bit))), gate_options, _listed(at, str)
+    config = NetworkConfig(name, gate, classes, in_channels, block, placement, *places)
     if is_library_name(name):
         config = replace(config, library=describe_library(name, model))
     set_config(model, config)
@@ -144,8 +139,15 @@ def create_model(
     return model
 
 
-def _pretrained_classes(name: str, gate: str | None, pretrained: Any) -> int:
-    """Return the number of classes of a network with pretrained weights."""
+def _listed(values: Sequence[Any] | None, convert: Callable[[Any], Any]) -> Any:
+    """Return values as a list, for JSON; None and texts as they are."""
+    return values if values is None or isinstance(values, str) else [*map(convert, values)]
+
+
+def _count_classes(name: str, gate: str | None, pretrained: Any) -> int:
+    """Return the number of classes of a network with pretrained weights, else 10."""
+    if pretrained is None or pretrained is False:
+        return 10
     if is_library_name(name):
         return library_classes(name)
     return bundled_config(bundled_name(name, gate, pretrained))["num_classes"]

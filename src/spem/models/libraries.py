@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ class Logits(nn.Module):
         return self.model(x).logits
 
 
-def is_library_name(name: object) -> bool:
+def is_library_name(name: object) -> TypeGuard[str]:
     """Return whether a name is that of another library's network: it has a colon."""
     return isinstance(name, str) and ":" in name
 
@@ -75,7 +75,7 @@ def build_network(
         ImportError: the library is not installed.
         OSError: the configuration of a network of Hugging Face cannot be fetched.
     """
-    prefix, own = _split(name)
+    prefix, own = split_name(name)
     try:
         if prefix == "timm":
             timm = import_module("timm")
@@ -85,13 +85,13 @@ def build_network(
         return _build_transformers(own, num_classes, in_channels, library)
     except OSError as error:
         raise ConnectionError(
-            f"the configuration of {name} cannot be fetched: {_first_sentence(error)}; where there"
+            f"the configuration of {name} cannot be fetched: {first_sentence(error)}; where there"
             " is no network, name a folder that holds it: hf:FOLDER"
         ) from error
     except Exception as error:  # of any kind: the library's
         raise ValueError(
             f"{name} cannot be built for {num_classes} classes and {in_channels} channels:"
-            f" {_first_sentence(error)}"
+            f" {first_sentence(error)}"
         ) from error
 
 
@@ -127,7 +127,7 @@ def load_library_weights(model: nn.Module, name: str) -> Started:
         OSError: the weights cannot be fetched.
         ValueError: the library has none for this network, or they do not fit.
     """
-    prefix, own = _split(name)
+    prefix, own = split_name(name)
     with _fetching(name, "weights"):
         if prefix == "timm":
             source = import_module("timm").create_model(own, pretrained=True)
@@ -148,7 +148,7 @@ def library_classes(name: str) -> int:
         ValueError: there are no such weights.
         OSError: the configuration of a network of Hugging Face cannot be fetched.
     """
-    prefix, own = _split(name)
+    prefix, own = split_name(name)
     with _fetching(name, "configuration"):
         if prefix == "timm":
             return (
@@ -167,11 +167,11 @@ def _fetching(name: str, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConnectionError(
-            f"the {what} of {name} cannot be fetched: {_first_sentence(error)}; fetch them where"
+            f"the {what} of {name} cannot be fetched: {first_sentence(error)}; fetch them where"
             " there is a network, or give a file of weights"
         ) from error
     except Exception as error:  # of any kind: the library's
-        raise ValueError(f"{name} has no pretrained weights: {_first_sentence(error)}") from error
+        raise ValueError(f"{name} has no pretrained weights: {first_sentence(error)}") from error
 
 
 def network_of(model: nn.Module) -> nn.Module:
@@ -179,7 +179,7 @@ def network_of(model: nn.Module) -> nn.Module:
     return model.model if isinstance(model, Logits) else model
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Return the prefix and the library's own name; raise ValueError where one is not known."""
     prefix, _, own = name.partition(":")
     if prefix not in LIBRARIES:
@@ -202,7 +202,7 @@ def _importing(prefix: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, RuntimeError, AttributeError) as error:
-        said = _first_sentence(error)
+        said = first_sentence(error)
         raise ImportError(
             f"{prefix}:… is a network of {package}, which cannot be imported ({said}):"
             f" pip install {package}"
@@ -242,7 +242,7 @@ def _build_transformers(
     return Logits(transformers.AutoModelForImageClassification.from_config(config))
 
 
-def _first_sentence(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """Return the first line of what an error says, without its full stop."""
     text = str(error).strip().partition("\n")[0].strip() or type(error).__name__
     return shorten(text)[1:-1].rstrip(".")

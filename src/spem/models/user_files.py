@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from spem.gates import GATES
-from spem.models.registry import MODELS
+from spem.models.registry import MODELS, PREPROCESSING
 
 _SUM = "#sha256="
 _run: list[str] = []  # those that this process has run, as `import_files` takes them
@@ -91,7 +91,7 @@ def _import_file(path: str, found: str) -> None:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be imported: its name must end in .py")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    registries: list[dict[str, Any]] = [cast(Any, GATES), MODELS]
+    registries: list[dict[str, Any]] = [cast(Any, GATES), MODELS, PREPROCESSING]
     before = [(registry, dict(registry)) for registry in registries]
     try:
         spec.loader.exec_module(module)

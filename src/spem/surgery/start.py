@@ -1,6 +1,6 @@
 """Start a network from weights of another number of classes or channels, or without its gates."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -87,10 +87,27 @@ def _find_classifiers(
         if differs_in_classes(given[key], own[key])
     }
     layers = {key.rpartition(".")[0] for key in changed or left}
-    linear = [isinstance(find_module(model, layer), nn.Linear | nn.Conv2d) for layer in layers]
-    if not all(linear) or len({*changed.values()}) > 1 or (not changed and len(layers) > 1):
+    found = {name: find_module(model, name) for name in layers}
+    others = [name for name, it in found.items() if not isinstance(it, nn.Linear | nn.Conv2d)]
+    if len({*changed.values()}) > 1 or (not changed and len(layers) > 1):
         return []
-    return sorted(layers)
+    if changed and others and not left and not _others_differ(given, own, changed):
+        ((stored, classes),) = {*changed.values()}
+        raise ValueError(
+            f"the classifier of this {type(model).__name__} cannot be found:"
+            f" {', '.join(sorted(changed)[:3])} has {classes} classes, and {stored} as stored, but"
+            " is neither a linear layer nor a convolution: build the network for"
+            f" {stored} classes, load the weights, then replace its classifier"
+        )
+    return [] if others else sorted(layers)
+
+
+def _others_differ(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], changed: Collection[str]
+) -> bool:
+    """Return whether what no other number of classes explains is of another network, too."""
+    rest = given.keys() - {*changed}
+    return any(key not in own or given[key].shape != own[key].shape for key in rest)
 
 
 def differs_in_classes(stored: Tensor, own: Tensor) -> bool:

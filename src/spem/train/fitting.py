@@ -15,15 +15,10 @@ from spem._checks import check_module, check_switch
 from spem._extras import needs_extra
 from spem._files import check_path
 from spem._messages import say, shorten
-from spem.data.dataset import image_format
 from spem.export.network import load_network
 from spem.export.weights import load_weights
-from spem.gates import GATES, gate_options
-from spem.models.libraries import is_library_name
-from spem.models.user_files import import_files, pin_files
 from spem.train import folder as folders
 from spem.train.devices import (
-    choose_precision,
     create_fabric,
     create_stream,
     disconnect,
@@ -31,9 +26,10 @@ from spem.train.devices import (
     settings,
 )
 from spem.train.failures import describe_process, explained
-from spem.train.recipe import NAMED_DATA, Recipe
+from spem.train.recipe import Recipe
 from spem.train.replicas import Replicas
-from spem.train.results import MODEL_KEYS, network_config, write_results
+from spem.train.resolving import resolve
+from spem.train.results import write_results
 from spem.train.run import Run
 from spem.train.setup import Job, announce, choose_kernels, describe, prepare
 from spem.train.summary import read_summary
@@ -213,49 +209,6 @@ def _train(fabric: Fabric, job: Job, folder: Path | None) -> str:
     del run  # `disconnect` needs the wrapped network gone
     disconnect(fabric)
     return str(folder)
-
-
-def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
-    """Return the recipe with the keys filled in that its data, machine and a given model decide.
-
-    The files of its key `import` are run, for they may register its gate.
-    """
-    import_files(recipe.import_)
-    channels, side = image_format(recipe.data)
-    decided: dict[str, Any] = {"image_size": side}
-    if recipe.data in NAMED_DATA:  # those of a folder are measured when it is read
-        decided |= {"mean": [0.5] * channels, "std": [0.5] * channels}
-    recipe = replace(
-        recipe,
-        **{k: v for k, v in decided.items() if getattr(recipe, k) is None},
-        import_=pin_files(recipe.import_),
-        precision=choose_precision(recipe),
-    )
-    if model is None:
-        at = None if recipe.gate is None else recipe.at  # of the gates that there are
-        return replace(recipe, gate_options=start_options(recipe), at=at)
-    if recipe.replicas > 1:
-        raise ValueError(
-            f"replicas is {recipe.replicas}, must be 1 for a given model, which is one network"
-        )
-    config = network_config(model)
-    name = config["model"] or type(model).__name__
-    return replace(recipe, **{key: config.get(key) for key in MODEL_KEYS} | {"model": name})
-
-
-def start_options(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe's `gate_options`, with its `init` where that is not the gate's own already.
-
-    The authors' start is left out, as it was before recipes could name a start: so a run has the
-    same options, and a comparison the same keys, as ever.
-    """
-    options, gate = recipe.gate_options, recipe.gate
-    trained = recipe.pretrained or recipe.weights is not None
-    usual = "identity" if trained and is_library_name(recipe.model) else "paper"
-    init = recipe.init or usual
-    if init == "paper" or gate not in GATES or "init" not in gate_options(gate):
-        return options
-    return {"init": init} | options
 
 
 def _read_result(folder: Path, recipe: Recipe, model: nn.Module | None) -> Result:

@@ -16,6 +16,7 @@ FREE_KEYS += ("checkpoint_minutes",)
 NEW_KEYS: dict[str, Any] = {"on_bad_image": "raise", "on_nonfinite": "stop"}
 NEW_KEYS |= {"at": None, "pretrained": False}
 NEW_KEYS |= {"optimizer": "sgd", "lr_factors": {}, "layer_decay": None}
+NEW_KEYS |= {"interpolation": None, "crop_ratio": None}
 NEW_KEYS |= {"freeze": None, "freeze_epochs": None}
 
 

@@ -29,11 +29,14 @@ def held_parameters(module: nn.Module) -> list[Parameter]:
 def classifier_parameters(model: nn.Module) -> set[Parameter]:
     """Return the parameters of the classifier: of the last linear layer outside of gates.
 
-    Where there is none, the last convolution is the classifier.
+    Where there is none, the last convolution is the classifier. A network of timm says itself which
+    heads it has; some have several.
 
     Raises:
         ValueError: there is neither.
     """
+    if found := _ask_heads(model):
+        return found
     gates = gate_parameters(model)
     for kind in (nn.Linear, nn.Conv2d):
         layers = [m for m in model.modules() if isinstance(m, kind) and m.weight not in gates]
@@ -43,6 +46,14 @@ def classifier_parameters(model: nn.Module) -> set[Parameter]:
         f"the classifier of this {type(model).__name__} cannot be found, for it has neither a"
         " linear layer nor a convolution: leave out lr_factors, layer_decay and freeze"
     )
+
+
+def _ask_heads(model: nn.Module) -> set[Parameter]:
+    """Return the parameters of the heads that a network names by timm's `get_classifier`."""
+    ask = getattr(model, "get_classifier", None)
+    heads = ask() if callable(ask) else []
+    heads = heads if isinstance(heads, list | tuple | nn.ModuleList) else [heads]
+    return {p for head in heads if isinstance(head, nn.Module) for p in held_parameters(head)}
 
 
 def layer_parameters(model: nn.Module) -> list[list[Parameter]]:

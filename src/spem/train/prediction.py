@@ -13,7 +13,7 @@ from spem._checks import check_module, check_paths, check_switch, check_whole
 from spem._files import atomically, open_table
 from spem._messages import shorten
 from spem.data.batches import normalise
-from spem.data.images import find_images, prepare_image
+from spem.data.images import ImageForm, find_images, prepare_image
 
 # What `predict` reads of a `config.json`.
 _NEEDED = {"classes", "image_size", "in_channels", "mean", "std"}
@@ -102,7 +102,10 @@ def find_classifier(model: nn.Module, classes: int) -> nn.Linear:
     check_whole("classes", classes)
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     if not layers:
-        raise ValueError(f"the network has no linear layer of {classes} outputs, one per class")
+        raise ValueError(
+            f"the classifier of this {type(model).__name__} cannot be found, for it has no linear"
+            f" layer of {classes} outputs, one per class: leave out features"
+        )
     return layers[-1]
 
 
@@ -172,16 +175,17 @@ def _choose(batch: Predictions, kind: Kind) -> Tensor:
 
 def _read(files: Sequence[Path], config: dict[str, Any]) -> tuple[list[Path], Tensor, list[str]]:
     """Return the files that can be read, their images, and one sentence for each other file."""
-    shape = {"size": config["image_size"], "channels": config["in_channels"]}
+    resizing = (config.get(key) for key in ("interpolation", "crop_ratio"))
+    form = ImageForm(config["image_size"], config["in_channels"], *resizing)
     read, images, unreadable = [], [], []
     for file in files:
         try:
-            images.append(prepare_image(file, **shape))
+            images.append(prepare_image(file, **form._asdict()))
         except (ValueError, OSError) as error:
             unreadable.append(str(error))
         else:
             read.append(file)
-    empty = torch.empty(0, shape["channels"], *shape["size"], dtype=torch.uint8)
+    empty = torch.empty(0, form.channels, *config["image_size"], dtype=torch.uint8)
     return read, torch.stack(images) if images else empty, unreadable
 
 

@@ -12,6 +12,7 @@ from spem._schema import (
     Few,
     Flag,
     Fraction,
+    Interpolation,
     Milestones,
     NonNegative,
     Numbers,
@@ -19,6 +20,7 @@ from spem._schema import (
     Places,
     Positive,
     Positives,
+    Ratio,
     Seed,
     Share,
     Text,
@@ -79,13 +81,18 @@ class Recipe:
         data: digits, cifar10, cifar100, or the path of an image folder.
         data_dir: folder below which the data sets lie.
         download: fetch the data set when it is absent.
-        image_size: side to which images are brought, in pixels; none: the data's own size, 32 for
-            a folder.
+        image_size: side to which images are brought, in pixels; none: for a folder that of the
+            backbone, else 32; for other data their own size.
+        interpolation: how images of a folder are resized: nearest, bilinear, bicubic or lanczos;
+            none: as for the backbone, else bilinear.
+        crop_ratio: of a folder: share of the resized image's shorter side that is cut out of its
+            centre; none: that of the backbone, else images just cover `image_size`.
         validation: fraction of the training images held out; none: no validation split.
         on_bad_image: raise an error at an image of a folder that cannot be read, or skip such
             training images, up to 1 %.
-        mean: subtracted from pixels in [0, 1], one number per channel; none: that of the training
-            images of a folder, else 0.5.
+        mean: subtracted from pixels in [0, 1], one number per channel; none: that of the backbone,
+            a network of another library or one whose file says it, else that of the training images
+            of a folder, else 0.5.
         std: divides them afterwards, one number per channel; none: as for the mean.
         crop: zero padding of the random crop, in pixels; 0: no crop.
         flip: mirror half of the training images.
@@ -159,6 +166,8 @@ class Recipe:
     data_dir: Text = "data"
     download: Flag = False
     image_size: Pixels | None = None
+    interpolation: Interpolation | None = None
+    crop_ratio: Ratio | None = None
     validation: Fraction | None = 0.1
     on_bad_image: OnBadImage = "raise"
     mean: Numbers | None = None

@@ -52,6 +52,7 @@ def _run_config(job: Job) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "data": recipe.data,
         "image_size": list(dataset.train.images.shape[2:]),
+        **{k: v for k in ("interpolation", "crop_ratio") if (v := getattr(recipe, k)) is not None},
         "mean": recipe.mean,
         "std": recipe.std,
         # Names and sums, not paths: nothing is imported because a folder names it.

@@ -19,11 +19,8 @@ from spem.data.dataset import load_dataset
 from spem.data.describe import describe as describe_data
 from spem.data.folders import OnBadImage
 from spem.data.splits import Dataset
-from spem.export.weights import start_from
 from spem.gates import GATES
-from spem.gates import gate_options as known_options
 from spem.models import create_model
-from spem.models.libraries import is_library_name, load_library_weights
 from spem.models.names import imagenet_note
 from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
@@ -33,6 +30,7 @@ from spem.train.freezing import Freezing
 from spem.train.loggers import check_logger
 from spem.train.optimizer import create_optimizer
 from spem.train.recipe import Recipe, load_recipe
+from spem.train.start import load_start
 from spem.train.step import check_draws
 from spem.train.synchronised import synchronise
 
@@ -125,41 +123,6 @@ def prepare(
     return Job(replace(recipe, threads=count_threads(recipe)), network, dataset, macs)
 
 
-def load_start(model: nn.Module, recipe: Recipe) -> list[str]:
-    """Load the weights from which a recipe starts, if it names any.
-
-    Args:
-        model: of the recipe, changed in place.
-        recipe: as `resolve` returns it.
-
-    Returns:
-        A sentence for each part that starts otherwise than stored, and one about the gates.
-    """
-    if recipe.pretrained:
-        if not is_library_name(recipe.model):
-            raise ValueError(
-                f"pretrained is for networks of other libraries, not for {recipe.model}: name a"
-                " bundled network or a file as weights"
-            )
-        source = f"the pretrained weights of {recipe.model}"
-        started = load_library_weights(model, recipe.model)
-    elif recipe.weights is not None:
-        source, started = recipe.weights, start_from(model, recipe.weights)
-    else:
-        return []
-    starts = "init" in known_options(recipe.gate) if recipe.gate in GATES else False
-    if started.gates or not starts:
-        return started.said
-    options = {"init": "paper"} | recipe.gate_options
-    if recipe.init is None and options["init"] == "paper" and "init" not in recipe.gate_options:
-        raise ValueError(
-            f"there are no gates in {source}: give init identity, with which they leave the outputs"
-            " of the network as they are, or init paper, as their authors start them"
-        )
-    way = "as the identity" if options["init"] == "identity" else "as their authors start them"
-    return [*started.said, f"the gates start {way}: there are none in {source}"]
-
-
 def _check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
     """Raise ValueError unless every process gets an image of each batch of a data set."""
     Batches(dataset.train, recipe.batch_size, mean=recipe.mean, std=recipe.std, crop=recipe.crop)
@@ -185,6 +148,8 @@ def load_data(recipe: Recipe, on_bad_image: OnBadImage | None = None) -> Dataset
         validation=recipe.validation,
         seed=recipe.seed,
         image_size=recipe.image_size,
+        interpolation=recipe.interpolation,
+        crop_ratio=recipe.crop_ratio,
         on_bad_image=on_bad_image or recipe.on_bad_image,
     )
 
@@ -212,8 +177,17 @@ def announce(recipe: Recipe, dataset: Dataset) -> None:
     """Print what a run's data are, and how a folder of images was understood."""
     lines = describe_data(dataset)
     if dataset.folder is not None and recipe.mean is not None:
+        lines += [_describe_resizing(recipe)] if recipe.interpolation or recipe.crop_ratio else []
         lines.append(f"mean {recipe.mean}, std {recipe.std}")
     say("\n".join(lines))
+
+
+def _describe_resizing(recipe: Recipe) -> str:
+    """Return how the images of a folder are resized, where they do not just cover the size."""
+    method = f"resized by {recipe.interpolation or 'bilinear'} interpolation"
+    if recipe.crop_ratio is None:
+        return method
+    return f"{method}, {recipe.crop_ratio:.3g} of the shorter side cut out of the centre"
 
 
 def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
