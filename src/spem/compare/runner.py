@@ -26,6 +26,7 @@ from spem.compare.records import (
     read_costs,
     read_study,
     relabel,
+    repeat_of,
     row_of,
 )
 from spem.data.describe import describe
@@ -41,6 +42,7 @@ with needs_extra("train"):
 
 _FILES = ("study.yaml", "records.jsonl", "costs.jsonl", "report.md", "report.html")
 _KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
+_KEYS_OF_DATA += ("folds", "fold")
 
 
 def run_comparison(
@@ -169,12 +171,19 @@ def _check(runs: Sequence[PlannedRun]) -> list[str]:
 def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
     """Raise ValueError where the folder has a record of the same name and of another recipe.
 
-    A table would mix the two. What is planned is recorded under its own name.
+    A table would mix the two. What is planned is recorded under its own name. Nor can runs of seeds
+    and of folds, or of folds of another number, stand beside each other.
     """
+    for record in ledger.records.values():
+        if record["recipe"].get("folds") != plan[0].recipe.folds:
+            raise ValueError(
+                f"{ledger.folder} holds {repeat_of(record)}, and {plan[0].repeat} cannot stand in a"
+                " table with it: name another folder"
+            )
     planned = {run.key for run in plan}
     others = {_name(r): r["recipe"] for key, r in ledger.records.items() if key not in planned}
     for run in plan:
-        name = (run.row, run.model, run.data, run.recipe.seed)
+        name = (run.row, run.model, run.data, run.repeat)
         if name in others:
             own, other = deciding_keys(run.recipe), others[name]
             differ = [key for key in own if own[key] != other.get(key)]
@@ -182,8 +191,8 @@ def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
                 f"{k} {shorten(other.get(k))} there, {shorten(own[k])} now" for k in differ
             )
             raise ValueError(
-                f"{ledger.folder} holds {shorten(run.row)} of {run.model} on {run.data} with seed"
-                f" {run.recipe.seed} by another recipe ({changes}): name another folder"
+                f"{ledger.folder} holds {shorten(run.row)} of {run.model} on {run.data} with"
+                f" {run.repeat} by another recipe ({changes}): name another folder"
             )
 
 
@@ -209,8 +218,8 @@ def _refuse_other_files(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
                 )
 
 
-def _name(record: Record) -> tuple[str, str, str, int]:
-    return row_of(record), record["model"], record["data"], record["seed"]
+def _name(record: Record) -> tuple[str, str, str, str]:
+    return row_of(record), record["model"], record["data"], repeat_of(record)
 
 
 def _restore_records(plan: Sequence[PlannedRun], ledger: Ledger) -> None:

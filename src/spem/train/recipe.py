@@ -47,7 +47,7 @@ with needs_extra("train"):
 _RECIPES = resources.files("spem.train") / "recipes"
 
 # What the axes of a comparison decide, or what makes several runs of one.
-AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
+AXES = ("model", "gate", "gate_options", "data", "seed", "replicas", "folds", "fold")
 # The data sets that are not folders; their recipes name the mean and std of their images.
 NAMED_DATA = ("digits", "cifar10", "cifar100")
 
@@ -82,6 +82,9 @@ class Recipe:
         image_size: side to which images are brought, in pixels; none: the data's own size, 32 for
             a folder.
         validation: fraction of the training images held out; none: no validation split.
+        folds: number of equal parts, stratified by class, into which the images are divided; none:
+            the data's own test split. Test images that the data has are then left alone.
+        fold: the part that is the test split, from 1.
         on_bad_image: raise an error at an image of a folder that cannot be read, or skip such
             training images, up to 1 %.
         mean: subtracted from pixels in [0, 1], one number per channel; none: that of the training
@@ -133,7 +136,7 @@ class Recipe:
         devices: number of devices, one process each.
         threads: CPU threads, over all processes; none: `OMP_NUM_THREADS`, else all cores that the
             process may use.
-        seed: fixes the initial weights, the validation split, the order and the augmentation.
+        seed: fixes the initial weights, the splits that are drawn, the order and the augmentation.
         replicas: number of runs, of the seeds `seed`, `seed` + 1 …, that are trained in turn on one
             device; each gives what it would give alone.
         progress: print each finished epoch, in a terminal below them a progress bar.
@@ -160,6 +163,8 @@ class Recipe:
     download: Flag = False
     image_size: Pixels | None = None
     validation: Fraction | None = 0.1
+    folds: Count | None = None
+    fold: Count | None = None
     on_bad_image: OnBadImage = "raise"
     mean: Numbers | None = None
     std: Positives | None = None

@@ -32,6 +32,7 @@ from spem.train.devices import count_threads
 from spem.train.freezing import Freezing
 from spem.train.loggers import check_logger
 from spem.train.optimizer import create_optimizer
+from spem.train.order import training_seed
 from spem.train.recipe import Recipe, load_recipe
 from spem.train.step import check_draws
 from spem.train.synchronised import synchronise
@@ -186,6 +187,8 @@ def load_data(recipe: Recipe, on_bad_image: OnBadImage | None = None) -> Dataset
         seed=recipe.seed,
         image_size=recipe.image_size,
         on_bad_image=on_bad_image or recipe.on_bad_image,
+        folds=recipe.folds,
+        fold=recipe.fold,
     )
 
 
@@ -220,7 +223,7 @@ def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """Return the network of a recipe for a data set, with the initial weights of its seed."""
     import_files(recipe.import_)
     with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(training_seed(recipe))
         return create_model(
             recipe.model,
             recipe.gate,
