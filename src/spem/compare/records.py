@@ -47,8 +47,8 @@ class _Recipe(TypedDict):
     data: Text
     epochs: Count
     seed: Seed
-    folds: NotRequired[Count]
-    fold: NotRequired[Count]
+    folds: NotRequired[Count | None]
+    fold: NotRequired[Count | None]
 
 
 class _History(TypedDict):
@@ -246,6 +246,11 @@ def repeat_of(record: Record) -> str:
     """Return what tells a record from the others of its row: "seed 3" or "fold 2 of 5"."""
     recipe = record["recipe"]
     return repeat_name(record["seed"], recipe.get("fold"), recipe.get("folds"))
+
+
+def number_of(record: Record) -> int:
+    """Return the number of a record's fold, or without folds its seed: runs are paired by it."""
+    return record["recipe"].get("fold") or record["seed"]
 
 
 def group_records(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:

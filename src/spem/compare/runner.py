@@ -41,6 +41,7 @@ with needs_extra("train"):
     import yaml
 
 _FILES = ("study.yaml", "records.jsonl", "costs.jsonl", "report.md", "report.html")
+_FILES += ("report.csv",)
 _KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
 _KEYS_OF_DATA += ("folds", "fold")
 
