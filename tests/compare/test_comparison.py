@@ -16,6 +16,9 @@ from spem.compare.study import Study, study_names
 KEYS = {"threads": 1, "device": "cpu", "progress": False, "epochs": 1, "batch_size": 500}
 
 
+STUDIES = ("quick", "finetune", "paper", "pooling", "ablation", "backbones")
+
+
 def plan_of(**keys):
     options = {"models": "resnet8", "gates": ["none", "spem"], "seeds": 1}
     return Study(**options | keys).plan(**KEYS)
@@ -273,10 +276,8 @@ def test_a_folder_is_required(capsys):
 
 
 def test_the_help_names_the_studies():
-    assert f"({', '.join(['quick', 'paper', 'pooling', 'ablation', 'backbones'])})" in str(
-        comparison.compare.__doc__
-    )
-    assert set(study_names()) == {"quick", "paper", "pooling", "ablation", "backbones"}
+    assert f"({', '.join(STUDIES)})" in str(comparison.compare.__doc__)
+    assert set(study_names()) == {*STUDIES}
 
 
 def test_the_command_is_the_same_however_its_flags_are_ordered(tmp_path, monkeypatch):

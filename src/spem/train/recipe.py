@@ -225,7 +225,7 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
 
     The text "none" stands for None. A `gate` that replaces another one starts without the
     other's `gate_options`, `placement` and `mask`; a folder of images that replaces other data,
-    without their `mean` and `std`.
+    without their `mean` and `std`; and `weights` that are given take the place of pretrained ones.
 
     Args:
         name_or_path: one of `recipe_names()`, or a file whose keys are fields of `Recipe`.
@@ -241,6 +241,8 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     data = overrides.get("data", settings.get("data"))
     if data != settings.get("data") and data not in NAMED_DATA:
         settings |= {"mean": None, "std": None}
+    if overrides.get("weights") not in (None, "none"):
+        settings |= {"pretrained": False}
     settings |= overrides
     # Python has the word `import` for itself.
     known = {f.name.rstrip("_"): f.name for f in fields(Recipe)}
