@@ -1,6 +1,7 @@
 """A comparison of folds: every word of its page is of folds, and the test is the corrected one."""
 
 import csv
+import json
 import math
 import random
 import statistics
@@ -75,6 +76,31 @@ def test_folds_that_failed_are_named(tmp_path):
     found = read_contents(write(tmp_path, [failed, *others]))
     assert "Failed: none, resnet20, photographs, fold 1 of 5: the loss is not finite" in found.notes
     assert found.groups[0].compared["spem"].difference.n == 4
+
+
+def test_mistakes_are_summed_over_the_folds(tmp_path):
+    records = fold_records(2)
+    write(tmp_path, records)
+    lines = [
+        {"key": "none-1", "classes": ["ant", "<bee>"], "images": [10, 5], "confused": [[0, 1, 3]]},
+        {"key": "none-2", "classes": ["ant", "<bee>"], "images": [10, 5], "confused": [[1, 0, 1]]},
+        {"key": "spem-1", "classes": ["ant", "<bee>"], "images": [10, 5], "confused": []},
+    ]
+    (tmp_path / "mistakes.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    (group,) = read_contents(tmp_path).groups
+    confusions, classes = group.mistakes.values()
+    assert confusions.header == ["class", "taken for", "none", "spem"]
+    assert [[cell.text for cell in row] for row in confusions.rows] == [
+        ["ant", "<bee>", "3 (15.0%)", "0 (0.0%)"],
+        ["<bee>", "ant", "1 (10.0%)", "0 (0.0%)"],
+    ]
+    assert [[cell.text for cell in row] for row in classes.rows] == [
+        ["ant", "85.0", "100.0"],
+        ["<bee>", "90.0", "100.0"],
+    ]
+    report(str(tmp_path))
+    assert "&lt;bee&gt;" in (tmp_path / "report.html").read_text()
+    assert "### Most frequent mistakes" in (tmp_path / "report.md").read_text()
 
 
 def test_seeds_and_folds_do_not_stand_in_one_table(tmp_path):

@@ -15,6 +15,7 @@ from spem._files import write_text
 from spem._messages import say, shorten
 from spem.compare import launchers
 from spem.compare.costs import measure_costs
+from spem.compare.mistake_counts import KEYS_OF_DATA, count_mistakes
 from spem.compare.planned import PlannedRun
 from spem.compare.progress import ProgressTable
 from spem.compare.records import (
@@ -41,9 +42,7 @@ with needs_extra("train"):
     import yaml
 
 _FILES = ("study.yaml", "records.jsonl", "costs.jsonl", "report.md", "report.html")
-_FILES += ("report.csv",)
-_KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
-_KEYS_OF_DATA += ("folds", "fold")
+_FILES += ("report.csv", "mistakes.jsonl")
 
 
 def run_comparison(
@@ -92,6 +91,8 @@ def run_comparison(
             planned = {*ledger.records, *(run.key for run in plan)}
             _write_study(folder, about | {"planned": len(planned)})
         _train_pending(plan, ledger, launch, jobs)
+        if not elastic:
+            count_mistakes([run for run in plan if ledger.records[run.key]["summary"]], folder)
         if costs and not elastic:
             _measure_groups(plan, ledger)
     say(f"make the page with: spem report {quote(str(folder))}")
@@ -158,7 +159,7 @@ def _check(runs: Sequence[PlannedRun]) -> list[str]:
         firsts.setdefault((run.data, run.model, run.row), run)
     last, dataset, lines = None, None, []
     for run in firsts.values():
-        wanted = [getattr(run.recipe, key) for key in _KEYS_OF_DATA]
+        wanted = [getattr(run.recipe, key) for key in KEYS_OF_DATA]
         try:
             if wanted != last:  # runs on the same data follow each other
                 last, dataset = wanted, load_data(run.recipe)

@@ -8,6 +8,7 @@ from typing import Any
 
 from spem._extras import needs_extra
 from spem._messages import not_found
+from spem.compare.mistakes import read_mistakes
 from spem.compare.records import (
     Ledger,
     Record,
@@ -97,11 +98,11 @@ def read_contents(folder: Path) -> Contents:
     finished = _finished(ledger)
     repeats = find_repeats(finished)
     own_words = _OF_FOLDS if repeats.ratio else _OF_SEEDS
-    study, costs = read_study(folder), read_costs(folder)
+    study, costs, mistakes = read_study(folder), read_costs(folder), read_mistakes(folder)
     found = []
     for place, rows in group_records(records).items():
         own = {row_of(cost): cost for cost in costs if (cost["model"], cost["data"]) == place}
-        found.append(make_group(*place, rows, own, study.get("method")))
+        found.append(make_group(*place, rows, own, study.get("method"), mistakes))
     recipe, differing = _recipes(records)
     return Contents(
         title=study.get("title")

@@ -33,6 +33,7 @@ from spem.report.tables.findings import (
     format_interval,
     write_findings,
 )
+from spem.report.tables.mistakes import make_mistakes
 from spem.train.summary import ABSURD_LOSS
 
 _DIVERGED = "(!)"
@@ -62,6 +63,7 @@ class Group:
         own: the rows of the method that the study is about.
         repeats: what the runs of a row differ in.
         compared: each row with its baseline.
+        mistakes: tables of them, by their titles.
     """
 
     model: str
@@ -75,6 +77,7 @@ class Group:
     own: list[str]
     repeats: Repeats
     compared: dict[str, Comparison]
+    mistakes: dict[str, TextTable]
 
 
 def make_group(
@@ -83,6 +86,7 @@ def make_group(
     records: Mapping[str, list[Record]],
     costs: dict[str, dict[str, Any]],
     method: Sequence[str] | None = None,
+    mistakes: Mapping[str, dict[str, Any]] | None = None,
 ) -> Group:
     """Return the statistics of a group.
 
@@ -92,6 +96,7 @@ def make_group(
         records: by row, those of failed runs included.
         costs: by row.
         method: the rows, or the gates, that the study is about; None: SPEM and gates of one's own.
+        mistakes: of the runs, by their keys.
     """
     rows = {row: own for row, all_ in records.items() if (own := [r for r in all_ if r["summary"]])}
     values = {row: percents(own, "final_test_top1") for row, own in rows.items()}
@@ -110,7 +115,10 @@ def make_group(
     nothing = "No row is compared with another." if rows else "No run came to a result."
     findings = write_findings(compared) or [nothing]
     own = [row for row, (first, *_) in rows.items() if _is_own(row, first, method)]
-    return Group(model, data, rows, accuracy, costs, *tables, findings, own, repeats, compared)
+    found = make_mistakes(rows, mistakes or {})
+    return Group(
+        model, data, rows, accuracy, costs, *tables, findings, own, repeats, compared, found
+    )
 
 
 def find_repeats(records: Sequence[Record]) -> Repeats:
