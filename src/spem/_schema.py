@@ -17,6 +17,7 @@ _LONGEST = 4096  # characters of a text; a path has no more
 _DEEPEST = 20
 # No data set has more classes, no network more places.
 _MANY = 10**6
+_MOST_FOLDS = 1000
 
 
 class Allowed(NamedTuple):
@@ -170,6 +171,17 @@ def check_value(key: str, value: object, hint: Any) -> None:
         check_mapping(key, value, hint)
     elif not (allowed := hint.__metadata__[0]).accepts(value):
         raise ValueError(f"{key} must be {allowed.words}, got {shorten(value)}")
+
+
+def check_fold(fold: int | None, folds: int | None) -> None:
+    """Raise ValueError unless `fold` is one of `folds`, or both are None."""
+    if folds is None:
+        if fold is not None:
+            raise ValueError(f"fold must be none without folds, got {shorten(fold)}")
+        return
+    check_value("folds", folds, Annotated[int, whole(2, _MOST_FOLDS)])
+    if not whole(1, folds).accepts(fold):
+        raise ValueError(f"fold must be from 1 to folds ({folds}), got {shorten(fold)}")
 
 
 def check_mapping(name: str, content: Any, schema: Any) -> None:

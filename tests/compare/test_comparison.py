@@ -16,6 +16,9 @@ from spem.compare.study import Study, study_names
 KEYS = {"threads": 1, "device": "cpu", "progress": False, "epochs": 1, "batch_size": 500}
 
 
+STUDIES = ("quick", "finetune", "paper", "pooling", "ablation", "backbones")
+
+
 def plan_of(**keys):
     options = {"models": "resnet8", "gates": ["none", "spem"], "seeds": 1}
     return Study(**options | keys).plan(**KEYS)
@@ -55,6 +58,36 @@ def test_every_run_has_a_record_and_is_never_run_again(tmp_path, trained, capsys
     assert runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False) == 0
     assert len(trained) == 4
     assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_folds_measure_every_image_once_and_are_named(tmp_path, capsys):
+    plan = plan_of(seeds=None, folds=2)
+    assert runner.run_comparison(plan, tmp_path, launchers.run_here, costs=False) == 0
+    assert "[4/4] spem, resnet8, digits, fold 2 of 2: test top-1" in capsys.readouterr().out
+    records = [Ledger(tmp_path).records[run.key] for run in plan]
+    assert [(r["seed"], r["recipe"]["fold"], r["gate"]) for r in records] == [
+        (0, 1, "none"),
+        (0, 1, "spem"),
+        (0, 2, "none"),
+        (0, 2, "spem"),
+    ]
+    tested = [record["summary"]["images"]["test"] for record in records[::2]]
+    assert sum(tested) == 1797
+    for other, message in (
+        ({"seeds": 2}, "holds fold 1 of 2, and seed 0 cannot stand in a table with it"),
+        ({"seeds": None, "folds": 3}, "holds fold 1 of 2, and fold 1 of 3 cannot stand"),
+        ({"seeds": [7], "folds": 2}, r"with fold 1 of 2 by another recipe \(seed 0 there, 7 now\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runner.run_comparison(plan_of(**other), tmp_path, launchers.run_here, costs=False)
+
+
+def test_more_folds_than_images_of_the_rarest_class_are_refused_before_anything_is_written(
+    tmp_path,
+):
+    with pytest.raises(ValueError, match=r"folds is 175, must be at most 174, .* class '8'"):
+        runner.run_comparison(plan_of(seeds=None, folds=175), tmp_path / "out", launchers.run_here)
+    assert not (tmp_path / "out").exists()
 
 
 def test_learned_mixing_ratios_are_kept_for_every_epoch(tmp_path):
@@ -243,10 +276,8 @@ def test_a_folder_is_required(capsys):
 
 
 def test_the_help_names_the_studies():
-    assert f"({', '.join(['quick', 'paper', 'pooling', 'ablation', 'backbones'])})" in str(
-        comparison.compare.__doc__
-    )
-    assert set(study_names()) == {"quick", "paper", "pooling", "ablation", "backbones"}
+    assert f"({', '.join(STUDIES)})" in str(comparison.compare.__doc__)
+    assert set(study_names()) == {*STUDIES}
 
 
 def test_the_command_is_the_same_however_its_flags_are_ordered(tmp_path, monkeypatch):

@@ -10,8 +10,9 @@ from spem.compare.study import load_study, study_names
 OWN_MODELS = ("paper", "backbones")
 
 
-# The others take minutes: `make test-hard` runs them.
-NAMES = [n if n == "quick" else pytest.param(n, marks=pytest.mark.hard) for n in study_names()]
+# The others take minutes: `make test-hard` runs them. That of photographs has tests of its own.
+OTHERS = [name for name in study_names() if name not in ("quick", "finetune")]
+NAMES = ["quick", *(pytest.param(name, marks=pytest.mark.hard) for name in OTHERS)]
 
 
 @pytest.mark.parametrize("name", NAMES)

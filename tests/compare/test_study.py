@@ -42,6 +42,32 @@ def test_options_of_the_recipes_own_gate_do_not_reach_another():
     assert run.recipe.gate_options == {}
 
 
+def test_folds_stand_in_the_place_of_seeds(tmp_path):
+    plan = Study(**SMALL, gates=["none", "se"], folds=3).plan()
+    repeats = [(run.recipe.seed, run.recipe.folds, run.recipe.fold) for run in plan]
+    assert repeats == [(0, 3, fold) for fold in (1, 1, 2, 2, 3, 3)]
+    assert [run.repeat for run in plan[::2]] == ["fold 1 of 3", "fold 2 of 3", "fold 3 of 3"]
+    assert len({run.key for run in plan}) == 6
+    assert {run.recipe.seed for run in Study(**SMALL, folds=3, seeds=[7]).plan()} == {7}
+    (tmp_path / "recipe.yaml").write_text("{epochs: 1, folds: 4, fold: 2}")
+    plan = Study(models="resnet8", config=str(tmp_path / "recipe.yaml"), seeds=2).plan()
+    assert {run.recipe.fold for run in plan} == {None}
+
+
+def test_folds_replace_the_seeds_of_a_study_and_seeds_its_folds(tmp_path):
+    (tmp_path / "study.yaml").write_text("{folds: 5, small: {seeds: 1}}")
+    study = str(tmp_path / "study.yaml")
+    for chosen, repeats in (
+        (load_study("quick", folds=4), (None, 4)),
+        (load_study(study), (None, 5)),
+        (load_study(study, seeds=2), (2, None)),
+        (load_study(study, small=True), (1, None)),
+        (load_study(study, small=True, folds=3), (None, 3)),
+    ):
+        assert (chosen.seeds, chosen.folds) == repeats
+    assert len(load_study(None).plan()) == 6
+
+
 def test_cross_stands_for_one_value_of_each_combination():
     crossed = {"gate": "spem", "cross": {"pool": ["max", "min"], "excitation": [True, False]}}
     assert rows(gates=crossed) == [
@@ -118,6 +144,9 @@ def test_the_baseline_is_the_first_gate_a_named_row_or_that_of_the_entry():
         ({"seeds": 0}, "seeds must be a number from 1 to 10,000 or a list of seeds, got 0"),
         ({"seeds": []}, "got []"),
         ({"seeds": [0, 1, 0]}, "seeds are repeated: 0"),
+        ({"folds": 1}, "folds must be a whole number from 2 to 1,000, got 1"),
+        ({"folds": 5, "seeds": 2}, "seeds must be a single one with folds, such as 1 or [7]"),
+        ({"recipe": {"folds": 2}}, "folds has an axis of its own in a study"),
         ({"seeds": [-1]}, "seed must be a whole number from 0 to 2^32 - 1, got -1"),
         ({"gates": ["se", "se"]}, "'se' of resnet8 on digits with seed 0 are the same run"),
         ({"gates": ["se", {"gate": "se", "label": "again"}]}, "'again' of resnet8 on digits"),
@@ -172,7 +201,8 @@ def test_shipped_studies_are_sound(name, small):
     plan = study.plan()
     assert study.title
     assert study.question
-    assert {run.recipe.data for run in plan} <= ({"digits"} if small else {"cifar10", "cifar100"})
+    known = {"digits"} if small else {"cifar10", "cifar100"}
+    assert {run.recipe.data for run in plan} <= ({"photographs"} if name == "finetune" else known)
     assert any(run.against for run in plan)
 
 

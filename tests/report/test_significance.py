@@ -1,6 +1,7 @@
 """The statistics of a report, against scipy and against numbers that can be checked by hand."""
 
 import math
+import random
 import warnings
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from spem.report.significance import (
-    RULE,
     Difference,
+    Repeats,
     Summary,
     compare_paired,
     holm,
+    state_rule,
     summary,
     verdict,
 )
@@ -153,7 +155,7 @@ def test_verdicts(mean, low, high, corrected, told):
 
 
 def test_the_rule_is_told_with_its_numbers():
-    assert all(text in RULE for text in ("below 0.05", "95 % interval", "±1 point", "Holm"))
+    assert all(text in state_rule() for text in ("below 0.05", "95 % interval", "±1 point", "Holm"))
 
 
 @settings(max_examples=40, deadline=None)
@@ -168,3 +170,61 @@ def test_any_counts_of_right_images_are_compared_without_a_warning(pairs):
     assert found.p is None or 0 <= found.p <= 1
     assert found.wilcoxon is None or 0 < found.wilcoxon <= 1
     assert found.low is None or found.low <= found.mean <= found.high
+
+
+# Ten folds, whose training sets have nine times the images of a test set.
+TEN = [0.3, 1.2, -0.1, 0.9, 0.6, 0.4, 1.5, 0.2, 0.8, 0.5]
+
+
+def test_folds_are_compared_by_the_corrected_resampled_t_test():
+    """Nadeau and Bengio (2003): t = mean / sqrt((1/J + n2/n1) * s^2), J - 1 degrees of freedom."""
+    found = compare_paired(by_seed(TEN), by_seed([0.0] * 10), Repeats("fold", 1 / 9))
+    # By hand: the sum is 6.3 and that of the squares 6.05, so s^2 = (6.05 - 3.969) / 9.
+    assert found.mean == pytest.approx(0.63)
+    t = 0.63 / math.sqrt((1 / 10 + 1 / 9) * 2.081 / 9)
+    assert t == pytest.approx(2.851479, abs=1e-6)
+    half = 2.262157163 * math.sqrt((1 / 10 + 1 / 9) * 2.081 / 9)  # the 97.5 % point of t(9)
+    assert found.p == pytest.approx(2 * stats.t.sf(t, 9))
+    assert 0.01 < found.p < 0.02  # a table has 2.821 and 3.250 for these
+    assert (found.low, found.high) == pytest.approx((0.63 - half, 0.63 + half))
+    assert found.wilcoxon is None
+
+
+@pytest.mark.parametrize("folds", [2, 5, 10])
+def test_the_correction_divides_the_plain_t_by_a_known_factor(folds):
+    """For K folds of equal size sqrt((1/K + 1/(K-1)) / (1/K)) = sqrt((2K - 1) / (K - 1))."""
+    values, zeros = by_seed(TEN[:folds]), by_seed([0.0] * folds)
+    plain = stats.ttest_1samp(TEN[:folds], 0)
+    factor = math.sqrt((2 * folds - 1) / (folds - 1))
+    found = compare_paired(values, zeros, Repeats("fold", 1 / (folds - 1)))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(plain.statistic) / factor, folds - 1))
+    low, high = plain.confidence_interval(0.95)
+    assert found.high - found.low == pytest.approx(factor * (high - low))
+    assert summary(TEN[:folds], Repeats("fold", 1 / (folds - 1)))[2:] == pytest.approx(
+        (summary(TEN[:folds]).deviation, found.low, found.high)
+    )
+
+
+def test_folds_of_pure_noise_are_seldom_told_apart():
+    """Overlapping training sets: the plain test errs several times as often as it says."""
+    draw = random.Random(0)
+    wrong = {"plain": 0, "corrected": 0}
+    for _ in range(2000):
+        shared = draw.gauss(0, math.sqrt(0.1))  # what the folds have in common: rho = 0.1
+        values = by_seed([shared + draw.gauss(0, math.sqrt(0.9)) for _ in range(10)])
+        zeros = dict.fromkeys(values, 0.0)
+        wrong["plain"] += compare_paired(values, zeros).p < 0.05
+        wrong["corrected"] += compare_paired(values, zeros, Repeats("fold", 1 / 9)).p < 0.05
+    assert wrong["plain"] > 2000 * 0.1
+    assert 2000 * 0.03 < wrong["corrected"] < 2000 * 0.07
+
+
+def test_what_is_said_of_folds_says_folds():
+    folds = Repeats("fold", 0.25)
+    assert "corrected resampled t-test" in state_rule(folds)
+    assert "the folds are too few" in state_rule(folds)
+    assert "seed" not in state_rule(folds)
+    assert compare_paired({1: 3.0}, {2: 1.0}, folds).reason == "no fold in common"
+    same = compare_paired(by_seed([2.0, 2.0]), by_seed([1.0, 1.0]), folds)
+    assert verdict(same, None, "fold") == "no test, every fold differs by +1.00 points"
+    assert verdict(Difference(0), None, "fold") == "no fold in common"

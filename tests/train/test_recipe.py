@@ -155,6 +155,9 @@ def test_another_gate_starts_without_placement_and_mask(tmp_path):
         ("mask", 1),
         ("placement", 1),
         ("block", 1),
+        ("folds", 1),
+        ("folds", 2.5),
+        ("fold", 1),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named(key, value):

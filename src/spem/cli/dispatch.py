@@ -37,7 +37,7 @@ _COMMANDS: dict[str, Callable[..., int | None]] = {
 _SHARED: dict[str, type] = {"recipe_keys": Recipe, "trained": Trained, "runs": TrainedRuns}
 # The keys of a recipe that decide what its training images are.
 _DATA_KEYS = ("data_dir", "download", "image_size", "validation", "mean", "std", "crop", "flip")
-_DATA_KEYS += ("batch_size", "seed", "model", "interpolation", "crop_ratio")
+_DATA_KEYS += ("batch_size", "seed", "model", "interpolation", "crop_ratio", "folds", "fold")
 _LEFT_OUT: dict[str, Sequence[str]] = {
     "compare": AXES,
     "data": [key for key in Recipe.__dataclass_fields__ if key not in _DATA_KEYS],

@@ -21,13 +21,14 @@ def compare(
     data: Sequence[str] = (),
     overrides: Sequence[str] = (),
     seeds: int | None = None,
+    folds: int | None = None,
     config: str | None = None,
     jobs: int = 1,
     launcher: Launcher = "local",
     address: str | None = None,
     costs: bool = True,
 ) -> int:
-    """Train a grid of networks with several seeds each, and keep a record of each run.
+    """Train a grid of networks with several seeds or folds each, and keep a record of each run.
 
     The same command continues: finished runs are never run again, and those that were interrupted
     or killed resume. When all are finished, speed and memory are measured. `spem report` makes the
@@ -36,7 +37,8 @@ def compare(
     Args:
         recipe_keys: recipe keys that hold for all runs.
         out: folder of the comparison; must be given.
-        study: a bundled study (quick, paper, pooling, ablation, backbones) or a YAML file.
+        study: a bundled study (quick, finetune, paper, pooling, ablation, backbones) or a YAML
+            file.
         small: take the study's small form, which needs minutes on a CPU and no download.
         gates: gates to compare; the first is the baseline. Each a name, none, or a mapping like
             '{gate: se, pool: fixed, mix: 0.3, label: mixed}'.
@@ -44,6 +46,8 @@ def compare(
         data: data sets, each a name or a mapping like '{data: digits, image_size: 32}'.
         overrides: mappings of recipe keys, one run of each, like '{lr: 0.05}'.
         seeds: number of seeds, counted from 0.
+        folds: in place of seeds, for few images: number of equal parts of them, stratified by
+            class; each is the test split of one run, so that every image is measured once.
         config: a bundled recipe or a YAML file; if not given: that of the study, else digits for
             the digits and cifar_quick for any other data.
         jobs: runs at once on this machine. They share the cores.
@@ -58,7 +62,8 @@ def compare(
     given: dict[str, Any] = {key: [*map(_read_word, words)] for key, words in axes.items() if words}
     if model:
         given["models"] = given.pop("model")
-    given |= {k: v for k, v in (("seeds", seeds), ("config", config)) if v is not None}
+    others = {"seeds": seeds, "folds": folds, "config": config}
+    given |= {key: value for key, value in others.items() if value is not None}
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, must be at least 1")
     if address is not None and launcher != "ray":
@@ -68,7 +73,7 @@ def compare(
         given["method"] = None
     chosen = load_study(study, small, **given)
     plan = chosen.plan(**recipe_keys)
-    flags = {"study": study, "small": small or None, **axes, "seeds": seeds, "config": config}
+    flags = {"study": study, "small": small or None, **axes, **others}
     flags = {key: value for key, value in flags.items() if value is not None}
     # A study whose grid was changed no longer answers its question.
     question = None if any(axes.values()) else chosen.question

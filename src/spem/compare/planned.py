@@ -26,8 +26,13 @@ class PlannedRun(NamedTuple):
 
     @property
     def row(self) -> str:
-        """Name of the table row that the run shares with those of other seeds."""
+        """Name of the table row that the run shares with those of other seeds or folds."""
         return row_name(self.gate, self.overrides)
+
+    @property
+    def repeat(self) -> str:
+        """What tells the run from the others of its row: "seed 3" or "fold 2 of 5"."""
+        return repeat_name(self.recipe.seed, self.recipe.fold, self.recipe.folds)
 
     def folder_in(self, comparison: Path) -> Path:
         """Return the folder of the run below the folder of its comparison."""
@@ -37,3 +42,8 @@ class PlannedRun(NamedTuple):
 def row_name(gate: str, overrides: str) -> str:
     """Return the name of a row in the tables: its gate, and its overrides if there are any."""
     return ", ".join(filter(None, (gate, overrides)))
+
+
+def repeat_name(seed: int, fold: int | None, folds: int | None) -> str:
+    """Return what tells a run from the others of its row: "seed 3" or "fold 2 of 5"."""
+    return f"seed {seed}" if fold is None else f"fold {fold} of {folds}"

@@ -76,7 +76,7 @@ class ProgressTable:
         else:
             text = f"failed: {error}"
         done = sum(each.key in self.records for each in self.plan)
-        name = f"{run.row}, {run.model}, {run.data}, seed {run.recipe.seed}"
+        name = f"{run.row}, {run.model}, {run.data}, {run.repeat}"
         say(f"[{done}/{len(self.plan)}] {name}: {text}")
 
     def _fitting_rows(self) -> list[list[PlannedRun]]:
@@ -108,7 +108,7 @@ class ProgressTable:
         if len(accuracies) > 1:
             mean += f" ± {statistics.stdev(accuracies):.2%}"
         now = ", ".join(
-            f"seed {run.recipe.seed}: {self._count_epochs(run)}/{run.recipe.epochs}"
+            f"{run.repeat}: {self._count_epochs(run)}/{run.recipe.epochs}"
             for run in runs
             if run in self._running and run.key not in self.records
         )

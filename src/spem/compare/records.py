@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from spem._files import check_size, errors_name, write_text
 from spem._messages import shorten
@@ -26,7 +26,7 @@ from spem._schema import (
     parse_json,
 )
 from spem._yaml import parse_yaml, read_text
-from spem.compare.planned import PlannedRun, row_name
+from spem.compare.planned import PlannedRun, repeat_name, row_name
 from spem.train.identity import deciding_keys
 from spem.train.summary import Summary, read_summary
 
@@ -47,6 +47,8 @@ class _Recipe(TypedDict):
     data: Text
     epochs: Count
     seed: Seed
+    folds: NotRequired[Count | None]
+    fold: NotRequired[Count | None]
 
 
 class _History(TypedDict):
@@ -238,6 +240,17 @@ def _number(text: str) -> float | int | None:
 def row_of(record: Record) -> str:
     """Return the name of a record's row in the tables: its gate, and its overrides if any."""
     return row_name(record["gate"], record["overrides"])
+
+
+def repeat_of(record: Record) -> str:
+    """Return what tells a record from the others of its row: "seed 3" or "fold 2 of 5"."""
+    recipe = record["recipe"]
+    return repeat_name(record["seed"], recipe.get("fold"), recipe.get("folds"))
+
+
+def number_of(record: Record) -> int:
+    """Return the number of a record's fold, or without folds its seed: runs are paired by it."""
+    return record["recipe"].get("fold") or record["seed"]
 
 
 def group_records(records: Iterable[Record]) -> dict[tuple[str, str], dict[str, list[Record]]]:

@@ -15,6 +15,7 @@ from spem._files import write_text
 from spem._messages import say, shorten
 from spem.compare import launchers
 from spem.compare.costs import measure_costs
+from spem.compare.mistake_counts import KEYS_OF_DATA, count_mistakes
 from spem.compare.planned import PlannedRun
 from spem.compare.progress import ProgressTable
 from spem.compare.records import (
@@ -26,6 +27,7 @@ from spem.compare.records import (
     read_costs,
     read_study,
     relabel,
+    repeat_of,
     row_of,
 )
 from spem.data.describe import describe
@@ -40,8 +42,7 @@ with needs_extra("train"):
     import yaml
 
 _FILES = ("study.yaml", "records.jsonl", "costs.jsonl", "report.md", "report.html")
-_KEYS_OF_DATA = ("data", "data_dir", "image_size", "interpolation", "crop_ratio", "validation")
-_KEYS_OF_DATA += ("seed", "on_bad_image")
+_FILES += ("report.csv", "mistakes.jsonl")
 
 
 def run_comparison(
@@ -90,6 +91,8 @@ def run_comparison(
             planned = {*ledger.records, *(run.key for run in plan)}
             _write_study(folder, about | {"planned": len(planned)})
         _train_pending(plan, ledger, launch, jobs)
+        if not elastic:
+            count_mistakes([run for run in plan if ledger.records[run.key]["summary"]], folder)
         if costs and not elastic:
             _measure_groups(plan, ledger)
     say(f"make the page with: spem report {quote(str(folder))}")
@@ -156,7 +159,7 @@ def _check(runs: Sequence[PlannedRun]) -> list[str]:
         firsts.setdefault((run.data, run.model, run.row), run)
     last, dataset, lines = None, None, []
     for run in firsts.values():
-        wanted = [getattr(run.recipe, key) for key in _KEYS_OF_DATA]
+        wanted = [getattr(run.recipe, key) for key in KEYS_OF_DATA]
         try:
             if wanted != last:  # runs on the same data follow each other
                 last, dataset = wanted, load_data(run.recipe)
@@ -170,12 +173,19 @@ def _check(runs: Sequence[PlannedRun]) -> list[str]:
 def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
     """Raise ValueError where the folder has a record of the same name and of another recipe.
 
-    A table would mix the two. What is planned is recorded under its own name.
+    A table would mix the two. What is planned is recorded under its own name. Nor can runs of seeds
+    and of folds, or of folds of another number, stand beside each other.
     """
+    for record in ledger.records.values():
+        if record["recipe"].get("folds") != plan[0].recipe.folds:
+            raise ValueError(
+                f"{ledger.folder} holds {repeat_of(record)}, and {plan[0].repeat} cannot stand in a"
+                " table with it: name another folder"
+            )
     planned = {run.key for run in plan}
     others = {_name(r): r["recipe"] for key, r in ledger.records.items() if key not in planned}
     for run in plan:
-        name = (run.row, run.model, run.data, run.recipe.seed)
+        name = (run.row, run.model, run.data, run.repeat)
         if name in others:
             own, other = deciding_keys(run.recipe), others[name]
             differ = [key for key in own if own[key] != other.get(key)]
@@ -183,8 +193,8 @@ def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
                 f"{k} {shorten(other.get(k))} there, {shorten(own[k])} now" for k in differ
             )
             raise ValueError(
-                f"{ledger.folder} holds {shorten(run.row)} of {run.model} on {run.data} with seed"
-                f" {run.recipe.seed} by another recipe ({changes}): name another folder"
+                f"{ledger.folder} holds {shorten(run.row)} of {run.model} on {run.data} with"
+                f" {run.repeat} by another recipe ({changes}): name another folder"
             )
 
 
@@ -210,8 +220,8 @@ def _refuse_other_files(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
                 )
 
 
-def _name(record: Record) -> tuple[str, str, str, int]:
-    return row_of(record), record["model"], record["data"], record["seed"]
+def _name(record: Record) -> tuple[str, str, str, str]:
+    return row_of(record), record["model"], record["data"], repeat_of(record)
 
 
 def _restore_records(plan: Sequence[PlannedRun], ledger: Ledger) -> None:

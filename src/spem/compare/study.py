@@ -1,45 +1,28 @@
-"""Studies: which networks are compared, on which data, with which seeds, as YAML."""
+"""Studies: which networks are compared, on which data, with which seeds or folds, as YAML."""
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from spem._messages import shorten, unknown
-from spem._schema import Options, Seed, Text, Texts, check_value
+from spem._schema import Count, Options, Seed, Text, Texts, check_fold, check_value
 from spem._yaml import read_yaml, shipped_names
+from spem.compare.axes import MOST_RUNS, AxisValue, read_axis, refuse_axis_keys
 from spem.compare.planned import PlannedRun, row_name
 from spem.train.identity import record_key
-from spem.train.recipe import AXES, load_recipe
+from spem.train.recipe import load_recipe
 from spem.train.resolving import resolve
 
 _STUDIES = resources.files("spem.compare") / "studies"
-_KEYS_OF_GATES = ("placement", "at", "mask")
-_MOST_RUNS = 10_000
-
-
-class AxisValue(NamedTuple):
-    """One value of an axis of the grid.
-
-    Attributes:
-        label: what tables call it.
-        recipe: recipe keys that it sets.
-        against: name of the row that its rows are compared with; None for that of the study.
-        named_keys: the recipe keys whose values are part of the label.
-    """
-
-    label: str
-    recipe: dict[str, Any]
-    against: str | None
-    named_keys: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A grid of gates × models × data sets × overrides × seeds.
+    """A grid of gates × models × data sets × overrides × seeds, or folds in place of the seeds.
 
     An axis is one value or a list. A value is a name, or a mapping that holds the name, for example
     `{gate: se, pool: fixed, mix: 0.3}` or `{model: vgg16, weight_decay: 5e-4}`. In a mapping
@@ -59,7 +42,11 @@ class Study:
         models: names or mappings with recipe keys.
         data: names or mappings with recipe keys.
         overrides: mappings of recipe keys.
-        seeds: a number N for 0 … N−1, or a list of different seeds.
+        seeds: a number N for 0 … N−1, or a list of different seeds; None: 3, and with `folds` the
+            seed 0.
+        folds: number of equal parts of the images, stratified by class. Each is the test split of
+            one run, so that every image is measured once; one seed decides them all. None: the
+            data's own test split.
         baseline: the row that the others are compared with; None: the first gate's.
         small: keys of a study that replace those above in its small form.
 
@@ -77,7 +64,8 @@ class Study:
     models: Any = "resnet20"
     data: Any = "digits"
     overrides: Any = None
-    seeds: Any = 3
+    seeds: Any = None
+    folds: Count | None = None
     baseline: Text | None = None
     small: Options | None = None
 
@@ -87,7 +75,7 @@ class Study:
                 check_value(key.name.rstrip("_"), getattr(self, key.name), key.type)
 
     def plan(self, **recipe_keys: Any) -> list[PlannedRun]:
-        """Return the runs of the grid, those of a seed together.
+        """Return the runs of the grid, those of a seed or a fold together.
 
         Args:
             recipe_keys: keys of all runs, whatever the study says of them.
@@ -95,27 +83,27 @@ class Study:
         Raises:
             ValueError: see the class; or a recipe key or its value is not allowed.
         """
-        seeds = self._list_seeds()
-        _refuse_axis_keys(self.recipe)
-        _refuse_axis_keys(recipe_keys)
+        repeats = self._list_repeats()
+        refuse_axis_keys(self.recipe)
+        refuse_axis_keys(recipe_keys)
         if files := [*self.import_, *recipe_keys.get("import", [])]:
             recipe_keys["import"] = files
         axes = [
-            _read_axis("data", self.data),
-            _read_axis("model", self.models),
-            _read_axis("overrides", self.overrides or [{}]),
-            _read_axis("gate", self.gates),
+            read_axis("data", self.data),
+            read_axis("model", self.models),
+            read_axis("overrides", self.overrides or [{}]),
+            read_axis("gate", self.gates),
         ]
         *_, overrides, gates = axes
         baseline = self.baseline
         if baseline is None:  # the first gate under the same overrides, or else the first row
             several = len(gates) > 1
             baseline = row_name(gates[0].label, "" if several else overrides[0].label)
-        if (count := math.prod(map(len, [seeds, *axes]))) > _MOST_RUNS:
-            raise ValueError(f"the grid has {count:,} runs, must have at most {_MOST_RUNS:,}")
+        if (count := math.prod(map(len, [repeats, *axes]))) > MOST_RUNS:
+            raise ValueError(f"the grid has {count:,} runs, must have at most {MOST_RUNS:,}")
         runs = [
-            self._plan_run(seed, values, recipe_keys, baseline)
-            for seed in seeds
+            self._plan_run(repeat, values, recipe_keys, baseline)
+            for repeat in repeats
             for values in product(*axes)
         ]
         _refuse_collisions(runs)
@@ -135,13 +123,29 @@ class Study:
             raise ValueError(f"method must be a name or a list of names, got {shorten(names)}")
         return names
 
+    def _list_repeats(self) -> list[dict[str, int | None]]:
+        """Return the recipe keys of each run of a row: its seed, or seed, folds and fold."""
+        seeds = self._list_seeds()
+        if self.folds is None:
+            return [{"seed": seed, "folds": None, "fold": None} for seed in seeds]
+        check_fold(1, self.folds)
+        if len(seeds) > 1:
+            raise ValueError(
+                "seeds must be a single one with folds, such as 1 or [7], which decides what is in"
+                f" each fold, got {shorten(self.seeds)}"
+            )
+        own: dict[str, int | None] = {"seed": seeds[0], "folds": self.folds}
+        return [own | {"fold": fold} for fold in range(1, self.folds + 1)]
+
     def _list_seeds(self) -> list[int]:
         seeds = self.seeds
+        if seeds is None:
+            seeds = 3 if self.folds is None else 1
         if type(seeds) is int:
-            seeds = list(range(min(seeds, _MOST_RUNS + 1)))
-        if not isinstance(seeds, list) or not 0 < len(seeds) <= _MOST_RUNS:
+            seeds = list(range(min(seeds, MOST_RUNS + 1)))
+        if not isinstance(seeds, list) or not 0 < len(seeds) <= MOST_RUNS:
             raise ValueError(
-                f"seeds must be a number from 1 to {_MOST_RUNS:,} or a list of seeds, got"
+                f"seeds must be a number from 1 to {MOST_RUNS:,} or a list of seeds, got"
                 f" {shorten(self.seeds)}"
             )
         for seed in seeds:
@@ -151,7 +155,11 @@ class Study:
         return seeds
 
     def _plan_run(
-        self, seed: int, values: Sequence[AxisValue], recipe_keys: dict[str, Any], baseline: str
+        self,
+        repeat: dict[str, int | None],
+        values: Sequence[AxisValue],
+        recipe_keys: dict[str, Any],
+        baseline: str,
     ) -> PlannedRun:
         data, model, overrides, gate = values
         for value in values:
@@ -163,7 +171,7 @@ class Study:
         settings = self.recipe | data.recipe | model.recipe | overrides.recipe | gate.recipe
         settings |= recipe_keys
         config = self.config or ("digits" if settings["data"] == "digits" else "cifar_quick")
-        recipe = resolve(load_recipe(config, **settings, seed=seed, replicas=1))
+        recipe = resolve(load_recipe(config, **settings | repeat, replicas=1))
         labels = (gate.label, model.label, data.label, overrides.label)
         against = gate.against or overrides.against or baseline
         return PlannedRun(record_key(recipe), *labels, against, recipe)
@@ -210,81 +218,24 @@ def load_study(name_or_path: str | None, small: bool = False, **replaced: Any) -
     if small:
         if not settings.get("small"):
             raise ValueError(f"{name_or_path or 'this comparison'} has no small form")
-        settings = settings | settings["small"]
-    return Study(**{known[key]: value for key, value in (settings | replaced).items()})
+        settings = _replace(settings, settings["small"])
+    settings = _replace(settings, replaced)
+    return Study(**{known[key]: value for key, value in settings.items()})
 
 
-def _read_axis(axis: str, values: Any) -> list[AxisValue]:
-    values = values if isinstance(values, list) else [values]
-    if not values:
-        raise ValueError(f"the grid is empty: it has no {axis}")
-    return [_read_value(axis, value) for given in values for value in _expand_cross(axis, given)]
-
-
-def _expand_cross(axis: str, value: Any) -> Iterator[Any]:
-    """Yield a value of an axis once for each combination of the lists of its `cross`."""
-    if not isinstance(value, dict) or "cross" not in value:
-        yield value
-        return
-    lists = value["cross"]
-    if not isinstance(lists, dict) or not all(isinstance(v, list) and v for v in lists.values()):
-        raise ValueError(f"cross must map keys to lists of values, got {shorten(lists)} ({axis})")
-    if (count := math.prod(map(len, lists.values()))) > _MOST_RUNS:
-        raise ValueError(f"cross of {axis} has {count:,} values, must have at most {_MOST_RUNS:,}")
-    for chosen in product(*lists.values()):
-        own = {key: each for key, each in value.items() if key != "cross"}
-        pairs = dict(zip(lists, chosen, strict=True))
-        if "label" in own:
-            own["label"] = " ".join([str(own["label"]), *(f"{k}={v}" for k, v in pairs.items())])
-        yield own | pairs
-
-
-def _read_value(axis: str, value: Any) -> AxisValue:
-    if axis == "overrides" and not isinstance(value, dict):
-        raise ValueError(f"overrides must be mappings of recipe keys, got {shorten(value)}")
-    keys = dict(value) if isinstance(value, dict) else {axis: value}
-    check_value(axis, keys, Options)
-    label, against = keys.pop("label", None), keys.pop("against", None)
-    if isinstance(label, int | float):
-        label = str(label)
-    check_value("label", label, Text | None)
-    check_value("against", against, Text | None)
-    own: dict[str, Any] = {}
-    words: list[str] = []
-    if axis != "overrides":
-        name = keys.pop(axis, "")
-        if not ((isinstance(name, str) and name) or (name is None and axis == "gate")):
-            raise ValueError(
-                f"{axis} must be a name or a mapping that holds one, got {shorten(value)}"
-            )
-        own[axis] = None if name == "none" else name
-        words = [name or "none"]
-    options: dict[str, Any] = {}
-    if axis == "gate":
-        options = {key: keys.pop(key) for key in list(keys) if key not in _KEYS_OF_GATES}
-        own["gate_options"] = options
-    _refuse_axis_keys(keys)
-    if label is not None:
-        return AxisValue(label, own | keys, against, frozenset())
-    words += [f"{key}={each}" for key, each in (options | keys).items()]
-    return AxisValue(" ".join(words), own | keys, against, frozenset(keys))
-
-
-def _refuse_axis_keys(keys: Any) -> None:
-    if not isinstance(keys, dict):
-        raise ValueError(f"recipe must map recipe keys to values, got {shorten(keys)}")
-    for key in keys:
-        if key in AXES:
-            raise ValueError(
-                f"{key} has an axis of its own in a study, it cannot stand in {shorten(keys)}"
-            )
+def _replace(settings: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with others in their place; seeds go where only folds are given, or back."""
+    for key, alternative in (("folds", "seeds"), ("seeds", "folds")):
+        if others.get(key) is not None and alternative not in others:
+            settings = settings | {alternative: None}
+    return settings | others
 
 
 def _refuse_collisions(runs: Sequence[PlannedRun]) -> None:
     by_key: dict[str, str] = {}
     names: set[str] = set()
     for run in runs:
-        name = f"{shorten(run.row)} of {run.model} on {run.data} with seed {run.recipe.seed}"
+        name = f"{shorten(run.row)} of {run.model} on {run.data} with {run.repeat}"
         if run.key in by_key:
             raise ValueError(f"{by_key[run.key]} and {name} are the same run: their recipes agree")
         if name in names:

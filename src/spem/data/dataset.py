@@ -10,12 +10,12 @@ from spem._checks import check_choice, check_switch
 from spem._extras import needs_extra
 from spem._files import check_path
 from spem._messages import shorten
-from spem._schema import Fraction, Pixels, Seed, Text, check_value
+from spem._schema import Fraction, Pixels, Seed, Text, check_fold, check_value
 from spem.data import cifar
 from spem.data.batches import Split
 from spem.data.folders import TEST_FRACTION, OnBadImage, read_folder
 from spem.data.images import ImageForm
-from spem.data.splits import Dataset, hold_out
+from spem.data.splits import Dataset, Fold, hold_out, take_fold
 
 
 def image_format(name: str) -> tuple[int, int]:
@@ -34,6 +34,8 @@ def load_dataset(
     interpolation: str | None = None,
     crop_ratio: float | None = None,
     on_bad_image: OnBadImage = "raise",
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> Dataset:
     """Return a data set with its train, validation and test splits.
 
@@ -53,6 +55,10 @@ def load_dataset(
         on_bad_image: of a folder: raise an error at the first image that cannot be read; or skip
             such training images, up to 1 %, but never one of another split; or list them all,
             without limit, to look at a folder.
+        folds: number of equal parts, stratified by class, into which the images are divided; None:
+            the splits are as said above. Where a data set has test images of its own, its training
+            images are divided, and the test images are left alone.
+        fold: which part is the test split, from 1; the others are the training images.
 
     Raises:
         ValueError: an argument is out of range, or a file is damaged.
@@ -71,16 +77,16 @@ def load_dataset(
     for key, value in (("interpolation", interpolation), ("crop_ratio", crop_ratio)):
         if value is not None and (name == "digits" or name in cifar.LAYOUTS):
             raise ValueError(f"{key} is {shorten(value)}, must be None for {name}, no folder")
+    check_fold(fold, folds)
+    part = Fold(fold, folds, seed) if fold is not None and folds is not None else None
     size = image_size or image_format(name)[1]
     if name == "digits":
-        dataset = _digits(size)
+        dataset = _digits(size, part)
     elif name in cifar.LAYOUTS:
-        dataset = _cifar(name, Path(data_dir), download, size)
+        dataset = _cifar(name, Path(data_dir), download, size, part)
     elif Path(name).is_dir():
         form = ImageForm(size, 3, interpolation, crop_ratio)
-        return read_folder(
-            Path(name), form, validation=validation, seed=seed, on_bad_image=on_bad_image
-        )
+        return read_folder(Path(name), form, validation, seed, on_bad_image, part)
     else:
         known = ", ".join(("digits", *cifar.LAYOUTS))
         raise ValueError(f"there is no folder {name}, nor a data set of that name; known: {known}")
@@ -90,7 +96,7 @@ def load_dataset(
     return dataset._replace(train=train, validation=held_out)
 
 
-def _digits(size: int) -> Dataset:
+def _digits(size: int, fold: Fold | None) -> Dataset:
     """Return scikit-learn's 1,797 images of 8×8 pixels, their 17 grey levels scaled to bytes."""
     with needs_extra("train"):
         from sklearn.datasets import load_digits
@@ -98,17 +104,22 @@ def _digits(size: int) -> Dataset:
     images = levels.mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
     classes = tuple("0123456789")
     whole = Split(images, labels.long())
-    train, test = hold_out("digits", whole, classes, TEST_FRACTION, seed=0)
+    if fold is None:
+        train, test = hold_out("digits", whole, classes, TEST_FRACTION, seed=0)
+    else:
+        train, test = take_fold("digits", whole, classes, fold)
     return Dataset("digits", _resize(train, size), None, _resize(test, size), classes)
 
 
-def _cifar(name: str, data_dir: Path, download: bool, size: int) -> Dataset:
+def _cifar(name: str, data_dir: Path, download: bool, size: int, fold: Fold | None) -> Dataset:
     layout = cifar.LAYOUTS[name]
     source = cifar.find(layout, data_dir)
     if source is None and not download:
         places = f"neither {data_dir / layout.folder} nor {data_dir / layout.archive}"
         raise FileNotFoundError(f"{name}: found {places}; --download fetches the archive")
     train, test, classes = cifar.read(layout, source or _download(layout, data_dir))
+    if fold is not None:
+        train, test = take_fold(name, train, classes, fold)
     return Dataset(name, _resize(train, size), None, _resize(test, size), classes)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from spem.data.batches import Split
 from spem.data.images import ImageForm, find_images, open_image, prepare_image
-from spem.data.splits import Dataset, FolderFacts, draw
+from spem.data.splits import Dataset, Fold, FolderFacts, draw, draw_fold
 
 TEST_FRACTION = 0.2
 _VALIDATION = ("val", "valid", "validation")
@@ -45,16 +45,22 @@ class _Listing(NamedTuple):
 
 
 class _Reader:
-    """Reads the images of splits, and keeps their files, their sizes and what is unreadable."""
+    """Reads the images of splits, and keeps their files, their sizes and what is unreadable.
 
-    def __init__(self, form: ImageForm, on_bad_image: OnBadImage):
-        self._form, self._on_bad_image = form, on_bad_image
+    Args:
+        form: see `read_folder`.
+        on_bad_image: see `read_folder`.
+        skips: names of the splits of which images may be skipped.
+    """
+
+    def __init__(self, form: ImageForm, on_bad_image: OnBadImage, skips: Sequence[str]):
+        self._form, self._on_bad_image, self._skips = form, on_bad_image, skips
         self.sizes: list[tuple[int, int]] = []
         self.unreadable: list[str] = []
         self.files: dict[str, Sequence[Path]] = {}
 
     def read(self, name: str, listing: _Listing) -> Split:
-        """Return the images of the split `name`: train, or one whose images are never skipped."""
+        """Return the images of the split `name`: train, validation or test."""
         images, rows, errors = [], [], []
         for row, file in enumerate(listing.files):
             try:
@@ -62,7 +68,7 @@ class _Reader:
                 images.append(prepare_image(image, **self._form._asdict()))
             except (ValueError, FileNotFoundError) as error:
                 errors.append(str(error))
-                self._refuse(errors, len(listing.files), measured=name != "train")
+                self._refuse(errors, len(listing.files), measured=name not in self._skips)
             else:
                 rows.append(row)
                 self.sizes.append(image.size)
@@ -97,10 +103,10 @@ class _Reader:
 def read_folder(
     root: Path,
     form: ImageForm,
-    *,
     validation: float | None,
     seed: int,
     on_bad_image: OnBadImage,
+    fold: Fold | None = None,
 ) -> Dataset:
     """Return the splits of a folder of images; see `load_dataset` for what it may contain.
 
@@ -115,6 +121,7 @@ def read_folder(
         seed: decides the splits that are drawn.
         on_bad_image: raise an error at the first image that cannot be read; or skip such training
             images, up to 1 % or one; or list them all, without limit, to look at a folder.
+        fold: of the training images, the test split; None: the folder's own, or one that is drawn.
 
     Raises:
         ValueError: the folder has no known layout, or images cannot be read.
@@ -123,8 +130,8 @@ def read_folder(
     classes = _subfolders(layout.train)
     if len(classes) < 2:
         raise ValueError(f"{root} holds {len(classes)} folders of classes; at least 2 are needed")
-    train, held_out, test = _list_splits(root, layout, classes, validation, seed)
-    reader = _Reader(form, on_bad_image)
+    train, held_out, test = _list_splits(root, layout, classes, validation, seed, fold)
+    reader = _Reader(form, on_bad_image, skips=() if fold else ("train",))
     split = reader.read("train", train)
     if not (counts := split.labels.bincount(minlength=len(classes))).all():
         empty = classes[int(counts.argmin())]
@@ -134,8 +141,8 @@ def read_folder(
     own = None if held_out is None else reader.read("validation", held_out)
     measured = reader.read("test", test)
     facts = FolderFacts(
-        _describe_layout(layout, validation),
-        layout.unused,
+        _describe_layout(layout, validation, fold),
+        (layout.test.name, *layout.unused) if fold and layout.test else layout.unused,
         tuple(reader.sizes),
         tuple(reader.unreadable),
         reader.files,
@@ -165,7 +172,12 @@ def find_layout(root: Path) -> Layout:
 
 
 def _list_splits(
-    root: Path, layout: Layout, classes: tuple[str, ...], validation: float | None, seed: int
+    root: Path,
+    layout: Layout,
+    classes: tuple[str, ...],
+    validation: float | None,
+    seed: int,
+    fold: Fold | None,
 ) -> tuple[_Listing, _Listing | None, _Listing]:
     """Return the files of the train, the validation and the test split."""
 
@@ -174,7 +186,10 @@ def _list_splits(
         return listing.take(rest), listing.take(held_out)
 
     train, held_out = _list_classes(layout.train, classes), None
-    if layout.test is None:
+    if fold is not None:
+        parts = draw_fold(str(root), torch.tensor(train.labels), classes, fold)
+        train, test = map(train.take, parts)
+    elif layout.test is None:
         train, test = hold_out(train, TEST_FRACTION)
     else:
         test = _list_classes(layout.test, classes)
@@ -198,9 +213,13 @@ def _list_classes(folder: Path, classes: tuple[str, ...]) -> _Listing:
     return _Listing(files, labels)
 
 
-def _describe_layout(layout: Layout, validation: float | None) -> str:
+def _describe_layout(layout: Layout, validation: float | None, fold: Fold | None) -> str:
     """Return in words where the splits come from."""
-    if layout.test is None:
+    if fold is not None:
+        rest = "the other folds"
+        pool = "one folder per class" if layout.test is None else f"{layout.train.name}/"
+        words = f"{pool} in {fold.folds} folds; fold {fold.number} is the test split"
+    elif layout.test is None:
         rest = "the rest"
         words = f"one folder per class; {100 * TEST_FRACTION:g} % of the images are the test split"
     else:

@@ -28,6 +28,20 @@ class FolderFacts(NamedTuple):
     files: dict[str, Sequence[Path]]
 
 
+class Fold(NamedTuple):
+    """One of several equal parts of the images: the one that is the test split.
+
+    Attributes:
+        number: which one, from 1.
+        folds: how many there are.
+        seed: decides which images each of them has.
+    """
+
+    number: int
+    folds: int
+    seed: int
+
+
 class Dataset(NamedTuple):
     """A data set: its splits, the class names by label, and for a folder what was found there."""
 
@@ -67,7 +81,9 @@ def draw(
         )
     except ValueError as error:
         what = f"{fraction:g} of {len(rows)} images of {len(classes)} classes"
-        raise ValueError(f"{name}: {what} cannot be held out: {error}") from error
+        raise ValueError(
+            f"{name}: {what} cannot be held out: {error}; give a larger fraction, or none"
+        ) from error
     return list(rest), list(held_out)
 
 
@@ -75,6 +91,45 @@ def hold_out(
     name: str, split: Split, classes: tuple[str, ...], fraction: float, seed: int
 ) -> tuple[Split, Split]:
     """Return what remains of a split, and the part held out of it; see `draw`."""
-    parts = draw(name, split.labels, classes, fraction, seed)
-    rest, held_out = (Split(split.images[rows], split.labels[rows]) for rows in parts)
-    return rest, held_out
+    return _take(split, draw(name, split.labels, classes, fraction, seed))
+
+
+def draw_fold(
+    name: str, labels: Tensor, classes: tuple[str, ...], fold: Fold
+) -> tuple[list[int], list[int]]:
+    """Return the rows of the other folds, and those of one fold, stratified by class.
+
+    Every row is in one of the folds.
+
+    Args:
+        name: of the data set, for errors.
+        labels: of all rows, (N,).
+        classes: names by label.
+        fold: which one.
+
+    Raises:
+        ValueError: a class has fewer images than there are folds.
+    """
+    with needs_extra("train"):
+        from sklearn.model_selection import StratifiedKFold
+    counts = labels.bincount(minlength=len(classes))
+    if (fewest := int(counts.min())) < fold.folds:
+        rarest = classes[int(counts.argmin())]
+        raise ValueError(
+            f"{name}: folds is {fold.folds}, must be at most {fewest}, the number of images of the"
+            f" rarest class '{rarest}'"
+        )
+    drawn = StratifiedKFold(fold.folds, shuffle=True, random_state=fold.seed)
+    parts = drawn.split(labels.numpy(), labels.numpy())
+    rest, own = next(part for number, part in enumerate(parts, 1) if number == fold.number)
+    return rest.tolist(), own.tolist()
+
+
+def take_fold(name: str, split: Split, classes: tuple[str, ...], fold: Fold) -> tuple[Split, Split]:
+    """Return the other folds of a split, and one fold of it; see `draw_fold`."""
+    return _take(split, draw_fold(name, split.labels, classes, fold))
+
+
+def _take(split: Split, parts: tuple[list[int], list[int]]) -> tuple[Split, Split]:
+    one, other = (Split(split.images[rows], split.labels[rows]) for rows in parts)
+    return one, other

@@ -1,4 +1,4 @@
-"""Means over seeds, and differences between networks that are paired by seed."""
+"""Means over seeds or folds, and differences between networks that are paired by these."""
 
 import math
 import statistics
@@ -20,16 +20,52 @@ RELEVANT = 1.0
 _SAME = 1e-4
 UNDECIDED = "inconclusive"
 
-RULE = (
-    "Verdicts: “higher” and “lower” where p of the paired t-test is below"
-    f" {LEVEL} after Holm's correction over all comparisons of one table; else"
-    f" “{UNDECIDED}” where n is 1 or the {100 * CONFIDENCE:g} % interval reaches beyond"
-    f" ±{RELEVANT:g} point, the size of the gains that papers of this field claim: the seeds are"
-    " too few to tell;"
-    " else “no difference beyond” the farther end of the interval. The interval is of one"
-    " comparison and is not corrected, so it may exclude zero where the corrected p does not"
-    f" reach {LEVEL}."
-)
+
+class Repeats(NamedTuple):
+    """What the runs of a row differ in: their seeds, or the fold of the images that they test.
+
+    Folds share training images, so their results depend on each other, and the plain t-test takes
+    small differences for real ones too often.
+
+    Attributes:
+        word: "seed" or "fold".
+        ratio: of folds: the images that a run tests, over those that it trains on; 0 of seeds.
+    """
+
+    word: str = "seed"
+    ratio: float = 0.0
+
+    @property
+    def test(self) -> str:
+        """The name of the test of a difference."""
+        return "corrected resampled t-test" if self.ratio else "paired t-test"
+
+    def scale_variance(self, n: int) -> float:
+        """Return the factor between the variance of n results and that of their mean.
+
+        It is 1/n for independent results and 1/n + ratio for folds.
+
+        Source: Nadeau and Bengio, "Inference for the Generalization Error" (Machine Learning 52,
+            2003), section 3, the corrected resampled t-test.
+        """
+        return 1 / n + self.ratio
+
+
+SEEDS = Repeats()
+
+
+def state_rule(repeats: Repeats = SEEDS) -> str:
+    """Return by which rule `verdict` judges, in words."""
+    return (
+        f"Verdicts: “higher” and “lower” where p of the {repeats.test} is below"
+        f" {LEVEL} after Holm's correction over all comparisons of one table; else"
+        f" “{UNDECIDED}” where n is 1 or the {100 * CONFIDENCE:g} % interval reaches beyond"
+        f" ±{RELEVANT:g} point, the size of the gains that papers of this field claim: the"
+        f" {repeats.word}s are too few to tell;"
+        " else “no difference beyond” the farther end of the interval. The interval is of one"
+        " comparison and is not corrected for several, so it may exclude zero where the"
+        f" corrected p does not reach {LEVEL}."
+    )
 
 
 class Summary(NamedTuple):
@@ -39,7 +75,8 @@ class Summary(NamedTuple):
         n: how many.
         mean: their mean.
         deviation: the sample standard deviation; None for n = 1.
-        low, high: the 95 % interval of the mean by Student's t; None for n = 1.
+        low, high: the 95 % interval of the mean by Student's t, of folds with the variance of the
+            corrected resampled t-test; None for n = 1.
     """
 
     n: int
@@ -50,14 +87,15 @@ class Summary(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A row minus its baseline, paired by seed.
+    """A row minus its baseline, paired by seed or by fold.
 
     Attributes:
-        n: seeds that both have.
+        n: seeds or folds that both have.
         mean: difference; None for n = 0.
         low, high: the 95 % interval; None below n = 2.
-        p: of the paired t-test, two-sided; None where `reason` says why.
-        wilcoxon: p of the signed-rank test, two-sided; None below n = 6 or without p.
+        p: of the paired or the corrected resampled t-test, two-sided; None where `reason` says why.
+        wilcoxon: p of the signed-rank test, two-sided; None below n = 6, without p, and of folds,
+            which it would take for independent.
         reason: why there is no p.
     """
 
@@ -70,11 +108,12 @@ class Difference(NamedTuple):
     reason: str | None = None
 
 
-def summary(values: Sequence[float]) -> Summary:
+def summary(values: Sequence[float], repeats: Repeats = SEEDS) -> Summary:
     """Return mean, deviation and interval.
 
     Args:
         values: at least one.
+        repeats: what they are of.
 
     Raises:
         ValueError: there is none.
@@ -88,31 +127,35 @@ def summary(values: Sequence[float]) -> Summary:
     deviation = statistics.stdev(values)
     if deviation == 0:
         return Summary(n, mean, deviation, mean, mean)
-    found: Any = stats.ttest_1samp(values, mean)
-    return Summary(n, mean, deviation, *map(float, found.confidence_interval(CONFIDENCE)))
+    error = deviation * math.sqrt(repeats.scale_variance(n))
+    low, high = stats.t.interval(CONFIDENCE, n - 1, mean, error)
+    return Summary(n, mean, deviation, float(low), float(high))
 
 
-def compare_paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
+def compare_paired(
+    values: Mapping[int, float], baseline: Mapping[int, float], repeats: Repeats = SEEDS
+) -> Difference:
     """Compare a row with its baseline.
 
     Args:
-        values: by seed.
-        baseline: by seed.
+        values: by seed or by fold.
+        baseline: the same.
+        repeats: which of the two.
     """
-    differences = [values[seed] - baseline[seed] for seed in values if seed in baseline]
+    differences = [values[each] - baseline[each] for each in values if each in baseline]
     n = len(differences)
     if n == 0:
-        return Difference(0, reason="no seed in common")
+        return Difference(0, reason=f"no {repeats.word} in common")
     if n == 1:
         return Difference(1, differences[0], reason="n = 1")
     tied = _merge_rounding(differences)
     if len(set(tied)) == 1:
         return Difference(n, tied[0], tied[0], tied[0], reason="zero variance")
-    _, mean, _, low, high = summary(differences)
-    paired: Any = stats.ttest_1samp(differences, 0)
-    ranked: Any = stats.wilcoxon(tied) if n >= WILCOXON_FROM else None
-    wilcoxon = ranked and float(ranked.pvalue)
-    return Difference(n, mean, low, high, float(paired.pvalue), wilcoxon)
+    _, mean, deviation, low, high = summary(differences, repeats)
+    t = mean / (deviation or 1.0) / math.sqrt(repeats.scale_variance(n))
+    p = 2 * float(stats.t.sf(abs(t), n - 1))
+    ranked: Any = stats.wilcoxon(tied) if n >= WILCOXON_FROM and not repeats.ratio else None
+    return Difference(n, mean, low, high, p, ranked and float(ranked.pvalue))
 
 
 def _merge_rounding(differences: Sequence[float]) -> list[float]:
@@ -144,21 +187,22 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def verdict(difference: Difference, corrected: float | None) -> str:
-    """Return what a comparison tells, in a few words; `RULE` says by which rule.
+def verdict(difference: Difference, corrected: float | None, word: str = "seed") -> str:
+    """Return what a comparison tells, in a few words; `state_rule` says by which rule.
 
     Args:
         difference: in points.
         corrected: its p after Holm's correction; None if it has none.
+        word: what it is paired by, seed or fold.
     """
     mean, low, high = difference[1:4]
     if mean is None:
-        return "no seed in common"
+        return f"no {word} in common"
     undecided = f"{UNDECIDED} (n = {difference.n})"
     if low is None or high is None:
         return undecided
     if difference.p is None:
-        return f"no test, every seed differs by {mean:+.2f} points"
+        return f"no test, every {word} differs by {mean:+.2f} points"
     if corrected is not None and corrected < LEVEL:
         return "higher" if mean > 0 else "lower"
     farther = max(abs(low), abs(high))

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spem._extras import needs_extra
-from spem._files import check_path, write_text
+from spem._files import check_path, write_table, write_text
 from spem._messages import printable, say
 from spem.report.figures import PALETTE, Picture, figures, is_picture
 from spem.report.tables import Contents, read_contents
+from spem.report.values import list_values
 
 with needs_extra("report"):
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -16,6 +17,8 @@ with needs_extra("report"):
 
 def report(folder: str) -> None:
     """Write the page of a comparison: report.html, report.md and figures/ in its folder.
+
+    The numbers of the page are written to report.csv, one row for each network.
 
     Figures of earlier reports that this one does not have are removed.
 
@@ -34,6 +37,7 @@ def report(folder: str) -> None:
     for path in place.glob("*.svg"):
         if path.name not in files and is_picture(path.read_text(errors="replace")):
             path.unlink()  # of an earlier report
+    write_table(Path(folder, "report.csv"), list_values(contents))
     for ending in ("md", "html"):
         path = Path(folder, f"report.{ending}")
         write_text(path, render(contents, pictures, ending))

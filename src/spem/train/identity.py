@@ -18,6 +18,7 @@ NEW_KEYS |= {"at": None, "pretrained": False}
 NEW_KEYS |= {"optimizer": "sgd", "lr_factors": {}, "layer_decay": None}
 NEW_KEYS |= {"interpolation": None, "crop_ratio": None}
 NEW_KEYS |= {"freeze": None, "freeze_epochs": None}
+NEW_KEYS |= {"folds": None, "fold": None}
 
 
 def deciding_keys(recipe: Recipe) -> dict[str, Any]:

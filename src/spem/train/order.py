@@ -25,6 +25,17 @@ def hash_seed(seed: int, *position: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=position).generate_state(1, np.uint64)[0])
 
 
+def training_seed(recipe: Recipe) -> int:
+    """Return the seed of the initial weights, the order and the augmentation of a run.
+
+    It is the recipe's. The folds of one seed have one each, so that their spread is also that of
+    the training and not of the images alone.
+    """
+    if recipe.fold is None:
+        return recipe.seed
+    return hash_seed(recipe.seed, recipe.fold) % 2**32
+
+
 def order_rows(images: int, seed: int, epoch: int) -> Tensor:
     """Return the row numbers of the training images in the order of an epoch, (images,)."""
     shuffle = torch.Generator().manual_seed(hash_seed(seed, epoch))

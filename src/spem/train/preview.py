@@ -9,7 +9,7 @@ from torch import Tensor
 from spem.data.batches import Batches, Split, restore_pixels
 from spem.data.sheet import draw_sheet
 from spem.data.splits import Dataset
-from spem.train.order import hash_seed, order_rows
+from spem.train.order import hash_seed, order_rows, training_seed
 from spem.train.recipe import Recipe
 
 _SHOWN = 64
@@ -39,11 +39,11 @@ def _take_images(recipe: Recipe, split: Split) -> tuple[Tensor, Tensor]:
     statistics: dict[str, Any] = {"mean": recipe.mean, "std": recipe.std}
     augmentation: dict[str, Any] = {"crop": recipe.crop, "flip": recipe.flip}
     batches = Batches(split, recipe.batch_size, **statistics, **augmentation)
-    coming = batches.shuffled(order_rows(len(split.labels), recipe.seed, epoch=0))
+    coming = batches.shuffled(order_rows(len(split.labels), training_seed(recipe), epoch=0))
     steps = []
     with torch.random.fork_rng([]):
         for step in range(min(len(batches), -(-_SHOWN // recipe.batch_size))):
-            torch.manual_seed(hash_seed(recipe.seed, 0, step, 0))
+            torch.manual_seed(hash_seed(training_seed(recipe), 0, step, 0))
             steps.append(next(coming))
     images, labels = (torch.cat(parts)[:_SHOWN] for parts in zip(*steps, strict=True))
     return restore_pixels(images, **statistics), labels

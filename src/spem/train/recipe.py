@@ -49,7 +49,7 @@ with needs_extra("train"):
 _RECIPES = resources.files("spem.train") / "recipes"
 
 # What the axes of a comparison decide, or what makes several runs of one.
-AXES = ("model", "gate", "gate_options", "data", "seed", "replicas")
+AXES = ("model", "gate", "gate_options", "data", "seed", "replicas", "folds", "fold")
 # The data sets that are not folders; their recipes name the mean and std of their images.
 NAMED_DATA = ("digits", "cifar10", "cifar100")
 
@@ -88,6 +88,9 @@ class Recipe:
         crop_ratio: of a folder: share of the resized image's shorter side that is cut out of its
             centre; none: that of the backbone, else images just cover `image_size`.
         validation: fraction of the training images held out; none: no validation split.
+        folds: number of equal parts, stratified by class, into which the images are divided; none:
+            the data's own test split. Test images that the data has are then left alone.
+        fold: the part that is the test split, from 1.
         on_bad_image: raise an error at an image of a folder that cannot be read, or skip such
             training images, up to 1 %.
         mean: subtracted from pixels in [0, 1], one number per channel; none: that of the backbone,
@@ -140,7 +143,7 @@ class Recipe:
         devices: number of devices, one process each.
         threads: CPU threads, over all processes; none: `OMP_NUM_THREADS`, else all cores that the
             process may use.
-        seed: fixes the initial weights, the validation split, the order and the augmentation.
+        seed: fixes the initial weights, the splits that are drawn, the order and the augmentation.
         replicas: number of runs, of the seeds `seed`, `seed` + 1 …, that are trained in turn on one
             device; each gives what it would give alone.
         progress: print each finished epoch, in a terminal below them a progress bar.
@@ -169,6 +172,8 @@ class Recipe:
     interpolation: Interpolation | None = None
     crop_ratio: Ratio | None = None
     validation: Fraction | None = 0.1
+    folds: Count | None = None
+    fold: Count | None = None
     on_bad_image: OnBadImage = "raise"
     mean: Numbers | None = None
     std: Positives | None = None
@@ -229,7 +234,7 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
 
     The text "none" stands for None. A `gate` that replaces another one starts without the
     other's `gate_options`, `placement` and `mask`; a folder of images that replaces other data,
-    without their `mean` and `std`.
+    without their `mean` and `std`; and `weights` that are given take the place of pretrained ones.
 
     Args:
         name_or_path: one of `recipe_names()`, or a file whose keys are fields of `Recipe`.
@@ -245,6 +250,8 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     data = overrides.get("data", settings.get("data"))
     if data != settings.get("data") and data not in NAMED_DATA:
         settings |= {"mean": None, "std": None}
+    if overrides.get("weights") not in (None, "none"):
+        settings |= {"pretrained": False}
     settings |= overrides
     # Python has the word `import` for itself.
     known = {f.name.rstrip("_"): f.name for f in fields(Recipe)}

@@ -12,6 +12,7 @@ from torch import nn
 from spem import kernels
 from spem._files import atomically
 from spem._messages import printable
+from spem.data.splits import Dataset
 from spem.export.network import save_network
 from spem.models.user_files import sums_by_name
 from spem.surgery.config import config_of
@@ -74,6 +75,7 @@ def _summarise(run: Run) -> dict[str, Any]:
         "macs": run.job.macs,
         "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),
         "seed": run.recipe.seed,
+        "images": _count_images(run.job.dataset),
         "identity": identity(run.recipe),
         "threads": run.recipe.threads,
         "precision": run.recipe.precision,
@@ -85,6 +87,12 @@ def _summarise(run: Run) -> dict[str, Any]:
         | {name: version(name) for name in ("torch", "spem", "lightning-fabric")},
         "seconds": sum(row["seconds"] for row in rows),
     }
+
+
+def _count_images(dataset: Dataset) -> dict[str, int]:
+    """Return the number of images of each split, by its name."""
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    return {name: len(split.labels) for name, split in splits.items() if split is not None}
 
 
 def find_best(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

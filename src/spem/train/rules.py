@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from spem._messages import shorten
+from spem._schema import check_fold
 
 if TYPE_CHECKING:
     from spem.train.recipe import Recipe
@@ -14,6 +15,7 @@ def check_together(recipe: "Recipe") -> None:
     Args:
         recipe: whose keys are allowed each for itself.
     """
+    check_fold(recipe.fold, recipe.folds)
     batch, graph, several = recipe.batch_size, recipe.cuda_graph, recipe.devices > 1
     scaled, momentum = recipe.precision == "16-mixed", recipe.momentum
     nesterov = recipe.nesterov and recipe.optimizer != "adamw"

@@ -28,7 +28,7 @@ from spem.train.loggers import log_epoch, open_log
 from spem.train.metrics import create_metrics, evaluate, read
 from spem.train.nonfinite import MOST_IN_A_ROW, NotFiniteError
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
-from spem.train.order import hash_seed, order_rows, split_batches
+from spem.train.order import hash_seed, order_rows, split_batches, training_seed
 from spem.train.progress import add_line, progress_bar
 from spem.train.setup import Job
 from spem.train.step import create_step
@@ -135,7 +135,7 @@ class Run:
         if self._coming is None:
             self._coming = self._start_epoch()
         started = perf_counter()
-        seed, rank = self.recipe.seed, self.fabric.global_rank
+        seed, rank = training_seed(self.recipe), self.fabric.global_rank
         torch.manual_seed(hash_seed(seed, self.epoch, self.step, rank))
         images, labels = next(self._coming)
         batch = min(self.recipe.batch_size, self.images - self.step * self.recipe.batch_size)
@@ -174,7 +174,7 @@ class Run:
 
     def _start_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of the epoch from the next step on."""
-        order = order_rows(self.images, self.recipe.seed, self.epoch)
+        order = order_rows(self.images, training_seed(self.recipe), self.epoch)
         self._training_step.network.train()
         self._freezing.apply(self.epoch)
         return self.batches["train"].shuffled(order, start=self.step)

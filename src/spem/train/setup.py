@@ -29,6 +29,7 @@ from spem.train.devices import count_threads
 from spem.train.freezing import Freezing
 from spem.train.loggers import check_logger
 from spem.train.optimizer import create_optimizer
+from spem.train.order import training_seed
 from spem.train.recipe import Recipe, load_recipe
 from spem.train.start import load_start
 from spem.train.step import check_draws
@@ -151,6 +152,8 @@ def load_data(recipe: Recipe, on_bad_image: OnBadImage | None = None) -> Dataset
         interpolation=recipe.interpolation,
         crop_ratio=recipe.crop_ratio,
         on_bad_image=on_bad_image or recipe.on_bad_image,
+        folds=recipe.folds,
+        fold=recipe.fold,
     )
 
 
@@ -194,7 +197,7 @@ def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """Return the network of a recipe for a data set, with the initial weights of its seed."""
     import_files(recipe.import_)
     with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(training_seed(recipe))
         return create_model(
             recipe.model,
             recipe.gate,

@@ -26,6 +26,14 @@ _Imported = TypedDict("_Imported", {"import": NotRequired[Names]})
 ABSURD_LOSS = 50.0
 
 
+class Images(TypedDict):
+    """Numbers of images of the splits of a run."""
+
+    train: Large
+    validation: NotRequired[Large]
+    test: Large
+
+
 class Summary(_Imported):
     """What `summary.json` holds, and with it the record of a run; older ones lack some keys."""
 
@@ -38,6 +46,7 @@ class Summary(_Imported):
     macs: Large
     images_per_second: NonNegative
     seed: Seed
+    images: NotRequired[Images]
     identity: NotRequired[Text]
     threads: NotRequired[Few | None]
     precision: NotRequired[Text]

@@ -80,9 +80,9 @@ def draw_depth(group: Group) -> Drawing | None:
         handles[row] = looks.plot_mean(axes, depth, final, colours[row], **style)
     _mark_stages(axes, names)
     looks.add_legend(figure, handles, colours)
-    caption = (
-        "After the last epoch: mean over the seeds; bands from the lowest seed to the highest."
-    )
+    word = group.repeats.word
+    caption = f"After the last epoch: mean over the {word}s; bands from the lowest"
+    caption += f" {word} to the highest."
     own = {row: colours[row] for row in learned}
     title = "Learned mixing ratios over depth"
     return Drawing("depth", title, caption + looks.explain_grey(own), figure)
@@ -114,7 +114,9 @@ def draw_epochs(group: Group) -> Drawing | None:
     panels[-1].set_xlabel("epoch")
     figure.supylabel(_LABEL, fontsize=10)
     looks.add_legend(figure, handles, {})
-    caption = "Thin: one gate, mean over the seeds. Thick: mean of the gates of a stage."
+    caption = (
+        f"Thin: one gate, mean over the {group.repeats.word}s. Thick: mean of the gates of a stage."
+    )
     if len(shown) < len(learned):
         caption += f" Drawn are {len(shown)} of the {len(learned)} rows that learn λ."
     return Drawing("epochs", "Learned mixing ratios over the epochs", caption, figure)

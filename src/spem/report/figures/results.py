@@ -1,4 +1,4 @@
-"""Accuracy: against cost, over the epochs, and of each seed."""
+"""Accuracy: against cost, over the epochs, and of each seed or fold."""
 
 from spem._extras import needs_extra
 from spem.report.figures import looks
@@ -45,7 +45,8 @@ def draw_cost(group: Group) -> Drawing | None:
     axes.locator_params("x", nbins=6)
     axes.ticklabel_format(useOffset=False)
     looks.add_legend(figure, handles, colours)
-    caption = f"{title}. Upright bars: 95 % interval of the mean over the seeds.{cut}"
+    caption = f"{title}. Upright bars: 95 % interval of the mean over the "
+    caption += f"{group.repeats.word}s.{cut}"
     if missing := [row for row in group.rows if row not in costs]:
         caption += f" Not measured, so not drawn: {', '.join(missing)}."
     return Drawing("cost", "Accuracy against cost", caption, figure)
@@ -79,7 +80,8 @@ def draw_curves(group: Group) -> Drawing | None:
         _plot_curves(panels[1], group, longest - longest // 4)
     panels[-1].set_xlabel("epoch")
     looks.add_legend(figure, handles, colours)
-    caption = "Mean over the seeds; bands from the lowest seed to the highest."
+    caption = "Mean over the {0}s; bands from the lowest {0} to the highest."
+    caption = caption.format(group.repeats.word)
     caption += " Below: the last quarter." if zoomed else ""
     return Drawing("curves", "Learning curves", caption + looks.explain_grey(colours), figure)
 
@@ -100,16 +102,16 @@ def _plot_curves(axes: Axes, group: Group, first: int) -> dict[str, Line2D]:
 
 
 def draw_seeds(group: Group) -> Drawing:
-    """Draw the final accuracy of each seed, one strip a row, with mean and interval."""
+    """Draw the final accuracy of each seed or fold, one strip a row, with mean and interval."""
     labels, colours = [looks.label(row) for row in group.rows], looks.colours(group)
     heights = np.array([max(2, label.count("\n") + 1) for label in labels])
     places = np.cumsum(heights) - heights / 2
     figure, (axes,) = looks.new_figure(0.8 + 0.14 * heights.sum())
     for place, (row, records) in zip(places, group.rows.items(), strict=True):
-        seeds = [100 * record["summary"]["final_test_top1"] for record in records]
+        values = [100 * record["summary"]["final_test_top1"] for record in records]
         summary, colour = group.accuracy[row], colours[row]
         arms = looks.error_bars(summary)
-        axes.plot(seeds, [place - 0.4] * len(seeds), "o", ms=4.5, mew=0, alpha=0.6, color=colour)
+        axes.plot(values, [place - 0.4] * len(values), "o", ms=4.5, mew=0, alpha=0.6, color=colour)
         axes.errorbar(summary.mean, place + 0.4, xerr=arms, fmt="d", ms=4, capsize=2, color=colour)
     for row in looks.baselines(group):
         axes.axvline(group.accuracy[row].mean, color=OTHERS, linewidth=0.8, linestyle=":")
@@ -118,6 +120,7 @@ def draw_seeds(group: Group) -> Drawing:
     axes.set_yticks(places, labels)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    caption = "Dots: one seed each. Diamonds: their mean, with its 95 % interval."
+    word = group.repeats.word
+    caption = f"Dots: one {word} each. Diamonds: their mean, with its 95 % interval."
     caption += " Dotted: means of the baselines."
-    return Drawing("seeds", "Seeds", caption + cut, figure)
+    return Drawing(f"{word}s", f"{word.title()}s", caption + cut, figure)

@@ -8,24 +8,47 @@ from typing import Any
 
 from spem._extras import needs_extra
 from spem._messages import not_found
-from spem.compare.records import Ledger, Record, group_records, read_costs, read_study, row_of
+from spem.compare.mistakes import read_mistakes
+from spem.compare.records import (
+    Ledger,
+    Record,
+    group_records,
+    number_of,
+    read_costs,
+    read_study,
+    repeat_of,
+    row_of,
+)
 from spem.report.published import PUBLISHED, Published, fits
-from spem.report.significance import RULE, WILCOXON_FROM
-from spem.report.tables.group import Group, TextCell, TextTable, make_cell, make_group, mean_cell
+from spem.report.significance import WILCOXON_FROM, state_rule
+from spem.report.tables.cells import TextCell, TextTable, make_cell, mean_cell
+from spem.report.tables.group import Group, find_repeats, make_group
 
 with needs_extra("train"):
     import yaml
 
 _READING = (
     "Accuracies are of the test images after the last epoch, in percent; differences are in points,"
-    " paired by seed. ± is the sample standard deviation over the seeds, [ ] the 95 % interval by"
-    " Student's t. The p of Wilcoxon's signed-rank test is given from"
-    f" {WILCOXON_FROM} seeds on and is not corrected. The best test epoch is how the paper reports:"
-    " it is chosen on the test images, so it is no estimate of the accuracy on new ones."
+    " paired by {0}. ± is the sample standard deviation over the {0}s, [ ] the 95 % interval by"
+    " {1}. {2} The best test epoch is how the paper reports: it is chosen on the test images, so it"
+    " is no estimate of the accuracy on new ones."
+)
+_OF_SEEDS = (
+    "Student's t",
+    "The p of Wilcoxon's signed-rank test is given from"
+    f" {WILCOXON_FROM} seeds on and is not corrected.",
+)
+_OF_FOLDS = (
+    "the corrected resampled t-test",
+    "Every image is tested in one fold, by networks that were trained on the others. The folds"
+    " share training images, so their results are not independent, and a plain t-test would find"
+    " differences too often: the corrected resampled t-test (Nadeau and Bengio, “Inference for the"
+    " Generalization Error”, Machine Learning 52, 2003) adds the ratio of the test images to the"
+    " training images to 1/n in the variance. All intervals and p of this page are by it.",
 )
 _BESIDE = (
     "The kinds differ: a published best test epoch stands beside our best test epoch, a final epoch"
-    " or a mean of several runs beside our final epoch, each a mean over our seeds. Recipes and"
+    " or a mean of several runs beside our final epoch, each a mean over our runs. Recipes and"
     " epochs may differ, too, so a distance between the columns is not the effect of anything."
 )
 
@@ -73,18 +96,24 @@ def read_contents(folder: Path) -> Contents:
     ledger = Ledger(folder)
     records = list(ledger.records.values())
     finished = _finished(ledger)
-    study, costs = read_study(folder), read_costs(folder)
+    repeats = find_repeats(finished)
+    own_words = _OF_FOLDS if repeats.ratio else _OF_SEEDS
+    study, costs, mistakes = read_study(folder), read_costs(folder), read_mistakes(folder)
     found = []
     for place, rows in group_records(records).items():
         own = {row_of(cost): cost for cost in costs if (cost["model"], cost["data"]) == place}
-        found.append(make_group(*place, rows, own, study.get("method")))
+        found.append(make_group(*place, rows, own, study.get("method"), mistakes))
     recipe, differing = _recipes(records)
     return Contents(
         title=study.get("title")
         or "Comparison of " + ", ".join(dict.fromkeys(record["model"] for record in records)),
         question=study.get("question"),
         state=_state(len(finished), study.get("planned"), len(records) - len(finished)),
-        notes=[*_missing(ledger), _READING, RULE],
+        notes=[
+            *_missing(ledger),
+            _READING.format(repeats.word, *own_words),
+            state_rule(repeats),
+        ],
         groups=found,
         published=_compare_published(found),
         commands=list(map(str, study.get("commands") or [])),
@@ -103,6 +132,11 @@ def _finished(ledger: Ledger) -> list[Record]:
             raise ValueError(f"no run of {folder} is finished yet: the same spem compare goes on")
         raise not_found(folder, "comparison", "records.jsonl")
     finished = [record for record in records if record["summary"]]
+    if len({record["recipe"].get("folds") for record in finished}) > 1:
+        raise ValueError(
+            f"{ledger.path} has records of seeds and of folds, or of several numbers of folds, and"
+            " a table needs one of these: divide it"
+        )
     if not finished:
         why = f"; the first one failed: {records[0]['error']}" if records else ""
         why += f"; records.jsonl is damaged ({ledger.reason})" if ledger.reason else ""
@@ -130,7 +164,7 @@ def _missing(ledger: Ledger) -> list[str]:
         )
     for record in ledger.records.values():
         if not record["summary"]:
-            where = f"{row_of(record)}, {record['model']}, {record['data']}, seed {record['seed']}"
+            where = f"{row_of(record)}, {record['model']}, {record['data']}, {repeat_of(record)}"
             found.append(f"Failed: {where}: {record['error']}")
     return found
 
@@ -161,18 +195,20 @@ def _counted(lines: Iterable[str]) -> list[str]:
 def _recipes(records: Sequence[Record]) -> tuple[str, list[str]]:
     """Return as YAML what the recipes share, and one line a row of what they do not."""
     recipes = [record["recipe"] for record in records]
-    keys = [key for key in recipes[0] if key != "seed"]
+    word = "seed" if recipes[0].get("fold") is None else "fold"
+    keys = [key for key in recipes[0] if key not in ("seed", word)]
     same = [key for key in keys if all(recipe.get(key) == recipes[0][key] for recipe in recipes)]
     lines = {}
     for record in records:
-        own = {key: value for key, value in record["recipe"].items() if key not in (*same, "seed")}
+        left_out = (*same, "seed", word)
+        own = {key: value for key, value in record["recipe"].items() if key not in left_out}
         place = f"{row_of(record)}, {record['model']}, {record['data']}"
         text = yaml.safe_dump(own, sort_keys=False, default_flow_style=True, width=10**6)
-        lines.setdefault((place, text.strip()[1:-1]), []).append(record["seed"])
-    differing = [
-        f"{place}: {', '.join(filter(None, (own, 'seeds ' + ', '.join(map(str, seeds)))))}"
-        for (place, own), seeds in lines.items()
-    ]
+        lines.setdefault((place, text.strip()[1:-1]), []).append(number_of(record))
+    differing = []
+    for (place, own), numbers in lines.items():
+        repeats = f"{word}s {', '.join(map(str, numbers))}"
+        differing.append(f"{place}: {', '.join(filter(None, (own, repeats)))}")
     return yaml.safe_dump({key: recipes[0][key] for key in same}, sort_keys=False), differing
 
 
@@ -209,6 +245,6 @@ def _our_cells(row: str, records: Sequence[Record]) -> dict[str, TextCell]:
         "our row": TextCell(row, row if records else None),
         "ours, final epoch, %": mean_cell(records, "final_test_top1"),
         "ours, best test epoch, %": mean_cell(records, "best_test_top1"),
-        "our n": make_cell(len({record["seed"] for record in records}) or None),
+        "our n": make_cell(len({*map(number_of, records)}) or None),
         "our epochs": make_cell(records[0]["recipe"]["epochs"] if records else None),
     }
