@@ -17,6 +17,7 @@ NEW_KEYS: dict[str, Any] = {"on_bad_image": "raise", "on_nonfinite": "stop"}
 NEW_KEYS |= {"at": None, "pretrained": False}
 NEW_KEYS |= {"optimizer": "sgd", "lr_factors": {}, "layer_decay": None}
 NEW_KEYS |= {"freeze": None, "freeze_epochs": None}
+NEW_KEYS |= {"loss": "ce", "class_weights": None}
 
 
 def deciding_keys(recipe: Recipe) -> dict[str, Any]:

@@ -13,6 +13,8 @@ OptimizerName = Literal["sgd", "adamw", "muon"]
 Schedule = Literal["step", "cosine", "onecycle", "constant"]
 # At their end the rate is next to zero, so a run cannot go on with them to more epochs.
 ENDING = ("cosine", "onecycle")
+LossName = Literal["ce", "bce"]
+ClassWeights = Literal["balanced"]
 Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 Init = Literal["paper", "identity"]
 Device = Literal["auto", "cpu", "cuda", "mps"]

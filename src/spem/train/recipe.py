@@ -28,11 +28,13 @@ from spem._schema import (
 )
 from spem._yaml import read_yaml, shipped_names
 from spem.train.keys import (
+    ClassWeights,
     Device,
     Factors,
     GateOptions,
     Init,
     LoggerName,
+    LossName,
     OnBadImage,
     OnNonfinite,
     OptimizerName,
@@ -112,7 +114,11 @@ class Recipe:
         gamma: factor of the step schedule.
         warmup_epochs: epochs in which the rate climbs to `lr`, linearly (onecycle: along a cosine);
             may be fractional.
+        loss: ce, cross-entropy; or bce, the mean over the classes of each one's binary
+            cross-entropy. Validation and test report cross-entropy with both.
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+        class_weights: balanced, for n / (K·n_c), so that each of K classes counts as much as the
+            others however many of the n training images it has; none: each image counts alike.
         clip_gradient: largest norm of the whole gradient; none: no clipping.
         ema: decay of the moving average of the weights, in (0, 1); with it the averaged weights are
             evaluated and stored.
@@ -180,7 +186,9 @@ class Recipe:
     milestones: Milestones = field(default_factory=list)
     gamma: Positive = 0.1
     warmup_epochs: NonNegative = 1.0
+    loss: LossName = "ce"
     label_smoothing: Share = 0.0
+    class_weights: ClassWeights | None = None
     clip_gradient: Positive | None = None
     ema: Fraction | None = None
     on_nonfinite: OnNonfinite = "stop"

@@ -25,6 +25,7 @@ from spem.train.checkpoint import (
 from spem.train.freezing import Freezing
 from spem.train.interrupt import deferred_interrupt
 from spem.train.loggers import log_epoch, open_log
+from spem.train.loss import class_weights
 from spem.train.metrics import create_metrics, evaluate, read
 from spem.train.nonfinite import MOST_IN_A_ROW, NotFiniteError
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
@@ -69,7 +70,8 @@ class Run:
         self._freezing.apply(epoch=0)  # processes are connected by what is trained
         optimizer = create_optimizer(model, recipe)
         self.schedule = create_schedule(optimizer, recipe, self.steps)
-        self._training_step = create_step(fabric, recipe, model, optimizer)
+        weights = class_weights(recipe, dataset.train.labels, dataset.classes)
+        self._training_step = create_step(fabric, recipe, model, optimizer, weights)
         self.average = create_average(model, recipe)
         self.stored = self.average.module if self.average else model
         self.metrics = create_metrics(len(dataset.classes), fabric.device)
