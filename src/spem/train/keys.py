@@ -21,6 +21,13 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 OnBadImage = Literal["raise", "skip"]
 OnNonfinite = Literal["stop", "skip"]
 LoggerName = Literal["csv", "tensorboard", "wandb"]
+_ALPHA = number(0.01, 100)
+Alpha = Annotated[
+    float,
+    Allowed(
+        "0, or a number from 0.01 to 100", lambda v: number(0, 0).accepts(v) or _ALPHA.accepts(v)
+    ),
+]
 PARTS = ("backbone", "gates", "classifier")
 Factors = Annotated[
     dict[str, float],

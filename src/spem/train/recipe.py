@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from spem._extras import needs_extra
 from spem._messages import unknown
 from spem._schema import (
+    Accuracy,
     Bits,
     Count,
     Few,
@@ -28,6 +29,7 @@ from spem._schema import (
 )
 from spem._yaml import read_yaml, shipped_names
 from spem.train.keys import (
+    Alpha,
     ClassWeights,
     Device,
     Factors,
@@ -91,6 +93,13 @@ class Recipe:
         std: divides them afterwards, one number per channel; none: as for the mean.
         crop: zero padding of the random crop, in pixels; 0: no crop.
         flip: mirror half of the training images.
+        trivial_augment: change each training image by one of fourteen operations (rotation, shear,
+            colour, sharpness …) of one of 31 strengths, in TrivialAugment's wide space.
+        random_erasing: probability of a rectangle of noise in a training image; published: 0.5.
+        mixup: mix pairs of training images and of their labels; the α of Beta(α, α), of which the
+            shares are drawn, often 0.2; 0: no mixup.
+        cutmix: put a rectangle of one training image into another, and mix the labels by area; the
+            α of Beta(α, α), often 1; 0: no CutMix. With `mixup`, each image gets either.
         epochs: passes over the training images.
         batch_size: images of one optimisation step, over all devices and micro-batches.
         optimizer: sgd; adamw; or muon, for the weights of convolutions and linear layers outside of
@@ -171,6 +180,10 @@ class Recipe:
     std: Positives | None = None
     crop: Annotated[int, whole(0, 1000)] = 0
     flip: Flag = False
+    trivial_augment: Flag = False
+    random_erasing: Accuracy = 0.0
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
     epochs: Count = 15
     batch_size: Count = 128
     optimizer: OptimizerName = "sgd"
