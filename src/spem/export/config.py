@@ -14,6 +14,7 @@ from spem._schema import (
     Options,
     Places,
     Positives,
+    Share,
     Sides,
     Text,
     Texts,
@@ -59,6 +60,8 @@ class RunConfig(_Imported):
     placement: NotRequired[Text | None]
     mask: NotRequired[Bits | None]
     at: NotRequired[Places | None]
+    dropout: NotRequired[Share | None]
+    drop_path: NotRequired[Share | None]
     library: NotRequired[_Library]
     attachment: NotRequired[_Attachment]
     identity: NotRequired[Text]

@@ -7,7 +7,7 @@ from spem._schema import OPTIONS, Allowed, number
 _FACTOR = number(0, 1e6)
 # Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
 _RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
-_RESERVED += ("block", "placement", "at", "mask", "pretrained")
+_RESERVED += ("block", "placement", "at", "mask", "pretrained", "dropout", "drop_path")
 
 OptimizerName = Literal["sgd", "adamw", "muon"]
 Schedule = Literal["step", "cosine", "onecycle", "constant"]

@@ -73,6 +73,10 @@ class Recipe:
         at: where gates go in a network of another library: residual, stage, depthwise, a pattern of
             names of modules like 'layer4.*.bn2', or a list of these; none: residual.
         mask: 0 or 1 for every place of a gate, in order; none: gates at all of them.
+        dropout: probability with which a network of another library drops the inputs of its
+            classifier in training; none: what the library does.
+        drop_path: probability with which such a network drops its last residual branch, and those
+            before it less often (stochastic depth); none: what the library does.
         import_: Python files that register gates or networks (`spem.register`,
             `spem.register_model`); they are run. The key is `import`.
         pretrained: start from the weights that another library has for its network; they are
@@ -167,6 +171,8 @@ class Recipe:
     placement: Text | None = None
     at: Places | None = None
     mask: Bits | None = None
+    dropout: Share | None = None
+    drop_path: Share | None = None
     import_: Texts = field(default_factory=list)
     pretrained: Flag = False
     weights: Text | None = None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # The keys of a recipe that say what a network is.
 MODEL_KEYS = ("model", "block", "gate", "gate_options", "placement", "at", "mask")
+MODEL_KEYS += ("dropout", "drop_path")
 
 
 def network_config(model: nn.Module) -> dict[str, Any]:

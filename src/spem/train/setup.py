@@ -232,6 +232,8 @@ def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
             placement=recipe.placement,
             at=recipe.at,
             mask=recipe.mask,
+            dropout=recipe.dropout,
+            drop_path=recipe.drop_path,
             **recipe.gate_options,
         )
 
