@@ -150,7 +150,8 @@ FUNCTIONS = {
     "Batches": (
         lambda **options: [x.shape for x, _ in Batches(**options).in_order()],
         {"split": SPLIT, "batch_size": 2, "mean": [0.5] * 3, "std": [0.5] * 3, "crop": 1}
-        | {"flip": True, "device": "cpu", "channels_last": True, "rank": 0, "world_size": 1},
+        | {"flip": True, "device": "cpu", "channels_last": True, "rank": 0, "world_size": 1}
+        | {"trivial_augment": True, "random_erasing": 0.5},
     ),
     "prepare_image": (prepare_image, {"image": PICTURE, "size": (8, 8), "channels": 3}),
     "list_pictures": (list_pictures, {"paths": [PICTURE]}),

@@ -48,6 +48,12 @@ def check_switch(name: str, value: bool) -> None:
         raise ValueError(f"{name} is {shorten(value)}, must be True or False")
 
 
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless an option is a number from 0 to 1."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {shorten(value)}, must be a number from 0 to 1")
+
+
 def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
     """Raise ValueError unless a value, of any type, is one of the known names of this kind."""
     if not isinstance(value, str) or value not in known:

@@ -92,3 +92,21 @@ def test_keys_that_do_not_fit_are_refused_before_anything_is_written(keys, sente
     with pytest.raises(ValueError, match=sentence):
         fit(load_recipe("digits", **TINY, **keys), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["dropout", "drop_path"])
+@pytest.mark.parametrize("name", ["resnet8", "vgg11", "densenet22", "preresnet8"])
+def test_networks_of_this_library_have_no_dropout(name, key, tmp_path):
+    message = f"{key} is 0.1, but '{name}' has none: leave it out, or name a network of another"
+    with pytest.raises(ValueError, match=message):
+        create_model(name, **{key: 0.1})
+    recipe = load_recipe("digits", **TINY | {"model": name, key: 0.1})
+    with pytest.raises(ValueError, match=message):
+        fit(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [1, -0.1, True, "half", float("nan")])
+def test_a_probability_that_is_none_is_refused(value):
+    with pytest.raises(ValueError, match=r"dropout is .*, must be in \[0, 1\)"):
+        create_model("timm:resnet18", dropout=value)

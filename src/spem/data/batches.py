@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spem._checks import check_device, check_switch, check_whole, is_number
+from spem._checks import check_device, check_share, check_switch, check_whole, is_number
 from spem._extras import needs_extra
 from spem._messages import shorten
+from spem.data.erasing import RandomErasing
+from spem.data.trivial import TrivialAugment
 
 
 class Split(NamedTuple):
@@ -34,6 +36,9 @@ class Batches:
         crop: zero padding, in pixels, around training images, from which a window of the original
             size is cut at random; 0: no crop.
         flip: mirror training images, each with probability 1/2.
+        trivial_augment: change each training image as `TrivialAugment` does.
+        random_erasing: probability of a rectangle of noise in a training image, as
+            `RandomErasing` draws it.
         device: where the split is kept and the batches are made.
         channels_last: memory format of the batches.
         rank, world_size: this process's number, from 0, and the number of processes.
@@ -51,6 +56,8 @@ class Batches:
         std: Sequence[float] | None = None,
         crop: int = 0,
         flip: bool = False,
+        trivial_augment: bool = False,
+        random_erasing: float = 0.0,
         device: str | torch.device = "cpu",
         channels_last: bool = False,
         rank: int = 0,
@@ -60,6 +67,8 @@ class Batches:
         check_whole("batch_size", batch_size)
         check_device("device", device)
         check_switch("flip", flip)
+        check_switch("trivial_augment", trivial_augment)
+        check_share("random_erasing", random_erasing)
         check_switch("channels_last", channels_last)
         check_whole("world_size", world_size)
         check_whole("rank", rank, least=0, most=world_size - 1)
@@ -68,6 +77,10 @@ class Batches:
         self._mean, self._std = _statistics(mean, std, self._images)
         self._batch_size = batch_size
         self._augment = _augmentation(crop, flip, split.images.shape[-2:])
+        if trivial_augment:
+            self._augment.append(TrivialAugment())
+        if random_erasing:
+            self._augment.append(RandomErasing(random_erasing))
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._rank, self._world_size = rank, world_size
 

@@ -16,6 +16,7 @@ from spem._schema import (
     Places,
     Positives,
     Ratio,
+    Share,
     Sides,
     Text,
     Texts,
@@ -61,6 +62,8 @@ class RunConfig(_Imported):
     placement: NotRequired[Text | None]
     mask: NotRequired[Bits | None]
     at: NotRequired[Places | None]
+    dropout: NotRequired[Share | None]
+    drop_path: NotRequired[Share | None]
     library: NotRequired[_Library]
     attachment: NotRequired[_Attachment]
     identity: NotRequired[Text]

@@ -20,6 +20,7 @@ from spem._messages import shorten, unknown
 from spem.models import residual_attention, vgg
 from spem.models.attached import build_attached, refuse_others, start_at_identity
 from spem.models.densenet import DenseNet
+from spem.models.dropout import check_drops
 from spem.models.libraries import (
     describe_library,
     is_library_name,
@@ -69,6 +70,8 @@ def create_model(
     at: str | Sequence[str] | None = None,
     mask: Sequence[int] | None = None,
     pretrained: str | bool | None = None,
+    dropout: float | None = None,
+    drop_path: float | None = None,
     **gate_options: Any,
 ) -> nn.Module:
     """Build a network by its name.
@@ -95,6 +98,11 @@ def create_model(
         pretrained: "cifar10" or "cifar100", for the bundled weights of this very network (extra
             `train`); True for the weights that another library has for its own, where a classifier
             of other classes starts anew, which is logged; None or False for fresh ones.
+        dropout: probability with which a network of another library drops the inputs of its
+            classifier in training (some drop other activations, too); None for what the library
+            does.
+        drop_path: probability with which the last residual branch of such a network is dropped
+            (stochastic depth; those before it less often); None for what the library does.
         gate_options: keyword arguments of the gate. In networks of another library with pretrained
             weights, gates start as the identity unless `init` is given, else as their authors do.
 
@@ -114,12 +122,14 @@ def create_model(
         1759648
     """
     trained = pretrained is not None and pretrained is not False
+    drops: dict[str, Any] = {"dropout": dropout, "drop_path": drop_path}
+    check_drops(name, is_library_name(name), drops)
     if is_library_name(name) or (isinstance(name, str) and name in MODELS):
         refuse_others(name, gate, block, placement, at, pretrained)
         if gate is None:
             Placement(None, gate_options, placement, mask)  # refuses options without a gate
         options = start_at_identity(gate, gate_options) if trained else gate_options
-        build = partial(build_attached, name, gate, options, at or placement, mask)
+        build = partial(build_attached, name, gate, options, at or placement, mask, drops=drops)
     else:
         if at is not None:
             raise ValueError(f"at is {shorten(at)}, but {shorten(name)} has placement instead")
@@ -130,7 +140,7 @@ def create_model(
     check_whole("in_channels", in_channels, most=1024)
     model = build(num_classes=classes, in_channels=in_channels)
     places = _listed(mask, lambda bit: int(bool(bit))), gate_options, _listed(at, str)
-    config = NetworkConfig(name, gate, classes, in_channels, block, placement, *places)
+    config = NetworkConfig(name, gate, classes, in_channels, block, placement, *places, **drops)
     if is_library_name(name):
         config = replace(config, library=describe_library(name, model))
     set_config(model, config)

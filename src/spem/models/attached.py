@@ -45,6 +45,7 @@ def build_attached(
     at: str | Sequence[str] | None,
     mask: Sequence[int] | None,
     library: dict[str, Any] | None = None,
+    drops: dict[str, float | None] | None = None,
     **sizes: int,
 ) -> nn.Module:
     """Return a network with gates, which start as their authors do unless the options say more.
@@ -56,10 +57,13 @@ def build_attached(
         at: see `attach`; None for "residual".
         mask: see `attach`.
         library: see `build_network`.
+        drops: see `build_network`.
         sizes: `num_classes` and `in_channels`.
     """
     own = name in MODELS
-    model = MODELS[name](**sizes) if own else build_network(name, **sizes, library=library)
+    model = (
+        MODELS[name](**sizes) if own else build_network(name, **sizes, drops=drops, library=library)
+    )
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"the model {shorten(name)} is {shorten(model)}, must be a torch.nn.Module"
@@ -84,7 +88,8 @@ def rebuild(config: NetworkConfig, attached: dict[str, Any] | None) -> nn.Module
     plain = config if attached is None else config.without_gates()
     sizes = {"num_classes": plain.num_classes, "in_channels": plain.in_channels}
     places = (plain.gate, plain.gate_options, plain.at, plain.mask)
-    model = build_attached(plain.model, *places, plain.library, **sizes)
+    drops = {"dropout": plain.dropout, "drop_path": plain.drop_path}
+    model = build_attached(plain.model, *places, plain.library, drops, **sizes)
     if attached is not None:
         attach(model, **attached)
     set_config(model, config)

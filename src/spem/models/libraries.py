@@ -6,6 +6,7 @@ None of these libraries is imported before a name asks for it.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, TypeGuard, cast
@@ -13,6 +14,7 @@ from typing import Any, TypeGuard, cast
 from torch import Tensor, nn
 
 from spem._messages import shorten, unknown
+from spem.models.dropout import NoDropoutError, build_dropping, configure_dropping
 from spem.surgery.start import Started, start_from_state
 
 # The library by the prefix of its networks' names.
@@ -59,7 +61,11 @@ def library_names(prefix: str) -> list[str]:
 
 
 def build_network(
-    name: str, num_classes: int, in_channels: int, library: dict[str, Any] | None = None
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    drops: dict[str, float | None] | None = None,
+    library: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Build a network of another library, with fresh weights.
 
@@ -67,6 +73,7 @@ def build_network(
         name: the prefix of the library, a colon, and the library's own name for the network.
         num_classes: width of its classifier.
         in_channels: channels of the images.
+        drops: `dropout` and `drop_path`, where they are not to be the library's own.
         library: what `describe_library` returned for such a network; with it a network of Hugging
             Face is built without its hub.
 
@@ -76,13 +83,21 @@ def build_network(
         OSError: the configuration of a network of Hugging Face cannot be fetched.
     """
     prefix, own = split_name(name)
+    drops = drops or {}
     try:
+        if prefix == "hf":
+            config = _configure_transformers(own, num_classes, in_channels, library)
+            configure_dropping(name, drops, config)
+            auto = import_module("transformers").AutoModelForImageClassification
+            return Logits(auto.from_config(config))
         if prefix == "timm":
-            timm = import_module("timm")
-            return timm.create_model(own, num_classes=num_classes, in_chans=in_channels)
-        if prefix == "torchvision":
-            return _build_torchvision(own, num_classes, in_channels)
-        return _build_transformers(own, num_classes, in_channels, library)
+            sizes = {"num_classes": num_classes, "in_chans": in_channels}
+            build = partial(import_module("timm").create_model, own, **sizes)
+        else:
+            build = partial(_build_torchvision, own, num_classes, in_channels)
+        return build_dropping(prefix, name, drops, build)
+    except NoDropoutError:
+        raise
     except OSError as error:
         raise ConnectionError(
             f"the configuration of {name} cannot be fetched: {first_sentence(error)}; where there"
@@ -216,9 +231,9 @@ def _torchvision_options(own: str, in_channels: int) -> dict[str, Any]:
     return {"aux_logits": False, "init_weights": True, "transform_input": in_channels == 3}
 
 
-def _build_torchvision(own: str, num_classes: int, in_channels: int) -> nn.Module:
+def _build_torchvision(own: str, num_classes: int, in_channels: int, **drops: float) -> nn.Module:
     models, options = import_module("torchvision").models, _torchvision_options(own, in_channels)
-    model = models.get_model(own, weights=None, num_classes=num_classes, **options)
+    model = models.get_model(own, weights=None, num_classes=num_classes, **options, **drops)
     if in_channels != 3:
         name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
         parent, _, child = name.rpartition(".")
@@ -228,9 +243,9 @@ def _build_torchvision(own: str, num_classes: int, in_channels: int) -> nn.Modul
     return model
 
 
-def _build_transformers(
+def _configure_transformers(
     own: str, num_classes: int, in_channels: int, library: dict[str, Any] | None
-) -> nn.Module:
+) -> Any:
     transformers = import_module("transformers")
     if library and "config" in library:
         config = transformers.AutoConfig.for_model(**library["config"])
@@ -239,7 +254,7 @@ def _build_transformers(
     config.num_labels = num_classes
     if in_channels != getattr(config, "num_channels", 3):
         config.num_channels = in_channels
-    return Logits(transformers.AutoModelForImageClassification.from_config(config))
+    return config
 
 
 def first_sentence(error: Exception) -> str:

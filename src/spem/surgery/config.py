@@ -21,6 +21,7 @@ class NetworkConfig:
         num_classes, in_channels, block, placement, mask: see `create_model`.
         gate_options: keyword arguments of the gate.
         at: see `create_model`.
+        dropout, drop_path: see `create_model`.
         library: name and version of the library that a network is of, where it is another one;
             of Hugging Face's networks also their configuration.
     """
@@ -34,6 +35,8 @@ class NetworkConfig:
     mask: list[int] | None = None
     gate_options: dict[str, Any] = field(default_factory=dict)
     at: str | list[str] | None = None
+    dropout: float | None = None
+    drop_path: float | None = None
     library: dict[str, Any] | None = None
 
     @classmethod
@@ -47,9 +50,11 @@ class NetworkConfig:
     def to_json(self) -> dict[str, Any]:
         """Return the content for a `config.json`, with its keys in their usual order.
 
-        What only networks of others have, `at` and `library`, is left out where it is None.
+        What only networks of others have (`at`, `dropout`, `drop_path` and `library`) is left out
+        where it is None.
         """
-        absent = {name for name in ("at", "library") if getattr(self, name) is None}
+        others = ("at", "dropout", "drop_path", "library")
+        absent = {name for name in others if getattr(self, name) is None}
         return {key: value for key, value in asdict(self).items() if key not in absent}
 
     def arguments(self) -> dict[str, Any]:

@@ -19,6 +19,9 @@ NEW_KEYS |= {"optimizer": "sgd", "lr_factors": {}, "layer_decay": None}
 NEW_KEYS |= {"interpolation": None, "crop_ratio": None}
 NEW_KEYS |= {"freeze": None, "freeze_epochs": None}
 NEW_KEYS |= {"folds": None, "fold": None}
+NEW_KEYS |= {"loss": "ce", "class_weights": None}
+NEW_KEYS |= {"trivial_augment": False, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+NEW_KEYS |= {"dropout": None, "drop_path": None}
 
 
 def deciding_keys(recipe: Recipe) -> dict[str, Any]:

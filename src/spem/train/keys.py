@@ -7,18 +7,27 @@ from spem._schema import OPTIONS, Allowed, number
 _FACTOR = number(0, 1e6)
 # Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
 _RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
-_RESERVED += ("block", "placement", "at", "mask", "pretrained")
+_RESERVED += ("block", "placement", "at", "mask", "pretrained", "dropout", "drop_path")
 
 OptimizerName = Literal["sgd", "adamw", "muon"]
 Schedule = Literal["step", "cosine", "onecycle", "constant"]
 # At their end the rate is next to zero, so a run cannot go on with them to more epochs.
 ENDING = ("cosine", "onecycle")
+LossName = Literal["ce", "bce"]
+ClassWeights = Literal["balanced"]
 Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 Init = Literal["paper", "identity"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OnBadImage = Literal["raise", "skip"]
 OnNonfinite = Literal["stop", "skip"]
 LoggerName = Literal["csv", "tensorboard", "wandb"]
+_ALPHA = number(0.01, 100)
+Alpha = Annotated[
+    float,
+    Allowed(
+        "0, or a number from 0.01 to 100", lambda v: number(0, 0).accepts(v) or _ALPHA.accepts(v)
+    ),
+]
 PARTS = ("backbone", "gates", "classifier")
 Factors = Annotated[
     dict[str, float],

@@ -1,6 +1,7 @@
 """The order of the images of an epoch, its batches, and the random numbers of a step."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,12 @@ def order_rows(images: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(images, generator=shuffle)
 
 
+def augmentation(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments of `Batches` that say how a recipe augments its training images."""
+    keys = ("crop", "flip", "trivial_augment", "random_erasing")
+    return {key: getattr(recipe, key) for key in keys}
+
+
 def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str, Batches]:
     """Return this process's batches of the train, test and, if there is one, validation split."""
     make = partial(
@@ -54,7 +61,7 @@ def split_batches(fabric: Fabric, recipe: Recipe, dataset: Dataset) -> dict[str,
         world_size=fabric.world_size,
     )
     batches = {
-        "train": make(dataset.train, recipe.batch_size, crop=recipe.crop, flip=recipe.flip),
+        "train": make(dataset.train, recipe.batch_size, **augmentation(recipe)),
         "test": make(dataset.test),
     }
     if dataset.validation is not None:

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spem.data.batches import Batches, Split, restore_pixels
+from spem.data.batches import Batches, restore_pixels
 from spem.data.sheet import draw_sheet
 from spem.data.splits import Dataset
-from spem.train.order import hash_seed, order_rows, training_seed
+from spem.train.loss import to_labels
+from spem.train.mixing import Mixing
+from spem.train.order import augmentation, hash_seed, order_rows, training_seed
 from spem.train.recipe import Recipe
 
 _SHOWN = 64
@@ -25,25 +27,31 @@ def draw_first_batches(path: Path, recipe: Recipe, dataset: Dataset) -> None:
         recipe: with mean and std.
         dataset: its data.
     """
-    images, labels = _take_images(recipe, dataset.train)
+    images, labels = _take_images(recipe, dataset)
     height, width = images.shape[2:]
     title = (
         f"{dataset.name}: the first {len(labels)} training images of seed {recipe.seed}, {width}×"
         f"{height} pixels, crop {recipe.crop}, flip {'yes' if recipe.flip else 'no'}"
     )
+    title += ", trivial_augment" * recipe.trivial_augment
+    for key in ("random_erasing", "mixup", "cutmix"):
+        title += f", {key} {getattr(recipe, key):g}" if getattr(recipe, key) else ""
     draw_sheet(path, images, [dataset.classes[label] for label in labels.tolist()], title)
 
 
-def _take_images(recipe: Recipe, split: Split) -> tuple[Tensor, Tensor]:
-    """Return the first augmented images, uint8 (N, C, H, W), and labels of a run's first epoch."""
+def _take_images(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Return the first augmented images, uint8 (N, C, H, W), and labels of a run's first epoch.
+
+    The label of a mixed image is that of its largest share.
+    """
+    split, mix = dataset.train, Mixing(recipe, len(dataset.classes))
     statistics: dict[str, Any] = {"mean": recipe.mean, "std": recipe.std}
-    augmentation: dict[str, Any] = {"crop": recipe.crop, "flip": recipe.flip}
-    batches = Batches(split, recipe.batch_size, **statistics, **augmentation)
+    batches = Batches(split, recipe.batch_size, **statistics, **augmentation(recipe))
     coming = batches.shuffled(order_rows(len(split.labels), training_seed(recipe), epoch=0))
     steps = []
     with torch.random.fork_rng([]):
         for step in range(min(len(batches), -(-_SHOWN // recipe.batch_size))):
             torch.manual_seed(hash_seed(training_seed(recipe), 0, step, 0))
-            steps.append(next(coming))
-    images, labels = (torch.cat(parts)[:_SHOWN] for parts in zip(*steps, strict=True))
-    return restore_pixels(images, **statistics), labels
+            steps.append(mix(*next(coming)))
+    images, targets = (torch.cat(parts)[:_SHOWN] for parts in zip(*steps, strict=True))
+    return restore_pixels(images, **statistics), to_labels(targets)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from spem._extras import needs_extra
 from spem._messages import unknown
 from spem._schema import (
+    Accuracy,
     Bits,
     Count,
     Few,
@@ -30,11 +31,14 @@ from spem._schema import (
 )
 from spem._yaml import read_yaml, shipped_names
 from spem.train.keys import (
+    Alpha,
+    ClassWeights,
     Device,
     Factors,
     GateOptions,
     Init,
     LoggerName,
+    LossName,
     OnBadImage,
     OnNonfinite,
     OptimizerName,
@@ -71,6 +75,10 @@ class Recipe:
         at: where gates go in a network of another library: residual, stage, depthwise, a pattern of
             names of modules like 'layer4.*.bn2', or a list of these; none: residual.
         mask: 0 or 1 for every place of a gate, in order; none: gates at all of them.
+        dropout: probability with which a network of another library drops the inputs of its
+            classifier in training; none: what the library does.
+        drop_path: probability with which such a network drops its last residual branch, and those
+            before it less often (stochastic depth); none: what the library does.
         import_: Python files that register gates or networks (`spem.register`,
             `spem.register_model`); they are run. The key is `import`.
         pretrained: start from the weights that another library has for its network; they are
@@ -99,6 +107,13 @@ class Recipe:
         std: divides them afterwards, one number per channel; none: as for the mean.
         crop: zero padding of the random crop, in pixels; 0: no crop.
         flip: mirror half of the training images.
+        trivial_augment: change each training image by one of fourteen operations (rotation, shear,
+            colour, sharpness …) of one of 31 strengths, in TrivialAugment's wide space.
+        random_erasing: probability of a rectangle of noise in a training image; published: 0.5.
+        mixup: mix pairs of training images and of their labels; the α of Beta(α, α), of which the
+            shares are drawn, often 0.2; 0: no mixup.
+        cutmix: put a rectangle of one training image into another, and mix the labels by area; the
+            α of Beta(α, α), often 1; 0: no CutMix. With `mixup`, each image gets either.
         epochs: passes over the training images.
         batch_size: images of one optimisation step, over all devices and micro-batches.
         optimizer: sgd; adamw; or muon, for the weights of convolutions and linear layers outside of
@@ -122,7 +137,11 @@ class Recipe:
         gamma: factor of the step schedule.
         warmup_epochs: epochs in which the rate climbs to `lr`, linearly (onecycle: along a cosine);
             may be fractional.
+        loss: ce, cross-entropy; or bce, the mean over the classes of each one's binary
+            cross-entropy. Validation and test report cross-entropy with both.
         label_smoothing: share of the target spread evenly over the classes, in [0, 1).
+        class_weights: balanced, for n / (K·n_c), so that each of K classes counts as much as the
+            others however many of the n training images it has; none: each image counts alike.
         clip_gradient: largest norm of the whole gradient; none: no clipping.
         ema: decay of the moving average of the weights, in (0, 1); with it the averaged weights are
             evaluated and stored.
@@ -162,6 +181,8 @@ class Recipe:
     placement: Text | None = None
     at: Places | None = None
     mask: Bits | None = None
+    dropout: Share | None = None
+    drop_path: Share | None = None
     import_: Texts = field(default_factory=list)
     pretrained: Flag = False
     weights: Text | None = None
@@ -179,6 +200,10 @@ class Recipe:
     std: Positives | None = None
     crop: Annotated[int, whole(0, 1000)] = 0
     flip: Flag = False
+    trivial_augment: Flag = False
+    random_erasing: Accuracy = 0.0
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
     epochs: Count = 15
     batch_size: Count = 128
     optimizer: OptimizerName = "sgd"
@@ -194,7 +219,9 @@ class Recipe:
     milestones: Milestones = field(default_factory=list)
     gamma: Positive = 0.1
     warmup_epochs: NonNegative = 1.0
+    loss: LossName = "ce"
     label_smoothing: Share = 0.0
+    class_weights: ClassWeights | None = None
     clip_gradient: Positive | None = None
     ema: Fraction | None = None
     on_nonfinite: OnNonfinite = "stop"

@@ -35,6 +35,12 @@ def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
         raise ValueError(
             f"replicas is {recipe.replicas}, must be 1 for a given model, which is one network"
         )
+    for key in ("dropout", "drop_path"):
+        if (asked := getattr(recipe, key)) not in (None, config.get(key)):
+            raise ValueError(
+                f"{key} is {asked}, but a given model has what it was built with: leave {key} out,"
+                " or give it to create_model"
+            )
     name = config["model"] or type(model).__name__
     return replace(recipe, **{key: config.get(key) for key in MODEL_KEYS} | {"model": name})
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # The keys of a recipe that say what a network is.
 MODEL_KEYS = ("model", "block", "gate", "gate_options", "placement", "at", "mask")
+MODEL_KEYS += ("dropout", "drop_path")
 
 
 def network_config(model: nn.Module) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def write_results(run: Run) -> None:
     folder = run.folder
     run.write_metrics()  # a process that died may have saved the checkpoint alone
     save_network(folder, run.stored, _run_config(run.job))
-    draw_curves(folder / "curves.png", run.history, folder.name)
+    draw_curves(folder / "curves.png", run.history, folder.name, run.recipe.loss)
     # The summary comes last, because a folder with a summary counts as finished.
     write_summary(folder, _summarise(run) | {"files": sums_of_derived(folder)})
 
@@ -108,13 +109,14 @@ def find_best(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return max(rows, key=lambda row: (row["validation_top1"], -row["validation_loss"]))
 
 
-def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
+def draw_curves(path: Path, rows: list[dict[str, Any]], title: str, loss: str = "ce") -> None:
     """Draw loss and top-1 accuracy over the epochs, counted from 1, and mark the best epoch.
 
     Args:
         path: the PNG file.
         rows: one a finished epoch, as in `metrics.csv`.
         title: stands above the picture, as it is.
+        loss: of the recipe; with bce, training has another loss than validation and test.
     """
     from matplotlib.figure import Figure
 
@@ -125,7 +127,8 @@ def draw_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     _plot_splits(upper, rows, "loss", 1)
     _plot_splits(lower, rows, "top1", 100)
     losses = [value for line in upper.lines for value in line.get_ydata()]
-    upper.set(ylabel="cross-entropy", yscale=_choose_scale(losses))
+    label = "cross-entropy" if loss == "ce" else "cross-entropy (train: binary)"
+    upper.set(ylabel=label, yscale=_choose_scale(losses))
     lower.set(ylabel="top-1 accuracy, %", xlabel="epoch")
     lower.xaxis.get_major_locator().set_params(integer=True)
     if best := find_best(rows):

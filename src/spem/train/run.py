@@ -25,7 +25,9 @@ from spem.train.checkpoint import (
 from spem.train.freezing import Freezing
 from spem.train.interrupt import deferred_interrupt
 from spem.train.loggers import log_epoch, open_log
+from spem.train.loss import class_weights
 from spem.train.metrics import create_metrics, evaluate, read
+from spem.train.mixing import Mixing
 from spem.train.nonfinite import MOST_IN_A_ROW, NotFiniteError
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
 from spem.train.order import hash_seed, order_rows, split_batches, training_seed
@@ -69,9 +71,11 @@ class Run:
         self._freezing.apply(epoch=0)  # processes are connected by what is trained
         optimizer = create_optimizer(model, recipe)
         self.schedule = create_schedule(optimizer, recipe, self.steps)
-        self._training_step = create_step(fabric, recipe, model, optimizer)
+        weights = class_weights(recipe, dataset.train.labels, dataset.classes)
+        self._training_step = create_step(fabric, recipe, model, optimizer, weights)
         self.average = create_average(model, recipe)
         self.stored = self.average.module if self.average else model
+        self._mix = Mixing(recipe, len(dataset.classes))
         self.metrics = create_metrics(len(dataset.classes), fabric.device)
         self.auxiliary = MeanMetric(nan_strategy="disable").to(fabric.device)
         self.auxiliary.persistent(True)
@@ -137,11 +141,11 @@ class Run:
         started = perf_counter()
         seed, rank = training_seed(self.recipe), self.fabric.global_rank
         torch.manual_seed(hash_seed(seed, self.epoch, self.step, rank))
-        images, labels = next(self._coming)
+        images, targets = self._mix(*next(self._coming))
         batch = min(self.recipe.batch_size, self.images - self.step * self.recipe.batch_size)
         self.learning_rate = max(self.schedule.get_last_lr())  # parts may have lower ones
         try:
-            parts = self._training_step(images, labels, batch)
+            parts = self._training_step(images, targets, batch)
             self.skipped_in_row = 0
         except NotFiniteError as error:
             self._take_bad_step(error.where)

@@ -28,6 +28,7 @@ from spem.surgery.slots import find_gates
 from spem.train.devices import count_threads
 from spem.train.freezing import Freezing
 from spem.train.loggers import check_logger
+from spem.train.loss import class_weights
 from spem.train.optimizer import create_optimizer
 from spem.train.order import training_seed
 from spem.train.recipe import Recipe, load_recipe
@@ -99,6 +100,7 @@ def prepare(
     dataset = load_data(recipe) if dataset is None else dataset
     recipe = fill_statistics(recipe, dataset, resumed)
     _check_batches(fabric.world_size, recipe, dataset)
+    class_weights(recipe, dataset.train.labels, dataset.classes)
     network = build(recipe, dataset) if model is None else model
     device = next(network.parameters()).device
     image = torch.zeros(1, *dataset.train.images.shape[1:], device=device)
@@ -207,6 +209,8 @@ def build(recipe: Recipe, dataset: Dataset) -> nn.Module:
             placement=recipe.placement,
             at=recipe.at,
             mask=recipe.mask,
+            dropout=recipe.dropout,
+            drop_path=recipe.drop_path,
             **recipe.gate_options,
         )
 

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spem._extras import needs_extra
 from spem.gates import auxiliary_loss
 from spem.train.devices import record_graph
+from spem.train.loss import Loss, to_labels
 from spem.train.nonfinite import NotFiniteError, find_first, is_finite
 from spem.train.recipe import Recipe
 
@@ -25,7 +25,10 @@ _WARM_UP = 3
 
 
 class Part(NamedTuple):
-    """Losses (n,), logits (n, classes), labels (n,) and auxiliary loss () of a micro-batch."""
+    """Losses (n,), logits (n, classes), labels (n,) and auxiliary loss () of a micro-batch.
+
+    The label of a mixed image is that of its largest share.
+    """
 
     losses: Tensor
     logits: Tensor
@@ -38,28 +41,37 @@ class Step:
 
     Args:
         fabric: launched.
-        recipe: compile, accumulate, clip_gradient and label_smoothing.
+        recipe: compile, accumulate, clip_gradient, loss and label_smoothing.
         model: the network.
         optimizer: of its parameters.
+        weights: of the classes, (classes,), or None.
 
     Attributes:
         network, optimizer: both as `fabric.setup` wraps them.
         checks: whether each step is checked to be finite before it changes the weights.
     """
 
-    def __init__(self, fabric: Fabric, recipe: Recipe, model: nn.Module, optimizer: Optimizer):
+    def __init__(
+        self,
+        fabric: Fabric,
+        recipe: Recipe,
+        model: nn.Module,
+        optimizer: Optimizer,
+        weights: Tensor | None = None,
+    ):
         self.fabric, self.recipe, self.model = fabric, recipe, model
+        self._loss = Loss(recipe, None if weights is None else weights.to(fabric.device))
         # A device that computes on its own would be waited for at every step.
         self.checks = fabric.device.type == "cpu" or recipe.on_nonfinite == "skip"
         network: Any = torch.compile(model) if recipe.compile else model
         self.network, self.optimizer = fabric.setup(network, optimizer)
 
-    def __call__(self, images: Tensor, labels: Tensor, batch: int) -> list[Part]:
+    def __call__(self, images: Tensor, targets: Tensor, batch: int) -> list[Part]:
         """Take the step, in as many micro-batches as the recipe's `accumulate` says.
 
         Args:
             images: (n, C, H, W).
-            labels: (n,).
+            targets: labels, int64 (n,), or shares of the classes, float32 (n, classes).
             batch: number of images in the whole batch, over all processes.
 
         Raises:
@@ -69,18 +81,19 @@ class Step:
         skips = self.recipe.on_nonfinite == "skip"
         before = [buffer.clone() for buffer in self.model.buffers()] if skips else []
         generator = torch.get_rng_state()
-        count = min(self.recipe.accumulate, len(labels))
-        pieces = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
-        smoothing, parts = self.recipe.label_smoothing, []
+        count = min(self.recipe.accumulate, len(targets))
+        pieces = zip(images.tensor_split(count), targets.tensor_split(count), strict=True)
+        parts = []
         for index, (x, y) in enumerate(pieces, start=1):
             with self.fabric.no_backward_sync(self.network, enabled=index < count):
                 logits = self.network(x)
-                losses = F.cross_entropy(logits, y, label_smoothing=smoothing, reduction="none")
+                losses = self._loss(logits, y)
                 auxiliary = auxiliary_loss(self.model)
                 # Processes average their gradients, so shares are taken of the mean batch.
                 share = len(y) * self.fabric.world_size / batch
                 self.fabric.backward(share * (losses.mean() + auxiliary))
-            parts.append(Part(losses.detach(), logits.detach(), y, auxiliary.detach()))
+            found = losses.detach(), logits.detach(), to_labels(y), auxiliary.detach()
+            parts.append(Part(*found))
             # Frees the graph before the next micro-batch builds its own.
             del logits, losses, auxiliary
         if self.checks and not self._agree(self._is_finite(parts)):
@@ -140,26 +153,26 @@ class CapturedStep(Step):
     reads a rate from a tensor without waiting for the device.
     """
 
-    def __init__(self, fabric: Fabric, recipe: Recipe, model: nn.Module, optimizer: Optimizer):
-        super().__init__(fabric, recipe, model, optimizer)
+    def __init__(self, fabric: Fabric, *work: Any):
+        super().__init__(fabric, *work)
         self.checks = False
         self._early = _WARM_UP
         self._rates = [torch.zeros((), device=fabric.device) for _ in self._groups]
         self._replay: Callable[[], None] | None = None
         self._parts: list[Part] = []
 
-    def __call__(self, images: Tensor, labels: Tensor, batch: int) -> list[Part]:
+    def __call__(self, images: Tensor, targets: Tensor, batch: int) -> list[Part]:
         """Take the step; the arguments and the result are those of `Step`."""
         full = batch == self.recipe.batch_size
         with self._rates_as_tensors():
             if self._early or not full:
                 self._early -= full
-                return super().__call__(images, labels, batch)
+                return super().__call__(images, targets, batch)
             if self._replay is None:
-                self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
+                self._images, self._targets = torch.empty_like(images), torch.empty_like(targets)
                 self._replay = record_step(self._work)
             self._images.copy_(images)
-            self._labels.copy_(labels)
+            self._targets.copy_(targets)
             self._replay()
         return self._parts
 
@@ -169,7 +182,7 @@ class CapturedStep(Step):
         return self.optimizer.optimizer.param_groups
 
     def _work(self) -> None:
-        self._parts = super().__call__(self._images, self._labels, self.recipe.batch_size)
+        self._parts = super().__call__(self._images, self._targets, self.recipe.batch_size)
 
     @contextmanager
     def _rates_as_tensors(self) -> Iterator[None]:
@@ -198,9 +211,16 @@ def record_step(function: Callable[[], None]) -> Callable[[], None]:
         ) from error
 
 
-def create_step(fabric: Fabric, recipe: Recipe, model: nn.Module, optimizer: Optimizer) -> Step:
+def create_step(
+    fabric: Fabric,
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: Optimizer,
+    weights: Tensor | None = None,
+) -> Step:
     """Return the step of a recipe, captured where it has `cuda_graph`; see `Step`."""
-    return (CapturedStep if recipe.cuda_graph else Step)(fabric, recipe, model, optimizer)
+    step = CapturedStep if recipe.cuda_graph else Step
+    return step(fabric, recipe, model, optimizer, weights)
 
 
 def check_draws(model: nn.Module, images: Tensor) -> None:
