@@ -12,9 +12,11 @@ from spem.compare.records import make_failure
 from spem.compare.study import Study
 
 
-def finished(run, accuracy, seconds):
+def finished(run, accuracy, seconds, epochs=None):
+    """The record of a run, with as many epochs as its recipe unless it stopped early."""
     summary = {"final_test_top1": accuracy, "seconds": seconds}
-    return make_failure(run, "") | {"summary": summary, "error": None}
+    history = {"epoch": list(range(epochs or run.recipe.epochs))}
+    return make_failure(run, "") | {"summary": summary, "history": history, "error": None}
 
 
 @pytest.fixture
@@ -53,6 +55,12 @@ def test_it_counts_and_names_what_runs(console, plan, tmp_path):
     # 10 s an epoch, 50 epochs of which 3 are done.
     assert "about 8 min left" in text
     assert "about 4 min left" in shown(console, plan, records, tmp_path, [plan[2]], jobs=2)
+
+
+def test_the_time_of_an_epoch_is_that_of_those_that_a_run_had(console, plan, tmp_path):
+    for seconds, epochs in ((100.0, 10), (20.0, 2)):  # of ten epochs, or stopped early
+        records = {plan[0].key: finished(plan[0], 0.9, seconds, epochs)}
+        assert "about 12 min left" in shown(console, plan, records, tmp_path)
 
 
 def test_without_a_timed_epoch_nothing_is_estimated(console, plan, tmp_path):

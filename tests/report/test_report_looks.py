@@ -5,10 +5,24 @@ import pytest
 from reports import cost, groups_of, kinds, record, rows_of, write
 
 from spem.report.figures import PALETTE
-from spem.report.figures.looks import OTHERS, colours
+from spem.report.figures.looks import OTHERS, colours, columns
 from spem.report.figures.mixing import draw_depth, draw_epochs
 from spem.report.figures.results import draw_cost, draw_curves, draw_seeds
 from spem.report.tables import read_contents
+
+
+def test_a_run_that_stopped_early_keeps_its_last_value_and_the_caption_says_so(tmp_path):
+    records = [record("none", seed, 0.5 + seed / 10) for seed in range(2)]
+    history = records[1]["history"]
+    records[1]["history"] = {name: values[:2] for name, values in history.items()}
+    records[1]["summary"]["stopped_early"] = True
+    found = columns(records, "test_top1")
+    assert found.shape == (2, len(history["epoch"]))
+    assert (found[1, 2:] == history["test_top1"][1]).all()
+    (group,) = groups_of(tmp_path, records)
+    drawing = draw_curves(group)
+    assert drawing is not None
+    assert "stopped early keeps its last value" in drawing.caption
 
 
 def test_of_many_rows_the_baseline_and_the_best_have_colours(tmp_path):

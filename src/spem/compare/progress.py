@@ -128,7 +128,7 @@ class ProgressTable:
         timed: dict[tuple[str, str], list[float]] = {}
         for record in self.records.values():
             if record["summary"]:
-                seconds = record["summary"]["seconds"] / record["recipe"]["epochs"]
+                seconds = record["summary"]["seconds"] / len(record["history"]["epoch"])
                 timed.setdefault((record["model"], record["data"]), []).append(seconds)
         if not timed:
             return ""

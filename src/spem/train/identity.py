@@ -21,7 +21,7 @@ NEW_KEYS |= {"freeze": None, "freeze_epochs": None}
 NEW_KEYS |= {"folds": None, "fold": None}
 NEW_KEYS |= {"loss": "ce", "class_weights": None}
 NEW_KEYS |= {"trivial_augment": False, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
-NEW_KEYS |= {"dropout": None, "drop_path": None}
+NEW_KEYS |= {"dropout": None, "drop_path": None, "patience": None}
 
 
 def deciding_keys(recipe: Recipe) -> dict[str, Any]:

@@ -69,8 +69,11 @@ def add_line(bar: Progress, run: "Run", name: str = "") -> Callable[[dict[str, A
         bar.advance(task)
         if row is not None and printed:
             bar.update(task, description=describe())
-            left = (perf_counter() - started) / (done - first) * (total - done)
-            say(f"{name}{describe_epoch(row, epochs)}, {format_duration(left)} left")
+            seconds = (perf_counter() - started) / (done - first) * (total - done)
+            left = f"{format_duration(seconds)} left"
+            if run.finished and done < total:
+                left = f"the end: no better validation top-1 for {run.recipe.patience} epochs"
+            say(f"{name}{describe_epoch(row, epochs)}, {left}")
 
     task = bar.add_task(describe(), completed=done, total=total)
     return advance

@@ -115,6 +115,8 @@ class Recipe:
         cutmix: put a rectangle of one training image into another, and mix the labels by area; the
             α of Beta(α, α), often 1; 0: no CutMix. With `mixup`, each image gets either.
         epochs: passes over the training images.
+        patience: epochs without a better validation accuracy after which the run ends, with the
+            weights of its last epoch; none: it has all epochs.
         batch_size: images of one optimisation step, over all devices and micro-batches.
         optimizer: sgd; adamw; or muon, for the weights of convolutions and linear layers outside of
             gates and classifier, with AdamW at the same rate for all other parameters.
@@ -205,6 +207,7 @@ class Recipe:
     mixup: Alpha = 0.0
     cutmix: Alpha = 0.0
     epochs: Count = 15
+    patience: Count | None = None
     batch_size: Count = 128
     optimizer: OptimizerName = "sgd"
     lr: Positive = 0.1

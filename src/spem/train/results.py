@@ -63,24 +63,25 @@ def _run_config(job: Job) -> dict[str, Any]:
 
 
 def _summarise(run: Run) -> dict[str, Any]:
-    rows, best = run.history, find_best(run.history)
+    recipe, rows, best = run.recipe, run.history, find_best(run.history)
     device = run.fabric.device
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "final_test_top1": rows[-1]["test_top1"],
         "best_validation_epoch": best and best["epoch"],  # from 0, as in metrics.csv
+        **({"stopped_early": len(rows) < recipe.epochs} if recipe.patience else {}),
         "test_top1_at_best_validation": best and best["test_top1"],
         "best_test_top1": max(row["test_top1"] for row in rows),
         "best_test_top1_is": "the paper's way of reporting, chosen on the test images: no estimate",
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "macs": run.job.macs,
         "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),
-        "seed": run.recipe.seed,
+        "seed": recipe.seed,
         "images": _count_images(run.job.dataset),
-        "identity": identity(run.recipe),
-        "threads": run.recipe.threads,
-        "precision": run.recipe.precision,
-        "import": sums_by_name(run.recipe.import_),
+        "identity": identity(recipe),
+        "threads": recipe.threads,
+        "precision": recipe.precision,
+        "import": sums_by_name(recipe.import_),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         # The backend that served the feature maps: results of one backend repeat bit for bit.
         "kernels": kernels.chosen(torch.empty(1, 1, 1, 1, device=device)).name,

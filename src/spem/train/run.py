@@ -34,6 +34,7 @@ from spem.train.order import hash_seed, order_rows, split_batches, training_seed
 from spem.train.progress import add_line, progress_bar
 from spem.train.setup import Job
 from spem.train.step import create_step
+from spem.train.stopping import has_stopped
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -94,11 +95,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs of the recipe are over."""
-        return self.epoch >= self.recipe.epochs
+        """Whether all epochs of the recipe are over, or its patience is."""
+        return self.epoch >= self.recipe.epochs or has_stopped(self.recipe, self.history)
 
     def train(self) -> None:
-        """Train up to the last epoch of the recipe.
+        """Train up to the last epoch of the recipe, or to the end of its patience.
 
         Raises:
             ValueError: a step or the loss of a split is not finite.

@@ -34,6 +34,7 @@ from spem.train.order import training_seed
 from spem.train.recipe import Recipe, load_recipe
 from spem.train.start import load_start
 from spem.train.step import check_draws
+from spem.train.stopping import check_patience
 from spem.train.synchronised import synchronise
 
 with needs_extra("train"):
@@ -101,6 +102,7 @@ def prepare(
     recipe = fill_statistics(recipe, dataset, resumed)
     _check_batches(fabric.world_size, recipe, dataset)
     class_weights(recipe, dataset.train.labels, dataset.classes)
+    check_patience(recipe, dataset)
     network = build(recipe, dataset) if model is None else model
     device = next(network.parameters()).device
     image = torch.zeros(1, *dataset.train.images.shape[1:], device=device)

@@ -8,6 +8,7 @@ from spem._files import write_text
 from spem._schema import (
     Accuracy,
     Few,
+    Flag,
     Large,
     Names,
     Natural,
@@ -39,6 +40,7 @@ class Summary(_Imported):
 
     final_test_top1: Accuracy
     best_validation_epoch: NotRequired[Natural | None]  # from 0, as in metrics.csv
+    stopped_early: NotRequired[Flag]  # where the recipe has a patience
     test_top1_at_best_validation: Accuracy | None
     best_test_top1: Accuracy
     best_test_top1_is: NotRequired[Text]

@@ -119,10 +119,13 @@ def explain_grey(by_row: Mapping[str, str]) -> str:
 
 
 def columns(records: Sequence[Record], key: str) -> np.ndarray:
-    """Return a column of the histories of several seeds, (seeds, epochs) in float64."""
+    """Return a column of the histories of several seeds, (seeds, epochs) in float64.
+
+    A run that stopped early keeps its last value.
+    """
     found = [record["history"][key] for record in records]
-    shortest = min(map(len, found))
-    return np.array([values[:shortest] for values in found], dtype=float)
+    longest = max(map(len, found))
+    return np.array([v + v[-1:] * (longest - len(v)) for v in found], dtype=float)
 
 
 def label(row: str) -> str:

@@ -83,6 +83,8 @@ def draw_curves(group: Group) -> Drawing | None:
     caption = "Mean over the {0}s; bands from the lowest {0} to the highest."
     caption = caption.format(group.repeats.word)
     caption += " Below: the last quarter." if zoomed else ""
+    if any(r["summary"].get("stopped_early") for own in group.rows.values() for r in own):
+        caption += " A run that stopped early keeps its last value."
     return Drawing("curves", "Learning curves", caption + looks.explain_grey(colours), figure)
 
 
