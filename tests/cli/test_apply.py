@@ -18,7 +18,9 @@ from spem.export.network import load_network
 from spem.models import create_model
 from spem.models.pretrained import FOLDER, find_run
 from spem.surgery.config import config_of
-from spem.train.order import hash_seed, order_rows
+from spem.train.loss import to_labels
+from spem.train.mixing import Mixing
+from spem.train.order import augmentation, hash_seed, order_rows
 from spem.train.prediction import find_classifier, predict
 from spem.train.preview import draw_first_batches
 from spem.train.recipe import Recipe
@@ -228,21 +230,33 @@ def test_data_takes_the_keys_of_a_recipe_and_named_data(capsys, tmp_path):
     assert "there is no folder digit, nor a data set of that name" in capsys.readouterr().err
 
 
-def test_the_sheet_shows_what_a_run_sees_first(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({}, "crop 2, flip yes"),
+        (
+            {"trivial_augment": True, "random_erasing": 0.5, "mixup": 0.2, "cutmix": 1.0},
+            "flip yes, trivial_augment, random_erasing 0.5, mixup 0.2, cutmix 1",
+        ),
+    ],
+    ids=["plain", "mixed"],
+)
+def test_the_sheet_shows_what_a_run_sees_first(keys, named, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr("spem.train.preview.draw_sheet", lambda *given: drawn.append(given))
-    recipe = Recipe(mean=[0.3], std=[0.4], crop=2, flip=True, batch_size=40, seed=3)
+    recipe = Recipe(mean=[0.3], std=[0.4], crop=2, flip=True, batch_size=40, seed=3, **keys)
     dataset = load_dataset("digits")
     draw_first_batches(tmp_path / "x.png", recipe, dataset)
-    batches = Batches(dataset.train, 40, mean=[0.3], std=[0.4], crop=2, flip=True)
+    batches = Batches(dataset.train, 40, mean=[0.3], std=[0.4], **augmentation(recipe))
     coming = batches.shuffled(order_rows(len(dataset.train.labels), 3, 0))
     seen = []
     for step in range(2):  # as `Run.take_step` does
         torch.manual_seed(hash_seed(3, 0, step, 0))
-        seen.append(next(coming))
-    images, labels = (torch.cat(parts)[:64] for parts in zip(*seen, strict=True))
+        seen.append(Mixing(recipe, 10)(*next(coming)))
+    images, targets = (torch.cat(parts)[:64] for parts in zip(*seen, strict=True))
     (_, found, captions, title) = drawn[0]
-    assert torch.equal(normalise(found, [0.3], [0.4]), images)
+    if not keys:  # mixed pixels lie between whole levels
+        assert torch.equal(normalise(found, [0.3], [0.4]), images)
     assert torch.equal(restore_pixels(images, [0.3], [0.4]), found)
-    assert captions == [str(label) for label in labels.tolist()]
-    assert "crop 2, flip yes" in title
+    assert captions == [str(label) for label in to_labels(targets).tolist()]
+    assert named in title
