@@ -83,11 +83,10 @@ def build_network(
         OSError: the configuration of a network of Hugging Face cannot be fetched.
     """
     prefix, own = split_name(name)
-    drops = drops or {}
     try:
         if prefix == "hf":
             config = _configure_transformers(own, num_classes, in_channels, library)
-            configure_dropping(name, drops, config)
+            configure_dropping(name, drops or {}, config)
             auto = import_module("transformers").AutoModelForImageClassification
             return Logits(auto.from_config(config))
         if prefix == "timm":
@@ -95,7 +94,7 @@ def build_network(
             build = partial(import_module("timm").create_model, own, **sizes)
         else:
             build = partial(_build_torchvision, own, num_classes, in_channels)
-        return build_dropping(prefix, name, drops, build)
+        return build_dropping(prefix, name, drops or {}, build)
     except NoDropoutError:
         raise
     except OSError as error:
