@@ -57,7 +57,10 @@ def test_the_help_of_train_begins_with_the_flags_used_most(capsys):
     [
         (
             "train",
-            ["(default: 15; digits: 35; paper: 164)", "replace the run in --out (default: no)"],
+            [
+                "(default: 15; digits: 35; finetune: 10; paper: 164)",
+                "replace the run in --out (default: no)",
+            ],
         ),
         ("train", ["moving average of the weights, in (0, 1); with it the averaged weights are"]),
         ("predict", ["(default: 5)", "auto, cpu, cuda or mps (default: auto)"]),
