@@ -4,6 +4,7 @@ import json
 
 import torch
 
+from spem.cli.trained import Trained
 from spem.compare import launchers, mistake_counts, runner
 from spem.compare.mistakes import read_mistakes
 from spem.compare.study import Study
@@ -27,6 +28,9 @@ def test_every_mistake_is_counted_by_class(tmp_path):
     for run in plan:
         own, test = found[run.key], load_dataset("digits", folds=2, fold=run.recipe.fold).test
         assert own["images"] == test.labels.bincount().tolist()
+        # `spem evaluate` measures a run on the images of its own fold.
+        evaluated = Trained(str(run.folder_in(tmp_path))).load_data().test
+        assert torch.equal(evaluated.images, test.images)
         model, config = load_network(run.folder_in(tmp_path))
         batches = Batches(test, 10_000, mean=config["mean"], std=config["std"])
         (images, labels) = next(batches.in_order())

@@ -81,6 +81,16 @@ def test_the_layout_says_which_fold(photographs):
     )
 
 
+def test_copies_that_any_fold_may_part_are_told(photographs):
+    (photographs / "dark" / "copy.png").write_bytes((photographs / "dark" / "0.png").read_bytes())
+    lines = [
+        describe(load_dataset(str(photographs), validation=None, folds=3, fold=fold))[-1]
+        for fold in (1, 2, 3)
+    ]
+    # Told by every fold, but where both copies are tested, which no fold can part.
+    assert sum("twice in the folds" in line for line in lines) >= 2
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

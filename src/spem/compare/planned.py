@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from spem.train.identity import repeat_name
 from spem.train.recipe import Recipe
 
 
@@ -42,8 +43,3 @@ class PlannedRun(NamedTuple):
 def row_name(gate: str, overrides: str) -> str:
     """Return the name of a row in the tables: its gate, and its overrides if there are any."""
     return ", ".join(filter(None, (gate, overrides)))
-
-
-def repeat_name(seed: int, fold: int | None, folds: int | None) -> str:
-    """Return what tells a run from the others of its row: "seed 3" or "fold 2 of 5"."""
-    return f"seed {seed}" if fold is None else f"fold {fold} of {folds}"

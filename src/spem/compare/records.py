@@ -26,8 +26,8 @@ from spem._schema import (
     parse_json,
 )
 from spem._yaml import parse_yaml, read_text
-from spem.compare.planned import PlannedRun, repeat_name, row_name
-from spem.train.identity import deciding_keys
+from spem.compare.planned import PlannedRun, row_name
+from spem.train.identity import deciding_keys, repeat_name
 from spem.train.summary import Summary, read_summary
 
 Record = dict[str, Any]

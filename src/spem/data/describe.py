@@ -9,7 +9,7 @@ from spem.data.splits import Dataset, FolderFacts
 
 
 class Duplicate(NamedTuple):
-    """A file whose image, as the network gets it, is that of an earlier file of another split."""
+    """A file whose image, as the network gets it, is that of an earlier file."""
 
     file: Path
     earlier: Path
@@ -41,16 +41,18 @@ def describe(dataset: Dataset) -> list[str]:
 def find_duplicates(dataset: Dataset) -> list[Duplicate]:
     """Return the files of a folder's splits whose image is in another split, too.
 
-    Images are compared as the network gets them, so a copy in another format or under another name
-    is found.
+    Of folds also those with two files in one split, unless this is the test split, for another fold
+    may part them. Images are compared as the network gets them, so a copy in another format or
+    under another name is found.
     """
     first: dict[bytes, tuple[str, Path]] = {}
-    found = []
+    found, folds = [], dataset.folder.folds if dataset.folder else None
     for name, files in dataset.folder.files.items() if dataset.folder else ():
         for image, file in zip(getattr(dataset, name).images, files, strict=True):
             content = blake2b(image.numpy().tobytes(), digest_size=16).digest()
             earlier = first.setdefault(content, (name, file))
-            if earlier[0] != name:
+            parted = folds and name != "test" and earlier[1] != file
+            if earlier[0] != name or parted:
                 found.append(Duplicate(file, earlier[1]))
     return found
 
@@ -83,7 +85,9 @@ def _describe_duplicates(dataset: Dataset) -> list[str]:
         for each in found[:3]
     ]
     count = f"{len(found):,} images are" if len(found) > 1 else "1 image is"
+    folds = dataset.folder and dataset.folder.folds
+    where = "twice in the folds" if folds else "in more than one split"
     return [
-        f"duplicates: {count} in more than one split, so the accuracy may be too high:"
+        f"duplicates: {count} {where}, so the accuracy may be too high:"
         f" {'; '.join(pairs)}{'; …' if len(found) > 3 else ''}"
     ]

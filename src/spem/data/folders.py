@@ -146,6 +146,7 @@ def read_folder(
         tuple(reader.sizes),
         tuple(reader.unreadable),
         reader.files,
+        fold and fold.folds,
     )
     return Dataset(str(root), split, own, measured, classes, facts)
 

@@ -19,6 +19,7 @@ class FolderFacts(NamedTuple):
         sizes: width and height in pixels of every image, before it is scaled.
         unreadable: one sentence for each image that was left out.
         files: of the images of each split, in their order, by its name: train, validation, test.
+        folds: number of folds of which one is the test split; None where it is none of several.
     """
 
     layout: str
@@ -26,6 +27,7 @@ class FolderFacts(NamedTuple):
     sizes: tuple[tuple[int, int], ...]
     unreadable: tuple[str, ...]
     files: dict[str, Sequence[Path]]
+    folds: int | None = None
 
 
 class Fold(NamedTuple):

@@ -51,5 +51,10 @@ def identity(recipe: Recipe) -> str:
     return _hash(keys)
 
 
+def repeat_name(seed: int, fold: int | None, folds: int | None) -> str:
+    """Return what tells a run from the others of its row: "seed 3" or "fold 2 of 5"."""
+    return f"seed {seed}" if fold is None else f"fold {fold} of {folds}"
+
+
 def _hash(keys: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from spem._extras import needs_extra
+from spem.train.identity import repeat_name
 from spem.train.recipe import Recipe
 
 with needs_extra("train"):
@@ -79,10 +80,11 @@ class WandbLogger(Logger):
         # Named like offline-run-20261128_025313-ID.
         earlier = sorted(folder.glob("wandb/*run-*-*"), key=lambda path: path.name[-24:])
         gate = recipe.gate or "plain"
+        repeat = repeat_name(recipe.seed, recipe.fold, recipe.folds)
         try:
             self._run = wandb.init(
                 project="spem",
-                name=f"{recipe.model} {gate} {Path(recipe.data).name} seed {recipe.seed}",
+                name=f"{recipe.model} {gate} {Path(recipe.data).name} {repeat}",
                 config=asdict(recipe),
                 dir=folder,
                 id=earlier[-1].name.rpartition("-")[2] if earlier else None,

@@ -9,6 +9,7 @@ from torch import Tensor
 from spem.data.batches import Batches, restore_pixels
 from spem.data.sheet import draw_sheet
 from spem.data.splits import Dataset
+from spem.train.identity import repeat_name
 from spem.train.loss import to_labels
 from spem.train.mixing import Mixing
 from spem.train.order import augmentation, hash_seed, order_rows, training_seed
@@ -29,8 +30,9 @@ def draw_first_batches(path: Path, recipe: Recipe, dataset: Dataset) -> None:
     """
     images, labels = _take_images(recipe, dataset)
     height, width = images.shape[2:]
+    repeat = repeat_name(recipe.seed, recipe.fold, recipe.folds)
     title = (
-        f"{dataset.name}: the first {len(labels)} training images of seed {recipe.seed}, {width}×"
+        f"{dataset.name}: the first {len(labels)} training images of {repeat}, {width}×"
         f"{height} pixels, crop {recipe.crop}, flip {'yes' if recipe.flip else 'no'}"
     )
     title += ", trivial_augment" * recipe.trivial_augment
