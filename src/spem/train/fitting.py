@@ -15,6 +15,7 @@ from spem._checks import check_module, check_switch
 from spem._extras import needs_extra
 from spem._files import check_path
 from spem._messages import say, shorten
+from spem.data.cache import CACHE
 from spem.export.network import load_network
 from spem.export.weights import load_weights
 from spem.train import folder as folders
@@ -132,10 +133,11 @@ def fit(
         say(f"The run in {folder} is finished: nothing is left to train.")
         return _read_result(folder, recipe, model)
     resumed = folder if resume else None
+    cache = (Path("runs") if folder is None else folder.parent) / CACHE
     if recipe.replicas > 1:
-        ready = Replicas(recipe, resumed)
+        ready = Replicas(recipe, resumed, cache)
     else:
-        ready = prepare(fabric, recipe, model, resumed)
+        ready = prepare(fabric, recipe, model, resumed, cache=cache)
         recipe = replace(recipe, mean=ready.recipe.mean, std=ready.recipe.std)
     folder = _train_locked(fabric, ready, folder, recipe, resume=resume, overwrite=overwrite)
     return _read_result(folder, recipe, model)

@@ -82,6 +82,7 @@ def prepare(
     model: nn.Module | None = None,
     resumed: Path | None = None,
     dataset: Dataset | None = None,
+    cache: Path | None = None,
 ) -> Job:
     """Load the data, build the network and check that they fit.
 
@@ -91,6 +92,7 @@ def prepare(
         model: the network to train; None: the recipe's.
         resumed: the folder of the run that is continued; None: of a new run.
         dataset: the recipe's, if it is loaded already.
+        cache: see `load_dataset`.
 
     Raises:
         ValueError: recipe, data, model and machine do not fit.
@@ -98,7 +100,7 @@ def prepare(
         ImportError: the logger is not installed.
     """
     check_logger(recipe)
-    dataset = load_data(recipe) if dataset is None else dataset
+    dataset = load_data(recipe, cache=cache) if dataset is None else dataset
     recipe = fill_statistics(recipe, dataset, resumed)
     _check_batches(fabric.world_size, recipe, dataset)
     class_weights(recipe, dataset.train.labels, dataset.classes)
@@ -139,12 +141,15 @@ def _check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-def load_data(recipe: Recipe, on_bad_image: OnBadImage | None = None) -> Dataset:
+def load_data(
+    recipe: Recipe, on_bad_image: OnBadImage | None = None, cache: Path | None = None
+) -> Dataset:
     """Return the data set of a recipe with its splits; raises what `load_dataset` raises.
 
     Args:
         recipe: as `resolve` returns it.
         on_bad_image: replaces that of the recipe.
+        cache: see `load_dataset`.
     """
     return load_dataset(
         recipe.data,
@@ -158,6 +163,7 @@ def load_data(recipe: Recipe, on_bad_image: OnBadImage | None = None) -> Dataset
         on_bad_image=on_bad_image or recipe.on_bad_image,
         folds=recipe.folds,
         fold=recipe.fold,
+        cache=cache,
     )
 
 
