@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,15 @@ from spem._files import atomically, write_table
 from spem._messages import printable
 from spem.train.devices import create_fabric, settings
 from spem.train.freezing import Freezing
+from spem.train.loss import class_weights
+from spem.train.mixing import Mixing
 from spem.train.nonfinite import NotFiniteError
 from spem.train.optimizer import create_optimizer
-from spem.train.order import hash_seed, order_rows, split_batches
+from spem.train.order import hash_seed, order_rows, split_batches, training_seed
 from spem.train.recipe import Recipe
 from spem.train.resolving import resolve
 from spem.train.setup import Job, prepare
-from spem.train.step import create_step
+from spem.train.step import Step, create_step
 
 with needs_extra("train"):
     from lightning_fabric import Fabric
@@ -89,34 +91,42 @@ def find_rate(recipe: Recipe, model: nn.Module | None = None, *, steps: int = 10
 
 def _climb(fabric: Fabric, job: Job, rates: Sequence[float]) -> Iterator[float]:
     """Yield the loss of each step at its rate, up to the first that is not finite."""
-    recipe, model = job.recipe, job.model
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    freezing, batches = Freezing(model, recipe), split_batches(fabric, recipe, job.dataset)["train"]
-    freezing.apply(epoch=0)
-    optimizer = create_optimizer(model, recipe)
-    factors = [group["lr"] / recipe.lr for group in optimizer.param_groups]
-    take_step = create_step(fabric, recipe, model, optimizer)
-    take_step.network.train()
-    freezing.apply(epoch=0)  # frozen norms are left in evaluation mode
-    images, count = len(job.dataset.train.labels), len(batches)
+    recipe, groups, take_step = job.recipe, *_start(fabric, job)
+    factors = [group["lr"] / recipe.lr for group in groups]
+    mix, seed = Mixing(recipe, len(job.dataset.classes)), training_seed(recipe)
+    images, batches = len(job.dataset.train.labels), split_batches(fabric, recipe, job.dataset)
     coming: Iterator[tuple[Tensor, Tensor]] = iter(())
     for number, rate in enumerate(rates):
-        epoch, step = divmod(number, count)
+        epoch, step = divmod(number, len(batches["train"]))
         if step == 0:
-            coming = batches.shuffled(order_rows(images, recipe.seed, epoch))
-        torch.manual_seed(hash_seed(recipe.seed, epoch, step, 0))
-        for group, own in zip(optimizer.param_groups, factors, strict=True):
+            coming = batches["train"].shuffled(order_rows(images, seed, epoch))
+        torch.manual_seed(hash_seed(seed, epoch, step, 0))
+        for group, own in zip(groups, factors, strict=True):
             group["lr"] = rate * own
-        pixels, labels = next(coming)
+        pixels, targets = mix(*next(coming))
         try:
-            parts = take_step(pixels, labels, len(labels))
+            parts = take_step(pixels, targets, len(targets))
         except NotFiniteError:
             return
         loss = torch.cat([part.losses for part in parts]).mean().item()
         if not math.isfinite(loss):
             return
         yield loss
+
+
+def _start(fabric: Fabric, job: Job) -> tuple[list[dict[str, Any]], Step]:
+    """Return the optimiser's groups and the training step of a run, as `Run` makes them."""
+    recipe, model = job.recipe, job.model
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    freezing = Freezing(model, recipe)
+    freezing.apply(epoch=0)
+    optimizer = create_optimizer(model, recipe)
+    weights = class_weights(recipe, job.dataset.train.labels, job.dataset.classes)
+    take_step = create_step(fabric, recipe, model, optimizer, weights)
+    take_step.network.train()
+    freezing.apply(epoch=0)  # frozen norms are left in evaluation mode
+    return optimizer.param_groups, take_step
 
 
 def _suggest(rates: Sequence[float], smoothed: Sequence[float], steps: int) -> float | None:
