@@ -157,6 +157,10 @@ def _check(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
     """
     firsts: dict[tuple[str, str, str], PlannedRun] = {}
     for run in runs:
+        if run.recipe.batch_size == "auto":
+            raise ValueError(
+                "batch_size is auto, must be a number in a comparison: each row would have its own"
+            )
         firsts.setdefault((run.data, run.model, run.row), run)
     last, dataset, lines = None, None, []
     for run in firsts.values():

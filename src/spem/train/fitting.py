@@ -27,6 +27,7 @@ from spem.train.devices import (
     settings,
 )
 from spem.train.failures import describe_process, explained
+from spem.train.identity import FOUND_KEYS
 from spem.train.recipe import Recipe
 from spem.train.replicas import Replicas
 from spem.train.resolving import resolve
@@ -138,7 +139,7 @@ def fit(
         ready = Replicas(recipe, resumed, cache)
     else:
         ready = prepare(fabric, recipe, model, resumed, cache=cache)
-        recipe = replace(recipe, mean=ready.recipe.mean, std=ready.recipe.std)
+        recipe = replace(recipe, **{key: getattr(ready.recipe, key) for key in FOUND_KEYS})
     folder = _train_locked(fabric, ready, folder, recipe, resume=resume, overwrite=overwrite)
     return _read_result(folder, recipe, model)
 

@@ -25,6 +25,7 @@ from spem.models.names import imagenet_note
 from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.slots import find_gates
+from spem.train.batch_size import fill_batch_size
 from spem.train.devices import count_threads
 from spem.train.freezing import Freezing
 from spem.train.loggers import check_logger
@@ -114,6 +115,9 @@ def prepare(
             f"the model gives {tuple(logits.shape)} for one image, {dataset.name} needs"
             f" {(1, len(dataset.classes))}"
         )
+    if recipe.batch_size == "auto":
+        recipe = fill_batch_size(recipe, network, dataset, resumed)
+        say(f"batch_size auto: {recipe.batch_size} images a step")
     if recipe.cuda_graph:
         check_draws(network, torch.zeros(2, *dataset.train.images.shape[1:]))
     continued = resumed is not None and (resumed / "checkpoint.pt").exists()
@@ -132,8 +136,9 @@ def prepare(
 
 def _check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
     """Raise ValueError unless every process gets an image of each batch of a data set."""
-    Batches(dataset.train, recipe.batch_size, mean=recipe.mean, std=recipe.std, crop=recipe.crop)
-    last = len(dataset.train.labels) % recipe.batch_size or recipe.batch_size
+    size = 2 if recipe.batch_size == "auto" else recipe.batch_size
+    Batches(dataset.train, size, mean=recipe.mean, std=recipe.std, crop=recipe.crop)
+    last = len(dataset.train.labels) % size or size
     if last < world_size:
         raise ValueError(
             f"batch_size {recipe.batch_size} leaves {last} images of {len(dataset.train.labels)}"
