@@ -106,6 +106,47 @@ def show_data(
     say(f"the first training images: {path}")
 
 
+def find_learning_rate(
+    recipe_keys: dict[str, Any],
+    *,
+    config: str | None = None,
+    out: str = "learning-rates.png",
+    steps: int = 100,
+) -> None:
+    """Find a learning rate: train some steps while the rate climbs, and draw the loss.
+
+    The learning-rate range test (Smith 2017), as fastai's lr_find: the rate climbs from 1e-7 to 10,
+    the smoothed loss is watched until it exceeds four times its smallest value, and the rate in the
+    longest valley is suggested. Nothing else is written.
+
+    Args:
+        recipe_keys: the keys of the recipe that were given.
+        config: as for train.
+        out: the PNG file of the picture; the numbers are written to a CSV file beside it.
+        steps: from the lowest rate to the highest.
+    """
+    from spem.train.rate_range import find_rate, write_range
+
+    path, recipe = Path(out), _recipe(config, recipe_keys)
+    if path.suffix != ".png":
+        raise ValueError(f"out is {out}, must end in .png")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}")
+    found = find_rate(recipe, steps=steps)
+    if not found.losses:
+        raise ValueError("the loss of the first step is not finite: look at the data and weights")
+    gate = f" with {recipe.gate}" if recipe.gate else ""
+    write_range(path, found, f"{recipe.model}{gate} on {recipe.data}, {recipe.optimizer}")
+    lowest = found.rates[found.smoothed.index(min(found.smoothed))]
+    rows = [("lowest smoothed loss at", f"{lowest:.2g}"), ("steps", len(found.losses))]
+    if found.suggestion is None:
+        rows.insert(0, ("suggestion", "none: the loss does not fall"))
+    else:
+        rows.insert(0, ("suggestion (fastai's valley)", f"--lr {found.suggestion:.2g}"))
+    show(["learning rate", ""], rows)
+    say(f"the loss over the rate: {path}, {path.with_suffix('.csv').name}")
+
+
 def list_gates(*, channels: int = 64) -> None:
     """List the known gates and the parameters that each adds.
 

@@ -11,7 +11,15 @@ from typing import Any
 from spem import __version__
 from spem._messages import describe_error, printable
 from spem.cli.apply import evaluate, predict
-from spem.cli.commands import list_gates, report, report_gates, search_placement, show_data, train
+from spem.cli.commands import (
+    find_learning_rate,
+    list_gates,
+    report,
+    report_gates,
+    search_placement,
+    show_data,
+    train,
+)
 from spem.cli.networks import list_models
 from spem.cli.parser import CompletionAction, Parser, fail, say
 from spem.cli.trained import Trained, TrainedRuns
@@ -22,6 +30,7 @@ from spem.train.recipe import AXES, Recipe, load_recipe, recipe_names
 # No function has a name of `spem`'s: jsonargparse would look there for it, and import PyTorch.
 _COMMANDS: dict[str, Callable[..., int | None]] = {
     "train": train,
+    "find-lr": find_learning_rate,
     "data": show_data,
     "evaluate": evaluate,
     "predict": predict,

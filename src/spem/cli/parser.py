@@ -5,7 +5,7 @@ from argparse import PARSER, SUPPRESS, Action
 from collections.abc import Mapping, Sequence
 from inspect import isclass, signature
 from types import UnionType
-from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from spem._extras import needs_extra
 from spem._messages import printable, shorten, unknown
@@ -203,5 +203,9 @@ def _placeholder(hint: Any) -> str:
     if get_origin(hint) is list:
         return f"[{_placeholder(*get_args(hint))},...]"
     if get_origin(hint) in (Union, UnionType):
-        return _placeholder(get_args(hint)[0])
+        first, *others = get_args(hint)
+        words = [
+            word for other in others if get_origin(other) is Literal for word in get_args(other)
+        ]
+        return "|".join([_placeholder(first), *words])
     return (get_origin(hint) or hint).__name__.upper()

@@ -57,13 +57,17 @@ class Trained:
         Raises:
             ValueError: it has other classes than those of the network.
         """
+        from spem.data.cache import CACHE
+        from spem.models.pretrained import FOLDER
         from spem.train.setup import load_data
 
         given: dict[str, Any] = {k: v for k, v in self._data.items() if v is not None}
         if given.get("data") in NAMED_DATA:  # whose images are not cut as those of a folder
             given |= {"interpolation": None, "crop_ratio": None}
         own = {"download": self._download, "image_size": self.config["image_size"][0]}
-        dataset = load_data(replace(self.load_recipe(), **own, **given))
+        # Bundled networks lie in the package, where nothing is kept.
+        cache = None if FOLDER in self._folder.parents else self._folder.parent / CACHE
+        dataset = load_data(replace(self.load_recipe(), **own, **given), cache=cache)
         if list(dataset.classes) != self.config["classes"]:
             raise ValueError(
                 f"{self._run} was trained for other classes than those of {dataset.name}"

@@ -30,6 +30,7 @@ from spem.compare.records import (
     repeat_of,
     row_of,
 )
+from spem.data.cache import CACHE
 from spem.data.describe import describe
 from spem.models.user_files import sums_by_name
 from spem.train.devices import create_fabric, keep_freed_memory
@@ -77,7 +78,7 @@ def run_comparison(
     _refuse_other_recipes(plan, ledger)
     _refuse_other_files(plan, ledger)
     pending = _list_pending(plan, ledger)
-    about_data = _check(pending)
+    about_data = _check(pending, folder)
     elastic = torch.distributed.is_torchelastic_launched()
     if elastic and os.environ["RANK"] != "0":
         launch(_without_bars(pending, folder), lambda *_: None, lambda _: None)
@@ -145,7 +146,7 @@ def _without_bars(runs: Sequence[PlannedRun], folder: Path) -> launchers.Runs:
     return [(replace(run.recipe, progress=False), run.folder_in(folder)) for run in runs]
 
 
-def _check(runs: Sequence[PlannedRun]) -> list[str]:
+def _check(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
     """Prepare every network once, so that a mistake in the last run is found before the first.
 
     Returns:
@@ -156,13 +157,18 @@ def _check(runs: Sequence[PlannedRun]) -> list[str]:
     """
     firsts: dict[tuple[str, str, str], PlannedRun] = {}
     for run in runs:
+        if run.recipe.batch_size == "auto":
+            raise ValueError(
+                "batch_size is auto, must be a number in a comparison: each row would have its own"
+            )
         firsts.setdefault((run.data, run.model, run.row), run)
     last, dataset, lines = None, None, []
     for run in firsts.values():
         wanted = [getattr(run.recipe, key) for key in KEYS_OF_DATA]
         try:
             if wanted != last:  # runs on the same data follow each other
-                last, dataset = wanted, load_data(run.recipe)
+                cache = run.folder_in(folder).parent / CACHE
+                last, dataset = wanted, load_data(run.recipe, cache=cache)
                 lines += describe(dataset)
             prepare(create_fabric(run.recipe), run.recipe, dataset=dataset)
         except ValueError as error:

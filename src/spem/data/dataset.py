@@ -36,6 +36,7 @@ def load_dataset(
     on_bad_image: OnBadImage = "raise",
     folds: int | None = None,
     fold: int | None = None,
+    cache: str | Path | None = None,
 ) -> Dataset:
     """Return a data set with its train, validation and test splits.
 
@@ -59,6 +60,8 @@ def load_dataset(
             the splits are as said above. Where a data set has test images of its own, its training
             images are divided, and the test images are left alone.
         fold: which part is the test split, from 1; the others are the training images.
+        cache: folder in which the images of a folder of 500 or more are kept once they are decoded,
+            known again by the content of their files; None: they are decoded each time.
 
     Raises:
         ValueError: an argument is out of range, or a file is damaged.
@@ -86,7 +89,8 @@ def load_dataset(
         dataset = _cifar(name, Path(data_dir), download, size, part)
     elif Path(name).is_dir():
         form = ImageForm(size, 3, interpolation, crop_ratio)
-        return read_folder(Path(name), form, validation, seed, on_bad_image, part)
+        kept = None if cache is None else check_path("cache", cache)
+        return read_folder(Path(name), form, validation, seed, on_bad_image, part, kept)
     else:
         known = ", ".join(("digits", *cifar.LAYOUTS))
         raise ValueError(f"there is no folder {name}, nor a data set of that name; known: {known}")

@@ -1,13 +1,15 @@
 """Folders of images: the layouts that are known, and their images as splits."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
 from spem.data.batches import Split
-from spem.data.images import ImageForm, find_images, open_image, prepare_image
+from spem.data.cache import Decoder
+from spem.data.images import ImageForm, find_images
 from spem.data.splits import Dataset, Fold, FolderFacts, draw, draw_fold
 
 TEST_FRACTION = 0.2
@@ -48,35 +50,38 @@ class _Reader:
     """Reads the images of splits, and keeps their files, their sizes and what is unreadable.
 
     Args:
+        decoder: of the files.
         form: see `read_folder`.
         on_bad_image: see `read_folder`.
         skips: names of the splits of which images may be skipped.
     """
 
-    def __init__(self, form: ImageForm, on_bad_image: OnBadImage, skips: Sequence[str]):
-        self._form, self._on_bad_image, self._skips = form, on_bad_image, skips
+    def __init__(
+        self, decoder: Decoder, form: ImageForm, on_bad_image: OnBadImage, skips: Sequence[str]
+    ):
+        self._decoder, self._form, self._on_bad_image = decoder, form, on_bad_image
+        self._skips = skips
         self.sizes: list[tuple[int, int]] = []
         self.unreadable: list[str] = []
         self.files: dict[str, Sequence[Path]] = {}
 
     def read(self, name: str, listing: _Listing) -> Split:
         """Return the images of the split `name`: train, validation or test."""
-        images, rows, errors = [], [], []
-        for row, file in enumerate(listing.files):
-            try:
-                image = open_image(file)
-                images.append(prepare_image(image, **self._form._asdict()))
-            except (ValueError, FileNotFoundError) as error:
-                errors.append(str(error))
-                self._refuse(errors, len(listing.files), measured=name not in self._skips)
-            else:
-                rows.append(row)
-                self.sizes.append(image.size)
+        count, sides, rows, errors = len(listing.files), self._form.sides, [], []
+        images = torch.empty(count, self._form.channels, *sides, dtype=torch.uint8)
+        with closing(self._decoder.decode(listing.files, images)) as decoded:
+            for row, found in enumerate(decoded):
+                if isinstance(found, Exception):
+                    errors.append(str(found))
+                    self._refuse(errors, count, measured=name not in self._skips)
+                else:
+                    rows.append(row)
+                    self.sizes.append(found)
         self.unreadable += errors
-        if not images:
+        if not rows:
             raise ValueError(f"none of {len(errors)} images can be read: {errors[0]}")
         self.files[name], labels = listing.take(rows)
-        return Split(torch.stack(images), torch.tensor(labels))
+        return Split(images[rows] if errors else images, torch.tensor(labels))
 
     def _refuse(self, errors: list[str], count: int, measured: bool) -> None:
         """Raise ValueError if more images of a split cannot be read than may be skipped."""
@@ -107,6 +112,7 @@ def read_folder(
     seed: int,
     on_bad_image: OnBadImage,
     fold: Fold | None = None,
+    cache: Path | None = None,
 ) -> Dataset:
     """Return the splits of a folder of images; see `load_dataset` for what it may contain.
 
@@ -122,6 +128,7 @@ def read_folder(
         on_bad_image: raise an error at the first image that cannot be read; or skip such training
             images, up to 1 % or one; or list them all, without limit, to look at a folder.
         fold: of the training images, the test split; None: the folder's own, or one that is drawn.
+        cache: see `load_dataset`.
 
     Raises:
         ValueError: the folder has no known layout, or images cannot be read.
@@ -131,7 +138,9 @@ def read_folder(
     if len(classes) < 2:
         raise ValueError(f"{root} holds {len(classes)} folders of classes; at least 2 are needed")
     train, held_out, test = _list_splits(root, layout, classes, validation, seed, fold)
-    reader = _Reader(form, on_bad_image, skips=() if fold else ("train",))
+    count = sum(len(each.files) for each in (train, held_out, test) if each)
+    decoder = Decoder(root, form, count, cache)
+    reader = _Reader(decoder, form, on_bad_image, skips=() if fold else ("train",))
     split = reader.read("train", train)
     if not (counts := split.labels.bincount(minlength=len(classes))).all():
         empty = classes[int(counts.argmin())]
@@ -140,6 +149,7 @@ def read_folder(
         )
     own = None if held_out is None else reader.read("validation", held_out)
     measured = reader.read("test", test)
+    decoder.keep()
     facts = FolderFacts(
         _describe_layout(layout, validation, fold),
         (layout.test.name, *layout.unused) if fold and layout.test else layout.unused,

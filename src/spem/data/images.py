@@ -33,6 +33,11 @@ class ImageForm(NamedTuple):
     interpolation: str | None = None
     crop_ratio: float | None = None
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Height and width."""
+        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
 
 def find_images(folder: Path) -> list[Path]:
     """Return the picture files in a folder and all folders below it, sorted by path.

@@ -15,6 +15,7 @@ from spem._checks import check_module, check_switch
 from spem._extras import needs_extra
 from spem._files import check_path
 from spem._messages import say, shorten
+from spem.data.cache import CACHE
 from spem.export.network import load_network
 from spem.export.weights import load_weights
 from spem.train import folder as folders
@@ -26,6 +27,7 @@ from spem.train.devices import (
     settings,
 )
 from spem.train.failures import describe_process, explained
+from spem.train.identity import FOUND_KEYS
 from spem.train.recipe import Recipe
 from spem.train.replicas import Replicas
 from spem.train.resolving import resolve
@@ -132,11 +134,12 @@ def fit(
         say(f"The run in {folder} is finished: nothing is left to train.")
         return _read_result(folder, recipe, model)
     resumed = folder if resume else None
+    cache = (Path("runs") if folder is None else folder.parent) / CACHE
     if recipe.replicas > 1:
-        ready = Replicas(recipe, resumed)
+        ready = Replicas(recipe, resumed, cache)
     else:
-        ready = prepare(fabric, recipe, model, resumed)
-        recipe = replace(recipe, mean=ready.recipe.mean, std=ready.recipe.std)
+        ready = prepare(fabric, recipe, model, resumed, cache=cache)
+        recipe = replace(recipe, **{key: getattr(ready.recipe, key) for key in FOUND_KEYS})
     folder = _train_locked(fabric, ready, folder, recipe, resume=resume, overwrite=overwrite)
     return _read_result(folder, recipe, model)
 

@@ -26,7 +26,7 @@ from spem._extras import needs_extra
 from spem._files import check_size, is_leftover, remove_leftovers, write_text
 from spem._messages import not_found, shorten
 from spem.models.user_files import sums_by_name
-from spem.train.identity import FREE_KEYS, identity
+from spem.train.identity import FOUND_KEYS, FREE_KEYS, identity
 from spem.train.keys import ENDING
 from spem.train.recipe import Recipe, load_recipe
 from spem.train.summary import read_summary
@@ -65,8 +65,8 @@ def refuse_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         if not (folder / "recipe.yaml").is_file():
             raise not_found(folder, "run to resume", "recipe.yaml")
         stored, given = asdict(load_recipe(str(folder / "recipe.yaml"))), asdict(recipe)
-        # Mean and std that were left open are those that the run has measured.
-        free = {*FREE_KEYS, *(k for k in ("mean", "std") if given[k] is None)}
+        # What was left open is what the run has measured.
+        free = {*FREE_KEYS, *(k for k in FOUND_KEYS if given[k] in (None, "auto"))}
         differ = [k for k in stored if stored[k] != given[k] and k not in free]
         if differ == ["epochs"] and given["epochs"] > stored["epochs"]:
             _refuse_ending(folder, stored, given["epochs"])

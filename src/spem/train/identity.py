@@ -11,6 +11,8 @@ from spem.train.recipe import Recipe
 # `gate_options`, and files to import are told apart by their sums.
 FREE_KEYS = ("data_dir", "download", "device", "threads", "progress", "logger", "init", "import_")
 FREE_KEYS += ("checkpoint_minutes",)
+# What a run finds out where its recipe leaves it open.
+FOUND_KEYS = ("mean", "std", "batch_size")
 # Keys that recipes of earlier versions lack, each with the value that means what these did: with it
 # a run keeps the key and the identity that it had there.
 NEW_KEYS: dict[str, Any] = {"on_bad_image": "raise", "on_nonfinite": "stop"}

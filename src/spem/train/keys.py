@@ -1,14 +1,22 @@
 """The types of a recipe's keys: which values each allows."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from spem._schema import OPTIONS, Allowed, number
+from spem._schema import OPTIONS, Allowed, number, whole
 
 _FACTOR = number(0, 1e6)
 # Arguments of networks and gates that are not options of a gate: other keys of a recipe set them.
 _RESERVED = ("name", "gate", "num_classes", "in_channels", "channels")
 _RESERVED += ("block", "placement", "at", "mask", "pretrained", "dropout", "drop_path")
 
+if TYPE_CHECKING:
+    BatchSize = int  # of a run that is ready: `auto` is replaced by the number found
+else:
+    _COUNT = whole(1, 10**6)
+    BatchSize = Annotated[
+        int | Literal["auto"],
+        Allowed(f"{_COUNT.words}, or auto", lambda v: v == "auto" or _COUNT.accepts(v)),
+    ]
 OptimizerName = Literal["sgd", "adamw", "muon"]
 Schedule = Literal["step", "cosine", "onecycle", "constant"]
 # At their end the rate is next to zero, so a run cannot go on with them to more epochs.

@@ -185,7 +185,7 @@ def _read(files: Sequence[Path], config: dict[str, Any]) -> tuple[list[Path], Te
             unreadable.append(str(error))
         else:
             read.append(file)
-    empty = torch.empty(0, form.channels, *config["image_size"], dtype=torch.uint8)
+    empty = torch.empty(0, form.channels, *form.sides, dtype=torch.uint8)
     return read, torch.stack(images) if images else empty, unreadable
 
 

@@ -48,11 +48,12 @@ def _take_images(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """
     split, mix = dataset.train, Mixing(recipe, len(dataset.classes))
     statistics: dict[str, Any] = {"mean": recipe.mean, "std": recipe.std}
-    batches = Batches(split, recipe.batch_size, **statistics, **augmentation(recipe))
+    size = _SHOWN if recipe.batch_size == "auto" else recipe.batch_size
+    batches = Batches(split, size, **statistics, **augmentation(recipe))
     coming = batches.shuffled(order_rows(len(split.labels), training_seed(recipe), epoch=0))
     steps = []
     with torch.random.fork_rng([]):
-        for step in range(min(len(batches), -(-_SHOWN // recipe.batch_size))):
+        for step in range(min(len(batches), -(-_SHOWN // size))):
             torch.manual_seed(hash_seed(training_seed(recipe), 0, step, 0))
             steps.append(mix(*next(coming)))
     images, targets = (torch.cat(parts)[:_SHOWN] for parts in zip(*steps, strict=True))

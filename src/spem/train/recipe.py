@@ -32,6 +32,7 @@ from spem._schema import (
 from spem._yaml import read_yaml, shipped_names
 from spem.train.keys import (
     Alpha,
+    BatchSize,
     ClassWeights,
     Device,
     Factors,
@@ -117,7 +118,9 @@ class Recipe:
         epochs: passes over the training images.
         patience: epochs without a better validation accuracy after which the run ends, with the
             weights of its last epoch; none: it has all epochs.
-        batch_size: images of one optimisation step, over all devices and micro-batches.
+        batch_size: images of one optimisation step, over all devices and micro-batches; auto: the
+            largest power of two that fits into memory, at most 1,024 and an eighth of the training
+            images; a GPU tries it, a CPU takes half of its free memory.
         optimizer: sgd; adamw; or muon, for the weights of convolutions and linear layers outside of
             gates and classifier, with AdamW at the same rate for all other parameters.
         lr: highest learning rate.
@@ -208,7 +211,7 @@ class Recipe:
     cutmix: Alpha = 0.0
     epochs: Count = 15
     patience: Count | None = None
-    batch_size: Count = 128
+    batch_size: BatchSize = 128
     optimizer: OptimizerName = "sgd"
     lr: Positive = 0.1
     lr_factors: Factors = field(default_factory=dict)

@@ -42,12 +42,13 @@ class Replicas:
     Args:
         recipe: with `replicas`; each run has this recipe with its own seed and `replicas` 1.
         resumed: the common folder, if the runs are resumed; finished ones are not run again.
+        cache: see `load_dataset`.
 
     Raises:
         ValueError, FileNotFoundError: see `prepare`; or a run in the folder has another recipe.
     """
 
-    def __init__(self, recipe: Recipe, resumed: Path | None):
+    def __init__(self, recipe: Recipe, resumed: Path | None, cache: Path | None = None):
         seeds = range(recipe.seed, recipe.seed + recipe.replicas)
         self._all = [replace(recipe, seed=seed, replicas=1) for seed in seeds]
         self._left: list[tuple[Fabric, Recipe, Job, Path | None]] = []
@@ -60,7 +61,9 @@ class Replicas:
             if folder is None or not folders.is_finished(folder, own):
                 # Each has its own Fabric: the loss scaling of 16-mixed is part of a run's state.
                 fabric = create_fabric(own)
-                self._left.append((fabric, own, prepare(fabric, own, resumed=folder), folder))
+                self._left.append(
+                    (fabric, own, prepare(fabric, own, resumed=folder, cache=cache), folder)
+                )
 
     @property
     def jobs(self) -> list[Job]:

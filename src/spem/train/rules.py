@@ -22,7 +22,15 @@ def check_together(recipe: "Recipe") -> None:
     trained_twice = recipe.pretrained and recipe.weights is not None
     thaws = recipe.freeze_epochs is not None
     for wrong, key, allowed in (
-        (recipe.accumulate > batch, "accumulate", f"at most batch_size ({batch})"),
+        (batch == "auto" and recipe.accumulate > 1, "accumulate", "1 with batch_size auto"),
+        (batch == "auto" and several, "devices", "1 with batch_size auto"),
+        (batch == "auto" and recipe.replicas > 1, "replicas", "1 with batch_size auto"),
+        (batch == "auto" and graph, "cuda_graph", "false with batch_size auto"),
+        (
+            batch != "auto" and recipe.accumulate > batch,
+            "accumulate",
+            f"at most batch_size ({batch})",
+        ),
         (nesterov and momentum == 0, "momentum", "above 0 with nesterov"),
         (graph and several, "devices", "1 with cuda_graph"),
         (recipe.replicas > 1 and several, "devices", "1 with replicas"),

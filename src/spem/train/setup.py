@@ -25,6 +25,7 @@ from spem.models.names import imagenet_note
 from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.slots import find_gates
+from spem.train.batch_size import fill_batch_size
 from spem.train.devices import count_threads
 from spem.train.freezing import Freezing
 from spem.train.loggers import check_logger
@@ -82,6 +83,7 @@ def prepare(
     model: nn.Module | None = None,
     resumed: Path | None = None,
     dataset: Dataset | None = None,
+    cache: Path | None = None,
 ) -> Job:
     """Load the data, build the network and check that they fit.
 
@@ -91,6 +93,7 @@ def prepare(
         model: the network to train; None: the recipe's.
         resumed: the folder of the run that is continued; None: of a new run.
         dataset: the recipe's, if it is loaded already.
+        cache: see `load_dataset`.
 
     Raises:
         ValueError: recipe, data, model and machine do not fit.
@@ -98,7 +101,7 @@ def prepare(
         ImportError: the logger is not installed.
     """
     check_logger(recipe)
-    dataset = load_data(recipe) if dataset is None else dataset
+    dataset = load_data(recipe, cache=cache) if dataset is None else dataset
     recipe = fill_statistics(recipe, dataset, resumed)
     _check_batches(fabric.world_size, recipe, dataset)
     class_weights(recipe, dataset.train.labels, dataset.classes)
@@ -112,6 +115,9 @@ def prepare(
             f"the model gives {tuple(logits.shape)} for one image, {dataset.name} needs"
             f" {(1, len(dataset.classes))}"
         )
+    if recipe.batch_size == "auto":
+        recipe = fill_batch_size(recipe, network, dataset, resumed)
+        say(f"batch_size auto: {recipe.batch_size} images a step")
     if recipe.cuda_graph:
         check_draws(network, torch.zeros(2, *dataset.train.images.shape[1:]))
     continued = resumed is not None and (resumed / "checkpoint.pt").exists()
@@ -130,8 +136,9 @@ def prepare(
 
 def _check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
     """Raise ValueError unless every process gets an image of each batch of a data set."""
-    Batches(dataset.train, recipe.batch_size, mean=recipe.mean, std=recipe.std, crop=recipe.crop)
-    last = len(dataset.train.labels) % recipe.batch_size or recipe.batch_size
+    size = 2 if recipe.batch_size == "auto" else recipe.batch_size
+    Batches(dataset.train, size, mean=recipe.mean, std=recipe.std, crop=recipe.crop)
+    last = len(dataset.train.labels) % size or size
     if last < world_size:
         raise ValueError(
             f"batch_size {recipe.batch_size} leaves {last} images of {len(dataset.train.labels)}"
@@ -139,12 +146,15 @@ def _check_batches(world_size: int, recipe: Recipe, dataset: Dataset) -> None:
         )
 
 
-def load_data(recipe: Recipe, on_bad_image: OnBadImage | None = None) -> Dataset:
+def load_data(
+    recipe: Recipe, on_bad_image: OnBadImage | None = None, cache: Path | None = None
+) -> Dataset:
     """Return the data set of a recipe with its splits; raises what `load_dataset` raises.
 
     Args:
         recipe: as `resolve` returns it.
         on_bad_image: replaces that of the recipe.
+        cache: see `load_dataset`.
     """
     return load_dataset(
         recipe.data,
@@ -158,6 +168,7 @@ def load_data(recipe: Recipe, on_bad_image: OnBadImage | None = None) -> Dataset
         on_bad_image=on_bad_image or recipe.on_bad_image,
         folds=recipe.folds,
         fold=recipe.fold,
+        cache=cache,
     )
 
 
