@@ -154,7 +154,8 @@ def frame(group: Group, set_limits: Callable[[float, float], Any]) -> str:
     spread = max(max(seeds) - min(seeds), 0.2)
     low, high = min([*seeds, *ends]), max([*seeds, *ends])
     lowest, highest = max(low, min(seeds) - spread), min(high, max(seeds) + spread)
-    set_limits(lowest - spread / 20, highest + spread / 20)
+    margin = max(spread / 20, (0.2 - (highest - lowest)) / 2)  # all may have one accuracy
+    set_limits(lowest - margin, highest + margin)
     wider = low < lowest or high > highest
     return " An interval without an end goes on beyond the frame." if wider else ""
 
