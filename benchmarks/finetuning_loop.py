@@ -4,8 +4,8 @@
 
 timm's ResNet-18 at 96 pixels, plain and with attached SPEM gates. Both loops start from the same
 weights and take their steps in turn, in one process, so that whatever else the machine does meets
-both; in every second pair the bare loop is first. Nothing is printed unless the losses of all steps
-are equal, bit for bit. The goal is a ratio of at most 1.03.
+both; in every second pair the bare loop is first. Nothing is printed unless both loops end
+with the same weights, bit for bit, and the same mean loss. The goal is a ratio of at most 1.03.
 """
 
 import sys
