@@ -156,3 +156,10 @@ def test_batches_on_a_gpu_equal_those_on_the_cpu(split):
         assert gpu_images.is_cuda
         assert torch.equal(gpu_labels.cpu(), labels)
         torch.testing.assert_close(gpu_images.cpu(), images)
+
+
+@pytest.mark.parametrize(("side", "count"), [(8, 1000), (64, 1000), (96, 455), (224, 83), (999, 4)])
+def test_evaluation_takes_fewer_of_larger_images(side, count):
+    image = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    split = Split(image.expand(1001, -1, -1, -1), torch.zeros(1001, dtype=torch.int64))
+    assert len(Batches(split)) == -(-1001 // count)

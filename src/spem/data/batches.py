@@ -14,6 +14,11 @@ from spem.data.erasing import RandomErasing
 from spem.data.trivial import TrivialAugment
 
 
+# At most so many images and positions of a batch for evaluation: at 224 px 83 images, of which a
+# ResNet-50 has feature maps of 270 MB, and not of 3 GB.
+_IMAGES, _POSITIONS = 1000, 2**22
+
+
 class Split(NamedTuple):
     """Images, uint8 (N, C, H, W), and their labels, int64 (N,)."""
 
@@ -30,8 +35,8 @@ class Batches:
 
     Args:
         split: the images and labels.
-        batch_size: images of a step, over all processes; the last step may have fewer. The default
-            is for evaluation.
+        batch_size: images of a step, over all processes; the last step may have fewer. None:
+            as many as evaluation takes, 1,000 up to 64 px and fewer of larger images.
         mean, std: one value for each channel, of pixels in [0, 1]; None for 0.5.
         crop: zero padding, in pixels, around training images, from which a window of the original
             size is cut at random; 0: no crop.
@@ -50,7 +55,7 @@ class Batches:
     def __init__(
         self,
         split: Split,
-        batch_size: int = 1000,
+        batch_size: int | None = None,
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -64,6 +69,8 @@ class Batches:
         world_size: int = 1,
     ):
         _check_split(split)
+        if batch_size is None:
+            batch_size = max(1, min(_IMAGES, _POSITIONS // math.prod(split.images.shape[2:])))
         check_whole("batch_size", batch_size)
         check_device("device", device)
         check_switch("flip", flip)
