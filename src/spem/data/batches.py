@@ -13,7 +13,6 @@ from spem._messages import shorten
 from spem.data.erasing import RandomErasing
 from spem.data.trivial import TrivialAugment
 
-
 # At most so many images and positions of a batch for evaluation: at 224 px 83 images, of which a
 # ResNet-50 has feature maps of 270 MB, and not of 3 GB.
 _IMAGES, _POSITIONS = 1000, 2**22
