@@ -207,7 +207,7 @@ def test_a_run_without_validation_has_a_card(script, tmp_path):
     [
         ("summary.json", None, "holds no finished run: summary.json is missing"),
         ("config.json", None, "holds no finished run: config.json is missing"),
-        ("recipe.yaml", ("weights: null", "weights: mine"), "started from mine, without which"),
+        ("recipe.yaml", ("\nweights: null", "\nweights: mine"), "started from mine, without which"),
         ("recipe.yaml", ("epochs: 1\n", "epochs: 2\n"), "has 1 of 2 epochs in metrics.csv"),
         ("recipe.yaml", ("data: digits", "data: photos"), "data set that everybody has 'photos'"),
         ("summary.json", ('"final_test_top1": ', '"final_test_top1": 1'), "different accuracies"),
