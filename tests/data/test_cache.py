@@ -117,6 +117,25 @@ def test_a_picture_that_cannot_be_read_is_never_kept(photographs, tmp_path):
         load(photographs, tmp_path / "kept")
 
 
+def test_a_link_to_itself_is_an_image_that_cannot_be_read(photographs, tmp_path):
+    (photographs / "cat" / "loop.png").symlink_to("loop.png")
+    for kept in (None, tmp_path):
+        with pytest.raises(ValueError, match=r"loop\.png"):
+            load(photographs, kept)
+        assert "loop.png" in load(photographs, kept, on_bad_image="list").folder.unreadable[0]
+
+
+def test_another_way_to_prepare_images_decodes_them_again(
+    photographs, decoded, tmp_path, monkeypatch
+):
+    load(photographs, tmp_path)
+    other = tmp_path / "other.py"
+    other.write_bytes(Path(cache.preparation.__file__).read_bytes() + b"# changed\n")
+    monkeypatch.setattr(cache.preparation, "__file__", str(other))
+    load(photographs, tmp_path)
+    assert len(decoded) == 32
+
+
 def test_a_place_that_cannot_be_written_is_said_and_few_images_are_not_kept(
     photographs, tmp_path, caplog, monkeypatch
 ):

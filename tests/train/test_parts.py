@@ -163,6 +163,14 @@ def test_muon_steps_as_pytorchs_on_the_flattened_weights_and_adamw_on_the_others
         assert difference < tolerance, name
 
 
+def test_muon_takes_no_tables_and_no_depthwise_convolutions():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 3), nn.Linear(6, 3))
+    model.relative_position_bias_table = nn.Parameter(torch.randn(9, 4))
+    groups = create_optimizer(model, Recipe(optimizer="muon")).param_groups
+    taken = [p for group in groups if group["muon"] for p in group["params"]]
+    assert [id(p) for p in taken] == [id(model[1].weight)]
+
+
 def test_muon_goes_on_from_its_stored_state():
     torch.manual_seed(0)
     recipe = Recipe(optimizer="muon", lr=0.01)

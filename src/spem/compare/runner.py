@@ -32,10 +32,11 @@ from spem.compare.records import (
 )
 from spem.data.cache import CACHE
 from spem.data.describe import describe
+from spem.data.splits import Dataset, sum_of_folder
 from spem.models.user_files import sums_by_name
 from spem.train.devices import create_fabric, keep_freed_memory
 from spem.train.folder import is_finished, locked
-from spem.train.identity import deciding_keys
+from spem.train.identity import FREE_KEYS, NEW_KEYS, deciding_keys
 from spem.train.setup import load_data, prepare
 from spem.train.summary import read_summary
 
@@ -78,7 +79,7 @@ def run_comparison(
     _refuse_other_recipes(plan, ledger)
     _refuse_other_files(plan, ledger)
     pending = _list_pending(plan, ledger)
-    about_data = _check(pending, folder)
+    about_data = _check(pending, ledger)
     elastic = torch.distributed.is_torchelastic_launched()
     if elastic and os.environ["RANK"] != "0":
         launch(_without_bars(pending, folder), lambda *_: None, lambda _: None)
@@ -146,8 +147,12 @@ def _without_bars(runs: Sequence[PlannedRun], folder: Path) -> launchers.Runs:
     return [(replace(run.recipe, progress=False), run.folder_in(folder)) for run in runs]
 
 
-def _check(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
+def _check(runs: Sequence[PlannedRun], ledger: Ledger) -> list[str]:
     """Prepare every network once, so that a mistake in the last run is found before the first.
+
+    Args:
+        runs: those without a result.
+        ledger: the records of the others.
 
     Returns:
         What there is to know of the data, in lines.
@@ -167,9 +172,10 @@ def _check(runs: Sequence[PlannedRun], folder: Path) -> list[str]:
         wanted = [getattr(run.recipe, key) for key in KEYS_OF_DATA]
         try:
             if wanted != last:  # runs on the same data follow each other
-                cache = run.folder_in(folder).parent / CACHE
+                cache = run.folder_in(ledger.folder).parent / CACHE
                 last, dataset = wanted, load_data(run.recipe, cache=cache)
                 lines += describe(dataset)
+                _refuse_other_images(run, dataset, ledger)
             prepare(create_fabric(run.recipe), run.recipe, dataset=dataset)
         except ValueError as error:
             raise ValueError(f"{shorten(run.row)} of {run.model} on {run.data}: {error}") from error
@@ -201,6 +207,21 @@ def _refuse_other_recipes(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
             raise ValueError(
                 f"{ledger.folder} holds {shorten(run.row)} of {run.model} on {run.data} with"
                 f" {run.repeat} by another recipe ({changes}): name another folder"
+            )
+
+
+def _refuse_other_images(run: PlannedRun, dataset: Dataset, ledger: Ledger) -> None:
+    """Raise ValueError where a recorded run had other images of the same folder and split."""
+    images = sum_of_folder(dataset)
+    keys = [key for key in KEYS_OF_DATA if key not in FREE_KEYS]
+    for record in ledger.records.values():
+        recipe = NEW_KEYS | record["recipe"]
+        own = (record["summary"] or {}).get("images_sum", images)
+        if own != images and all(recipe.get(k) == getattr(run.recipe, k) for k in keys):
+            raise ValueError(
+                f"{ledger.folder} holds {shorten(row_of(record))} of other images of {run.data}:"
+                " files were added, removed, changed or renamed since; bring them back, or name"
+                " another folder"
             )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spem._extras import needs_extra
 from spem._files import atomically
+from spem.data import images as preparation
 from spem.data.images import ImageForm, open_image, prepare_image
 
 # Beside the folders of runs.
@@ -102,6 +103,8 @@ class Decoder:
             return size
         except (ValueError, FileNotFoundError) as error:
             return error
+        except OSError as error:  # of the disk, or of a link to itself
+            return ValueError(f"{file} cannot be read: {error.strerror or error}")
 
     def _read(self, file: Path, row: Tensor) -> tuple[int, int]:
         picture = open_image(file)
@@ -122,7 +125,8 @@ def _sum(image: Tensor) -> int:
 
 
 def _version() -> str:
-    """Return what decodes: another version of Pillow may give other pixels."""
+    """Return what decodes: another version of Pillow or of our own code may give other pixels."""
     with needs_extra("train"):
         from PIL import __version__
-    return __version__
+    own = Path(preparation.__file__).read_bytes()
+    return f"{__version__} {hashlib.sha256(own).hexdigest()}"

@@ -1,5 +1,7 @@
 """A data set as its splits, and how one split is drawn out of another."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +55,21 @@ class Dataset(NamedTuple):
     test: Split
     classes: tuple[str, ...]
     folder: FolderFacts | None = None
+
+
+def sum_of_folder(dataset: Dataset) -> str | None:
+    """Return a sum of the classes, images and labels of all splits of a folder, in their order.
+
+    16 hexadecimal digits; None for data sets that are no folders, which do not change.
+    """
+    if dataset.folder is None:
+        return None
+    total = hashlib.sha256(json.dumps(dataset.classes).encode())
+    for split in (dataset.train, dataset.validation, dataset.test):
+        for tensor in split or ():
+            total.update(tensor.contiguous().numpy().data)
+        total.update(b"split")
+    return total.hexdigest()[:16]
 
 
 def draw(

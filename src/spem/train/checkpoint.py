@@ -72,9 +72,15 @@ def _find_damaged(path: Path) -> str | None:
         return archive.testzip()
 
 
-def mark_run(recipe: Recipe) -> dict[str, Any]:
-    """Return what a checkpoint says of the run that it belongs to."""
-    return {"identity": identity(recipe), "epochs": recipe.epochs}
+def mark_run(recipe: Recipe, images: str | None) -> dict[str, Any]:
+    """Return what a checkpoint says of the run that it belongs to.
+
+    Args:
+        recipe: of the run.
+        images: see `sum_of_folder`.
+    """
+    mark = {"identity": identity(recipe), "epochs": recipe.epochs}
+    return mark if images is None else mark | {"images": images}
 
 
 class Position(TypedDict):
@@ -88,7 +94,9 @@ class Position(TypedDict):
     skipped_in_row: NotRequired[Natural]
 
 
-def check_run(path: Path, state: dict[str, Any], recipe: Recipe, steps: int) -> None:
+def check_run(
+    path: Path, state: dict[str, Any], recipe: Recipe, steps: int, images: str | None
+) -> None:
     """Raise ValueError where a checkpoint is not that of a run with this recipe.
 
     Args:
@@ -96,7 +104,15 @@ def check_run(path: Path, state: dict[str, Any], recipe: Recipe, steps: int) -> 
         state: its content; `run` holds what `mark_run` returned, which earlier versions lack.
         recipe: of the run that is to go on.
         steps: of an epoch.
+        images: see `sum_of_folder`.
     """
+    mark = state.get("run")
+    own = mark.get("images") if isinstance(mark, dict) else None  # earlier versions lack it
+    if own is not None and images is not None and own != images:
+        raise ValueError(
+            f"the images of {recipe.data} are not those that the run of {path} began with: files"
+            " were added, removed, changed or renamed; bring them back, or start the run anew"
+        )
     position = {key: state[key] for key in Position.__annotations__ if key in state}
     try:
         check_mapping("", position, Position)
@@ -108,7 +124,6 @@ def check_run(path: Path, state: dict[str, Any], recipe: Recipe, steps: int) -> 
             f" {len(position['history'])} rows after {position['epoch']} epochs and"
             f" {position['step']} of {steps} steps"
         )
-    mark = state.get("run")
     if mark is None:
         logging.getLogger("spem").warning("%s, of an earlier version, names no run", path)
         return

@@ -3,13 +3,17 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon
 
 
-def is_matrix(parameter: Tensor) -> bool:
-    """Return whether Muon takes a parameter: the weight of a linear layer or a full convolution."""
-    return parameter.dim() in (2, 4) and parameter.shape[1] > 1
+def matrices(model: nn.Module) -> set[Tensor]:
+    """Return the parameters that Muon takes: weights of linear layers and of full convolutions.
+
+    Not of depthwise ones, and no tables of numbers, such as those of relative positions.
+    """
+    layers = (m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    return {layer.weight for layer in layers if layer.weight.shape[1] > 1}
 
 
 class MuonAdamW(AdamW):

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import (
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from spem.gates.groups import parameter_groups
-from spem.train.muon import MuonAdamW, is_matrix
+from spem.train.muon import MuonAdamW, matrices
 from spem.train.parts import classifier_parameters, gate_parameters, layer_parameters
 from spem.train.recipe import Recipe
 
@@ -38,8 +38,8 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     if recipe.optimizer == "adamw":
         return AdamW(groups, betas=(recipe.momentum, 0.999), **decay)
     if recipe.optimizer == "muon":
-        apart = gate_parameters(model) | classifier_parameters(model)
-        groups = _split(groups, "muon", lambda p: is_matrix(p) and p not in apart)
+        taken = matrices(model) - gate_parameters(model) - classifier_parameters(model)
+        groups = _split(groups, "muon", lambda p: p in taken)
         return MuonAdamW(groups, **decay, **momentum)
     # In a CUDA graph, only the fused form reads the rate from the device; else PyTorch chooses.
     return SGD(groups, **decay, **momentum, fused=recipe.cuda_graph or None)

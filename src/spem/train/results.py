@@ -78,6 +78,7 @@ def _summarise(run: Run) -> dict[str, Any]:
         "images_per_second": statistics.harmonic_mean(row["images_per_second"] for row in rows),
         "seed": recipe.seed,
         "images": _count_images(run.job.dataset),
+        **({"images_sum": run.images_sum} if run.images_sum else {}),
         "identity": identity(recipe),
         "threads": recipe.threads,
         "precision": recipe.precision,

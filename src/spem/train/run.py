@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spem._extras import needs_extra
 from spem._files import write_table
+from spem.data.splits import sum_of_folder
 from spem.gates import mixing_ratios
 from spem.train.checkpoint import (
     check_form,
@@ -53,6 +54,7 @@ class Run:
 
     Attributes:
         stored: the network that is evaluated and stored: `model`, or its moving average.
+        images_sum: see `sum_of_folder`.
         history: one row of `metrics.csv` for each finished epoch.
         epoch, step: the next ones, counted from 0.
         seconds: training time of the running epoch.
@@ -68,6 +70,7 @@ class Run:
             model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.batches = split_batches(fabric, recipe, dataset)
         self.images, self.steps = len(dataset.train.labels), len(self.batches["train"])
+        self.images_sum = sum_of_folder(dataset)
         self._freezing = Freezing(model, recipe)
         self._freezing.apply(epoch=0)  # processes are connected by what is trained
         optimizer = create_optimizer(model, recipe)
@@ -251,7 +254,7 @@ class Run:
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self._parts().items()}
             state |= {key: getattr(self, key) for key in self._position}
-            state["run"] = mark_run(self.recipe)
+            state["run"] = mark_run(self.recipe, self.images_sum)
             save_checkpoint(self.checkpoint, state)
             self.write_metrics()
         self._saved = monotonic()
@@ -274,7 +277,7 @@ class Run:
 
     def _restore(self) -> None:
         state, parts = load_checkpoint(self.checkpoint), self._parts()
-        check_run(self.checkpoint, state, self.recipe, self.steps)
+        check_run(self.checkpoint, state, self.recipe, self.steps, self.images_sum)
         try:
             check_optimizer(state["optimizer"], self._training_step.optimizer)
             for name, part in parts.items():

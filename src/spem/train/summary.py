@@ -49,6 +49,7 @@ class Summary(_Imported):
     images_per_second: NonNegative
     seed: Seed
     images: NotRequired[Images]
+    images_sum: NotRequired[Text]  # of a folder, see `sum_of_folder`
     identity: NotRequired[Text]
     threads: NotRequired[Few | None]
     precision: NotRequired[Text]
