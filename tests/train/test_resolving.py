@@ -36,6 +36,12 @@ def test_threads_that_the_recipe_leaves_open_are_those_of_the_process():
     assert load_recipe(str(run.folder / "recipe.yaml")).threads is None
 
 
+def test_a_given_network_has_its_weights_already(capsys):
+    recipe = replace(SMALL, epochs=1, pretrained=True)
+    assert not load_recipe(str(fit(recipe, net()).folder / "recipe.yaml")).pretrained
+    assert "a given network starts from the weights that it has" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("processes", "threads"), [(1, 3), (2, 6)])
 def test_under_torchrun_each_process_counts_its_threads(monkeypatch, processes, threads):
     monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: processes > 1)

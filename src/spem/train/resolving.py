@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from spem._messages import say
 from spem.data.dataset import image_format
 from spem.gates import GATES, gate_options
 from spem.models.libraries import is_library_name
@@ -42,7 +43,10 @@ def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
                 " or give it to create_model"
             )
     name = config["model"] or type(model).__name__
-    return replace(recipe, **{key: config.get(key) for key in MODEL_KEYS} | {"model": name})
+    if recipe.pretrained:
+        say("pretrained is left out: a given network starts from the weights that it has")
+    own = {key: config.get(key) for key in MODEL_KEYS} | {"model": name, "pretrained": False}
+    return replace(recipe, **own)
 
 
 def _fill_images(recipe: Recipe, model: str | None) -> Recipe:
