@@ -48,8 +48,8 @@ def test_the_commands_go_from_photographs_to_predictions(photographs, capsys):
         *("data", "compare", "report", "train", "evaluate", "predict")
     ]
     for command in commands:
-        small = FEW if command[0] == "compare" else []
-        assert main([*command, *(SMALL + small if "finetune" in command else [])]) == 0, command
+        small = {"compare": SMALL + FEW, "train": SMALL}.get(command[0], [])
+        assert main([*command, *small]) == 0, command
     assert "attention/report.html" in capsys.readouterr().out
     with Path("predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
