@@ -29,6 +29,7 @@ _POOLING = "pool or nan or variance or repeat"
         pytest.param(RANDOM, "operations", "hard", marks=pytest.mark.hard),
         pytest.param(RANDOM, "gates", "hard", marks=pytest.mark.hard),
         pytest.param(PASSES, "test", "hard", marks=pytest.mark.hard),
+        pytest.param(FUSED, "test", "hard", marks=pytest.mark.hard),
         pytest.param(FUSED, "test", "gates", marks=pytest.mark.gates),
     ],
 )

@@ -76,6 +76,7 @@ def test_a_norm_equals_eager(name, layout, training):
     assert actual["out"].stride() == expected["out"].stride()
 
 
+@pytest.mark.hard
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("name", ["spem", None])

@@ -120,6 +120,7 @@ def test_a_comparison_trains_and_reports_an_imported_gate(own):
     assert f"--import {own}" in page
 
 
+@pytest.mark.hard
 def test_bench_tells_the_process_that_measures_memory_of_an_imported_gate(own, monkeypatch):
     found = []
 
