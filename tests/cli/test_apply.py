@@ -3,10 +3,12 @@
 import csv
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from pictures import paint as paint_any
 from PIL import Image
 from torch import nn
 
@@ -34,9 +36,7 @@ def _own_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def paint(path, colour):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (20, 12), colour).save(path)
+paint = partial(paint_any, size=(20, 12))
 
 
 @pytest.fixture

@@ -3,17 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from PIL import Image
+from pictures import paint
 from runs import SMALL
 
 from spem.compare import launchers, runner
 from spem.compare.study import Study
 from spem.train.fitting import fit
-
-
-def paint(path, shade):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), (shade, shade, shade)).save(path)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import torch
 
 from spem.cli.trained import Trained
-from spem.compare import launchers, mistake_counts, runner
+from spem.compare import launchers, mistake_counts, run_data, runner
 from spem.compare.mistakes import read_mistakes
 from spem.compare.study import Study
 from spem.data.batches import Batches
@@ -60,10 +60,10 @@ def test_a_comparison_whose_data_are_gone_goes_on(tmp_path, monkeypatch, capsys)
     compare(tmp_path, seeds=1)
     (tmp_path / "mistakes.jsonl").unlink()
 
-    def load_data(recipe):
+    def load_data(recipe, cache):
         raise FileNotFoundError("the data are not there")
 
-    monkeypatch.setattr(mistake_counts, "load_data", load_data)
+    monkeypatch.setattr(run_data, "load_data", load_data)
     compare(tmp_path, seeds=1)
     printed = capsys.readouterr().out
     assert "the mistakes of the other runs are not counted: the data are not there" in printed

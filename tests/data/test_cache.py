@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import draw_noise
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,10 +25,7 @@ def photographs(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_WORTH", 16)
     noise = torch.Generator().manual_seed(0)
     for name in ("cat", "dog"):
-        (tmp_path / "photographs" / name).mkdir(parents=True)
-        for number in range(8):
-            pixels = torch.randint(256, (20, 30, 3), dtype=torch.uint8, generator=noise)
-            Image.fromarray(pixels.numpy()).save(tmp_path / f"photographs/{name}/{number}.png")
+        draw_noise(tmp_path / "photographs" / name, 8, (30, 20), noise)
     return tmp_path / "photographs"
 
 

@@ -1,10 +1,12 @@
 """Folders of images: layouts, unreadable pictures, statistics, duplicates."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from pictures import paint as paint_any
 from PIL import Image
 from test_dataset import rows
 
@@ -14,10 +16,7 @@ from spem.data.describe import describe, find_duplicates
 from spem.data.images import find_images
 from spem.data.sheet import draw_sheet
 
-
-def paint(path, shade, size=(20, 10)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (shade, shade, shade)).save(path)
+paint = partial(paint_any, size=(20, 10))
 
 
 @pytest.fixture
@@ -141,7 +140,7 @@ def many(tmp_path):
     numbers |= {("test", "a"): range(200, 202), ("test", "b"): range(210, 212)}
     for (part, name), shades in numbers.items():
         for shade in shades:
-            paint(tmp_path / part / name / f"{shade}.bmp", shade, (4, 4))
+            paint(tmp_path / part / name / f"{shade}.bmp", shade, size=(4, 4))
     return tmp_path
 
 
@@ -198,8 +197,8 @@ def test_duplicates_across_splits_are_counted_and_three_are_named(many):
     data = load_dataset(str(many), image_size=4, validation=None)
     assert not [line for line in describe(data) if line.startswith("duplicates")]
     for number in range(4):  # copies under other names, in another format
-        paint(many / "test" / "a" / f"{number}.png", number, (8, 8))
-    paint(many / "train" / "a" / "twice.bmp", 50, (4, 4))  # in the same split it does no harm
+        paint(many / "test" / "a" / f"{number}.png", number, size=(8, 8))
+    paint(many / "train" / "a" / "twice.bmp", 50, size=(4, 4))  # in the same split it does no harm
     data = load_dataset(str(many), image_size=4, validation=None)
     assert len(find_duplicates(data)) == 4
     assert describe(data)[-1] == (

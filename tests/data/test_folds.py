@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from PIL import Image
+from pictures import paint
 from test_dataset import rows, share
 
 from spem.data.dataset import load_dataset
 from spem.data.describe import describe
-
-
-def paint(path, shade):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), (shade, shade, shade)).save(path)
 
 
 @pytest.fixture

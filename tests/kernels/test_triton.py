@@ -11,10 +11,10 @@ import pytest
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is made for Linux"
 )
-PASSES = Path(__file__).with_name("triton_parity.py")
+POOLING = Path(__file__).with_name("triton_pooling.py")
+PASSES = POOLING.with_name("triton_passes.py")
 FUSED = PASSES.with_name("triton_fused.py")
 RANDOM = PASSES.with_name("triton_differential.py")
-_POOLING = "pool or nan or variance or repeat"
 
 
 # Parts, for several test processes. What takes long is left to `make test-hard` (float16,
@@ -22,12 +22,13 @@ _POOLING = "pool or nan or variance or repeat"
 @pytest.mark.parametrize(
     ("bodies", "which", "marker"),
     [
-        (PASSES, _POOLING, ""),
-        (PASSES, f"not ({_POOLING})", ""),
+        (POOLING, "test", ""),
+        (PASSES, "test", ""),
         (FUSED, "test", ""),
         (RANDOM, "test", ""),
         pytest.param(RANDOM, "operations", "hard", marks=pytest.mark.hard),
         pytest.param(RANDOM, "gates", "hard", marks=pytest.mark.hard),
+        pytest.param(POOLING, "test", "hard", marks=pytest.mark.hard),
         pytest.param(PASSES, "test", "hard", marks=pytest.mark.hard),
         pytest.param(FUSED, "test", "hard", marks=pytest.mark.hard),
         pytest.param(FUSED, "test", "gates", marks=pytest.mark.gates),

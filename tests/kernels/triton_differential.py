@@ -1,6 +1,6 @@
 """Random operations, gates and norms by Triton's kernels against the reference in float64.
 
-Collected as `triton_parity.py` is: by programs with Triton's interpreter.
+Collected as `triton_maps.py` says, but not on a CUDA device.
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """Gates and norms by Triton's kernels and compiled excitations, equal to eager PyTorch.
 
-Collected as `triton_parity.py` is: by programs with Triton's interpreter, and on a CUDA device.
+Collected as `triton_maps.py` says.
 """
 
 import copy
@@ -10,7 +10,7 @@ import torch
 from gatings import build_gated
 from parity import assert_parity
 from torch import nn
-from triton_parity import DEVICE
+from triton_maps import DEVICE
 
 import spem
 from spem import kernels

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from pictures import draw_noise
 
 from spem._schema import check_value
 from spem.cli import main
@@ -42,10 +42,7 @@ def photographs(tmp_path, monkeypatch):
     monkeypatch.setattr("spem.models.user_files._run", [])
     noise = torch.Generator().manual_seed(0)
     for name in ("cat", "dog"):
-        (tmp_path / "photographs" / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = torch.randint(256, (30, 40, 3), dtype=torch.uint8, generator=noise)
-            Image.fromarray(pixels.numpy()).save(tmp_path / f"photographs/{name}/{number}.png")
+        draw_noise(tmp_path / "photographs" / name, 12, (40, 30), noise)
     Path("own.py").write_text(OWN)
     yield "photographs"
     for registry in (PREPROCESSING, MODELS):

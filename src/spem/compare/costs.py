@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -133,7 +134,9 @@ def _measure_step_memory(
         return step_memory(build().train, device)
 
 
-def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+def measure_costs(
+    records: Sequence[Record], recipes: Sequence[Recipe], cache: Path
+) -> list[dict[str, Any]]:
     """Measure training and inference of the rows of one group, in turns.
 
     A training step is that of the run: forward, loss, backward, optimiser. Inference is that of
@@ -144,6 +147,7 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
     Args:
         records: of a finished run of each row; the first is the one that ratios refer to.
         recipes: of the same runs.
+        cache: see `load_dataset`.
 
     Returns:
         One object a row, as `costs.jsonl` keeps it: the labels, what `measure_networks` returns,
@@ -151,7 +155,7 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
     """
     alone = {"devices": 1, "sync_batchnorm": False}
     recipes = [replace(r, threads=count_threads(r), **alone) for r in recipes]
-    builds = [partial(_make_run_work, recipe) for recipe in recipes]
+    builds = [partial(_make_run_work, recipe, cache) for recipe in recipes]
     backends = [record["summary"]["kernels"] for record in records]
     costs = measure_networks(builds, recipes[0], backends[0], ROUNDS)
     return [
@@ -162,9 +166,9 @@ def measure_costs(records: Sequence[Record], recipes: Sequence[Recipe]) -> list[
     ]
 
 
-def _make_run_work(recipe: Recipe) -> NetworkWork:
+def _make_run_work(recipe: Recipe, cache: Path) -> NetworkWork:
     """Build the network of a run, and its work on the first batch of its data."""
-    dataset = load_data(recipe)
+    dataset = load_data(recipe, cache=cache)
     keys: Any = {key: getattr(recipe, key) for key in ("mean", "std", "channels_last")}
     batches = Batches(dataset.train, recipe.batch_size, **keys)
     return make_work(recipe, build(recipe, dataset), next(batches.in_order()))

@@ -12,17 +12,13 @@ from spem._files import write_text
 from spem._messages import describe_error, say
 from spem.compare.mistakes import FILE, read_mistakes
 from spem.compare.planned import PlannedRun
+from spem.compare.run_data import RunData
 from spem.data.batches import Batches
 from spem.data.splits import Dataset
 from spem.export.network import load_network
 from spem.models.user_files import import_files
 from spem.train.devices import create_fabric
 from spem.train.metrics import answer
-from spem.train.setup import load_data
-
-# The keys of a recipe on which the images of a test split depend.
-KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
-KEYS_OF_DATA += ("interpolation", "crop_ratio", "folds", "fold")
 
 
 def count_mistakes(runs: Sequence[PlannedRun], folder: Path) -> None:
@@ -47,12 +43,9 @@ def count_mistakes(runs: Sequence[PlannedRun], folder: Path) -> None:
 
 
 def _count_all(runs: Sequence[PlannedRun], folder: Path) -> Iterator[dict[str, Any]]:
-    last, dataset = None, None
+    data = RunData(folder)
     for run in runs:
-        wanted = [getattr(run.recipe, key) for key in KEYS_OF_DATA]
-        if dataset is None or wanted != last:  # runs on the same data follow each other
-            last, dataset = wanted, load_data(run.recipe)
-        yield {"key": run.key} | _count(run, run.folder_in(folder), dataset)
+        yield {"key": run.key} | _count(run, run.folder_in(folder), data.load(run))
 
 
 def _count(run: PlannedRun, folder: Path, dataset: Dataset) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from spem._files import write_text
 from spem._messages import say, shorten
 from spem.compare import launchers
 from spem.compare.costs import measure_costs
-from spem.compare.mistake_counts import KEYS_OF_DATA, count_mistakes
+from spem.compare.mistake_counts import count_mistakes
 from spem.compare.planned import PlannedRun
 from spem.compare.progress import ProgressTable
 from spem.compare.records import (
@@ -30,14 +30,14 @@ from spem.compare.records import (
     repeat_of,
     row_of,
 )
-from spem.data.cache import CACHE
+from spem.compare.run_data import KEYS_OF_DATA, RunData, cache_beside
 from spem.data.describe import describe
 from spem.data.splits import Dataset, sum_of_folder
 from spem.models.user_files import sums_by_name
 from spem.train.devices import create_fabric, keep_freed_memory
 from spem.train.folder import is_finished, locked
 from spem.train.identity import FREE_KEYS, NEW_KEYS, deciding_keys
-from spem.train.setup import load_data, prepare
+from spem.train.setup import prepare
 from spem.train.summary import read_summary
 
 with needs_extra("train"):
@@ -167,13 +167,12 @@ def _check(runs: Sequence[PlannedRun], ledger: Ledger) -> list[str]:
                 "batch_size is auto, must be a number in a comparison: each row would have its own"
             )
         firsts.setdefault((run.data, run.model, run.row), run)
-    last, dataset, lines = None, None, []
+    data, last, lines = RunData(ledger.folder), None, []
     for run in firsts.values():
-        wanted = [getattr(run.recipe, key) for key in KEYS_OF_DATA]
         try:
-            if wanted != last:  # runs on the same data follow each other
-                cache = run.folder_in(ledger.folder).parent / CACHE
-                last, dataset = wanted, load_data(run.recipe, cache=cache)
+            dataset = data.load(run)
+            if dataset is not last:
+                last = dataset
                 lines += describe(dataset)
                 _refuse_other_images(run, dataset, ledger)
             prepare(create_fabric(run.recipe), run.recipe, dataset=dataset)
@@ -280,6 +279,7 @@ def _measure_groups(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
     """Measure the costs of each group that has results of all its rows and no costs yet."""
     known = read_costs(ledger.folder)
     recipes = {run.key: run.recipe for run in plan}
+    cache = cache_beside(plan[0], ledger.folder)
     records = [record for key, record in ledger.records.items() if key in recipes]
     for place, rows in group_records(records).items():
         firsts = [next((r for r in row if r["summary"]), None) for row in rows.values()]
@@ -291,6 +291,6 @@ def _measure_groups(plan: Sequence[PlannedRun], ledger: Ledger) -> None:
         names = ", ".join(place)
         say(f"measuring speed and memory of {len(own)} networks: {names}")
         keep_freed_memory()
-        known = others + measure_costs(own, [recipes[record["key"]] for record in own])
+        known = others + measure_costs(own, [recipes[record["key"]] for record in own], cache)
         lines = "".join(json.dumps(cost) + "\n" for cost in known)
         write_text(ledger.folder / "costs.jsonl", lines)

@@ -1,4 +1,4 @@
-"""Studies: which networks are compared, on which data, with which seeds or folds, as YAML."""
+"""Studies as YAML: a grid of gates, networks, data sets and seeds or folds."""
 
 import math
 from collections import Counter

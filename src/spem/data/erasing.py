@@ -25,7 +25,7 @@ class RandomErasing(nn.Module):
         self._probability = probability
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return changed images; the given ones stay.
+        """Return new, changed images.
 
         Args:
             pixels: in [0, 1], float32 (N, C, H, W).

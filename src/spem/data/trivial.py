@@ -23,7 +23,7 @@ class TrivialAugment(nn.Module):
     """
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return changed images, all values in [0, 1]; the given ones stay.
+        """Return new, changed images, all values in [0, 1].
 
         Args:
             pixels: in [0, 1], float32 (N, C, H, W).

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from spem._checks import is_number
 from spem._messages import shorten
 
 # By the prefix of a library: its arguments or keys of a configuration. A network has at most one of
@@ -39,7 +40,7 @@ def check_drops(name: str, in_library: bool, drops: dict[str, float | None]) -> 
     for key, value in drops.items():
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        if not is_number(value) or not 0 <= value < 1:
             raise ValueError(f"{key} is {shorten(value)}, must be in [0, 1)")
         if not in_library:
             raise ValueError(

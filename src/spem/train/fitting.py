@@ -134,7 +134,7 @@ def fit(
         say(f"The run in {folder} is finished: nothing is left to train.")
         return _read_result(folder, recipe, model)
     resumed = folder if resume else None
-    cache = (Path("runs") if folder is None else folder.parent) / CACHE
+    cache = (folders.RUNS if folder is None else folder.parent) / CACHE
     if recipe.replicas > 1:
         ready = Replicas(recipe, resumed, cache)
     else:

@@ -40,6 +40,8 @@ FILES = ("summary.json", "checkpoint.pt", *DERIVED, "placement.json")
 FILES += ("per_class.csv", "confusion.png", "mistakes.html", "recipe.yaml")
 # Folders of a run: what else has logged it.
 LOGS = ("tensorboard", "wandb")
+# Below it are the folders of runs that are given none.
+RUNS = Path("runs")
 _LOCK = ".lock"
 _log = logging.getLogger("spem")
 
@@ -234,7 +236,7 @@ def number_folder(recipe: Recipe) -> Path:
     numbers = count()
     while True:
         with suppress(FileExistsError):
-            (path := Path("runs", f"{name}-{next(numbers)}")).mkdir(parents=True)
+            (path := RUNS / f"{name}-{next(numbers)}").mkdir(parents=True)
             return path
 
 

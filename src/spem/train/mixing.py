@@ -30,7 +30,7 @@ class Mixing:
         self._mixup, self._cutmix, self._classes = recipe.mixup, recipe.cutmix, classes
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mixed images and shares of the classes; or what is given, without a method.
+        """Return mixed images and shares of the classes; without a method, the arguments.
 
         Args:
             images: (n, C, H, W).

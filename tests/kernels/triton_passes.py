@@ -1,185 +1,25 @@
-"""Parity of the Triton kernels with PyTorch, on a CUDA device or in Triton's interpreter.
-
-Not collected by its name: `test_triton.py` runs it in an interpreter of its own, because Triton
-decides at its first import whether it interprets; and takes over its tests for a CUDA device.
-"""
-
-import os
+"""Parity of Triton's recalibration and backward kernels with PyTorch; see `triton_maps.py`."""
 
 import pytest
 import torch
-from parity import assert_parity
-from torch.testing import assert_close
+from triton_maps import (
+    CASES,
+    DEVICE,
+    DTYPES,
+    FORMATS,
+    SPLIT_SHAPES,
+    _poisoned_outputs,  # noqa: F401 (pytest finds it in this module)
+    check,
+    maps,
+    spread,
+    values,
+    wide,
+)
 
 from spem.kernels.triton import layout as triton_layout
-from spem.kernels.triton import pool as triton_pool
 from spem.kernels.triton.backward import input_gradient, sums
 from spem.kernels.triton.pool import pool
 from spem.kernels.triton.recalibrate import recalibrate
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-SHAPES = [
-    (1, 1, 1, 1),
-    (2, 3, 1, 1),
-    (2, 3, 7, 7),
-    (1, 64, 7, 7),
-    (2, 17, 13, 17),
-    (3, 16, 4, 8),
-    (2, 32, 8, 8),
-    (0, 3, 2, 2),
-]
-# Enough positions and few enough maps that each is split over several programs; the last split
-# of the first shape is short, the last tile of the second is not full.
-SPLIT_SHAPES = [(1, 2, 172, 196), (1, 3, 183, 201)]
-FORMATS = ["contiguous", "channels_last"]
-# Brought to one of the two before any kernel sees them: one shape shows it.
-GAPPED = [((2, 3, 7, 7), layout) for layout in ("sliced", "sliced_channels_last", "transposed")]
-CASES = [(shape, layout) for shape in SHAPES for layout in FORMATS] + GAPPED
-# In `make test` float32, and bfloat16 in `test_the_whole_segment_equals_autograd`.
-_OTHERS = (torch.bfloat16, torch.float16, torch.float64)
-DTYPES = [torch.float32, *(pytest.param(t, marks=pytest.mark.hard) for t in _OTHERS)]
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_outputs(monkeypatch):
-    """Fill what the kernels shall write with NaN: an element that they leave out shows."""
-
-    def poisoned(allocate):
-        def call(*args, **kwargs):
-            tensor = allocate(*args, **kwargs)
-            return tensor.fill_(float("nan") if tensor.is_floating_point() else -(2**20))
-
-        return call
-
-    for name in ("empty", "empty_map"):
-        monkeypatch.setattr(triton_layout, name, poisoned(getattr(triton_layout, name)))
-
-
-def maps(shape, layout="contiguous", dtype=torch.float32, ties=False):
-    n, c, h, w = shape
-    if layout.startswith("sliced"):
-        shape = (n, 2 * c, h + 1, w + 2)
-    elif layout == "transposed":
-        shape = (n, c, w, h)
-    x = torch.randn(shape, dtype=torch.float64)
-    x = (x.round() if ties else x).to(DEVICE, dtype)
-    if layout.endswith("channels_last"):
-        x = x.to(memory_format=torch.channels_last)
-    if layout.startswith("sliced"):
-        return x[:, ::2, 1:, 2:]
-    return x.transpose(2, 3) if layout == "transposed" else x
-
-
-def values(shape, dtype=torch.float32):
-    return torch.randn(shape[:2], dtype=torch.float64).to(DEVICE, wide(dtype))
-
-
-def wide(dtype):
-    return torch.promote_types(dtype, torch.float32)
-
-
-def spread(value):
-    """(N, C) -> (N, C, 1, 1)."""
-    return value[:, :, None, None]
-
-
-def check(actual, naive, truth, what):
-    if actual.dtype == torch.float64:
-        # Nothing is wider than this: the rule cannot judge it.
-        scale = max(1, truth.abs().amax().item()) if truth.numel() else 1
-        assert_close(actual, truth, rtol=0, atol=1e-13 * scale, msg=what)
-        return
-    # The interpreter cuts float32 to bfloat16 off where a device rounds: one ulp more.
-    ulps = 5 if INTERPRETED and actual.dtype == torch.bfloat16 else 4
-    assert_parity(actual, naive, truth, what, ulps)
-
-
-def first_positions(x, extremum):
-    flat = x.flatten(2)
-    held = (flat == spread(extremum)[..., 0]) | flat.isnan()
-    return torch.where(held, torch.arange(flat.shape[-1], device=x.device), flat.shape[-1]).amin(-1)
-
-
-def check_moments(x):
-    moments, wider, truth = pool(x, True), x.to(wide(x.dtype)), x.double()
-    mean = truth.mean((2, 3))
-    check(moments.mean, wider.mean((2, 3)), mean, "mean")
-    naive = (wider - wider.mean((2, 3), keepdim=True)).square().mean((2, 3))
-    check(moments.var, naive, (truth - spread(mean)).square().mean((2, 3)), "var")
-    if x.numel():
-        assert torch.equal(moments.max, wider.amax((2, 3)))
-        assert torch.equal(moments.min, wider.amin((2, 3)))
-        assert torch.equal(moments.argmax, first_positions(wider, moments.max))
-        assert torch.equal(moments.argmin, first_positions(wider, moments.min))
-    short = pool(x, False)
-    assert short[2:] == (None,) * 4
-    check(short.mean, wider.mean((2, 3)), mean, "mean alone")
-    check(short.var, naive, (truth - spread(mean)).square().mean((2, 3)), "var alone")
-    for value in moments:
-        assert value.shape == x.shape[:2]
-        assert value.is_contiguous()
-
-
-@pytest.mark.parametrize(("shape", "layout"), CASES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_pool(shape, layout, dtype):
-    check_moments(maps(shape, layout, dtype))
-
-
-@pytest.mark.parametrize("shape", SPLIT_SHAPES)
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES[:2])
-def test_pool_of_maps_that_several_programs_share(shape, layout, dtype):
-    x = maps(shape, layout, dtype, ties=True)
-    assert triton_pool._plan(triton_layout.layout_of(x), x.element_size()).splits > 1
-    check_moments(x)
-
-
-@pytest.mark.parametrize("layout", [*FORMATS, "sliced"])
-def test_pool_of_ties_finds_the_first_position(layout):
-    check_moments(maps((2, 5, 13, 17), layout, torch.bfloat16, ties=True))
-    mixed_zeros = maps((2, 5, 13, 17), layout).sign().clamp(max=0) * 0.0
-    check_moments(mixed_zeros)
-    infinite = maps((1, 3, 5, 5), layout)
-    infinite[0, 0] = float("inf")
-    infinite[0, 1] = -float("inf")
-    moments = pool(infinite, True)
-    for at in (moments.argmax, moments.argmin):
-        assert at[0, :2].tolist() == [0, 0]
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", [(1, 2, 7, 9), (1, 2, 172, 196)])
-def test_equal_values_have_no_variance(shape, layout):
-    moments = pool(torch.full_like(maps(shape, layout), 1000.1), True)
-    assert (moments.var <= (1000.1 * 2**-22) ** 2).all()
-    assert_close(moments.mean, torch.full_like(moments.mean, 1000.1))
-    assert torch.equal(moments.argmax, torch.zeros_like(moments.argmax))
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", [(1, 4, 7, 9), (1, 4, 172, 196)])
-def test_variance_keeps_its_digits_under_a_large_mean(shape, layout):
-    x = maps(shape, layout) + 1000
-    truth = x.double().var((2, 3), correction=0)
-    assert ((pool(x, True).var - truth).abs() / truth).max() < 1e-5
-
-
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", [(1, 4, 7, 9), (1, 4, 172, 196)])
-def test_nan_is_handed_on(shape, layout):
-    x = maps(shape, layout)
-    x[0, 1, 3, 2] = x[0, 1, 5, 5] = x[0, 2, -1, -1] = -float("nan")
-    x[0, 3] = float("nan")
-    moments = pool(x, True)
-    where = torch.tensor([[False, True, True, True]], device=DEVICE)
-    for value in moments[:4]:
-        assert torch.equal(value.isnan(), where)
-    for at in (moments.argmax, moments.argmin):
-        assert ((at >= 0) & (at < shape[2] * shape[3])).all()
-    out = recalibrate(x, *(torch.ones(1, 4, device=DEVICE),) * 2, None, relu=True)
-    assert torch.equal(out.isnan(), x.isnan())
 
 
 def kept(out, x):
