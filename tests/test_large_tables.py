@@ -16,7 +16,7 @@ def enlarge(path):
         file.truncate(2 << 30)  # takes no room on the disk
 
 
-@pytest.mark.parametrize("name", ["records.jsonl", "costs.jsonl"])
+@pytest.mark.parametrize("name", ["records.jsonl", "costs.jsonl", "mistakes.jsonl"])
 def test_a_report_refuses_them(tmp_path, name):
     reports.write(tmp_path, [reports.record("none", 0, 0.9)])
     enlarge(tmp_path / name)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+from spem._files import check_size
 from spem._schema import Text, Texts, is_whole, list_of, parse_json
 
 FILE = "mistakes.jsonl"
@@ -30,9 +31,16 @@ class Mistakes(TypedDict):
 
 
 def read_mistakes(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the mistakes of the runs of a comparison, by their keys; no damaged lines."""
+    """Return the mistakes of the runs of a comparison, by their keys; no damaged lines.
+
+    Raises:
+        ValueError: the file is larger than any of its kind.
+    """
     path, found = folder / FILE, {}
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+    if not path.exists():
+        return found
+    check_size(path)
+    for line in path.read_text(errors="replace").splitlines():
         try:
             own = parse_json(line, Mistakes)
             _check_classes(own)
