@@ -154,6 +154,7 @@ def test_the_flags_that_commands_share_are_explained(capsys, command):
         ("train --gate-options {alpha:0.2}", "a space after each colon, got '{alpha:0.2}'"),
         ("train --gate-options.mask 1", "gate_options must be a mapping whose keys"),
         ("train --schedule stp", "--schedule must be {step,cosine,onecycle,constant}, got 'stp'"),
+        ("train --class-weights x", "--class-weights must be {balanced}, got 'x'"),
         ("train --epochs 0", "epochs must be a whole number from 1 to 1,000,000, got 0"),
         ("train --resume", "--resume needs one folder"),
         ("train --resume a --out b", "--resume needs one folder"),

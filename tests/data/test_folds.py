@@ -126,3 +126,17 @@ def test_cifars_test_images_are_left_alone(monkeypatch):
     ]
     assert set.union(*map(rows, tested)) == rows(pools[0])
     assert [len(split.labels) for split in tested] == [10, 10, 10]
+
+
+def test_an_error_does_not_advise_what_cannot_help(photographs):
+    bad = next((photographs).rglob("*.png"))
+    bad.write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"lists all such images: remove them$"):
+        load_dataset(str(photographs), image_size=4, folds=3, fold=1)
+
+
+def test_a_data_set_is_written_in_one_line():
+    assert repr(load_dataset("digits")) == (
+        "Dataset('digits', 10 classes, train=Split of 1,293 images 1×8×8,"
+        " validation=Split of 144 images 1×8×8, test=Split of 360 images 1×8×8)"
+    )

@@ -235,6 +235,17 @@ def test_pictures_are_prepared_as_the_library_does_it(name, size, folder, tmp_pa
     torch.testing.assert_close(own, torch.as_tensor(expected))
 
 
+def test_a_given_network_of_timm_says_how_its_pictures_are_prepared(tmp_path):
+    given, folder = timm.create_model("resnet10t"), str(tmp_path)
+    spem.attach(given, "se")
+    found = resolve(Recipe(data=folder), given)
+    expected = resolve(Recipe(model="timm:resnet10t", data=folder))
+    for key in ("mean", "std", "image_size", "interpolation", "crop_ratio"):
+        assert getattr(found, key) == getattr(expected, key) is not None
+    own = Recipe(data=folder, mean=[0.1] * 3, std=[1.0] * 3)
+    assert resolve(own, given).mean == [0.1] * 3
+
+
 def test_a_network_of_hugging_face_without_a_file_of_its_preprocessing_keeps_the_pictures(tmp_path):
     recipe = resolve(Recipe(model=f"hf:{tmp_path}", data=str(tmp_path)))
     assert (recipe.image_size, recipe.mean, recipe.interpolation) == (32, None, None)

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import statistics
+from collections import Counter
 
 import pytest
 from reports import record, texts, write
@@ -13,6 +14,7 @@ from scipy import stats
 from spem.report import report
 from spem.report.figures import figures
 from spem.report.tables import read_contents
+from spem.report.tables.mistakes import _Counted, _note_answers
 
 FOLDS = 5
 
@@ -107,3 +109,13 @@ def test_seeds_and_folds_do_not_stand_in_one_table(tmp_path):
     write(tmp_path, [*fold_records(), record("none", 0, 0.9, data="photographs")])
     with pytest.raises(ValueError, match="records of seeds and of folds, or of several numbers"):
         read_contents(tmp_path)
+
+
+def test_a_network_that_answers_alike_is_named_beside_the_largest_class():
+    images = Counter({0: 70, 1: 20, 2: 10})
+    lazy = Counter({(1, 0): 20, (2, 0): 9})
+    counted = {"lazy": _Counted(images, lazy), "se": _Counted(images, Counter({(0, 1): 30}))}
+    assert _note_answers(counted, ["oak", "elm", "ash"]) == [
+        "Whoever always answers oak gets 70.0% of the images right.",
+        "lazy answers oak for 99.0% of the images: it has learned next to nothing.",
+    ]

@@ -52,6 +52,29 @@ def test_the_folder_holds_what_was_promised():
     assert config["classes"] == list("0123456789")
 
 
+def test_a_result_is_written_in_one_line():
+    run = fit(SMALL, net(), out="run")
+    reached = f"{run.summary['final_test_top1']:.4g}"
+    assert repr(run) == f"Result('run', final_test_top1={reached}, Net)"
+
+
+@pytest.mark.parametrize(
+    ("keys", "warned"),
+    [
+        ({"warmup_epochs": 2.0}, "warmup_epochs is 2 of 2 epochs"),
+        ({"freeze": "0*", "freeze_epochs": 3}, "freeze_epochs is 3 of 2 epochs: what '0*'"),
+        ({"freeze": "0*", "freeze_epochs": 1, "warmup_epochs": 1.9}, None),
+        ({"epochs": 1, "warmup_epochs": 1.0}, None),
+    ],
+)
+def test_a_part_as_long_as_the_run_is_warned_of(keys, warned, capsys):
+    recipe = replace(SMALL, epochs=2)
+    digits = setup.load_data(recipe)
+    setup.announce(replace(recipe, **keys), digits)
+    said = capsys.readouterr().out
+    assert warned in said if warned else "warning" not in said
+
+
 def test_multiply_adds_are_those_of_convolutions_and_linear_layers():
     assert fit(SMALL, net()).summary["macs"] == 9 * (9 * 8) + 72 * 10
 

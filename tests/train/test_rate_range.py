@@ -1,6 +1,7 @@
 """The learning-rate range test: what it measures, suggests, writes, and leaves as it was."""
 
 import csv
+from bisect import bisect_left
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -12,34 +13,39 @@ from runs import SMALL, net
 
 from spem.cli import main
 from spem.models import create_model
-from spem.train.rate_range import find_rate, valley
+from spem.train import rate_range
+from spem.train.rate_range import RateRange, find_rate, valley
 
 TEST = replace(SMALL, mean=[0.3], std=[0.4], crop=0)
 
 
-def fastai(losses):
-    """The rule as fastai 2.8 writes it (callback/schedule.py), but for its tensors."""
-    n = len(losses)
-    max_start, max_end, lds = 0, 0, [1] * n
-    for i in range(1, n):
-        for j in range(i):
-            if (losses[i] < losses[j]) and (lds[i] < lds[j] + 1):
-                lds[i] = lds[j] + 1
-            if lds[max_end] < lds[i]:
-                max_end = i
-                max_start = max_end - lds[max_end]
-    sections = (max_end - max_start) / 3
-    return max_start + int(sections) + int(sections / 2)
+def middle_of_fall(losses):
+    """The middle third's middle of the steps that the longest fall is as long as, by piles."""
+    tops, end, most = [], 0, 0
+    for i, loss in enumerate(losses):
+        place = bisect_left(tops, -loss)  # pile i ends the falls of i + 1 losses
+        tops[place : place + 1] = [-loss]
+        if place + 1 > most:
+            end, most = i, place + 1
+    return end - most + most // 3 + most // 6
 
 
-def test_the_valley_is_that_of_fastai():
+def test_the_valley_is_in_the_longest_fall():
     numbers = torch.Generator().manual_seed(0)
     for count in (10, 40, 85):
         for _ in range(20):
             losses = torch.rand(count, generator=numbers)
             losses = (losses + torch.linspace(2, 0, count).square()).tolist()
-            assert valley(losses) == max(0, fastai(losses))
+            assert valley(losses) == max(0, middle_of_fall(losses))
     assert valley([1.0, 2.0, 3.0]) is None
+
+
+@pytest.mark.parametrize(("fall", "flat"), [(0, True), (0.5, True), (3, False), (30, False)])
+def test_a_loss_that_falls_less_than_it_varies_is_flat(fall, flat):
+    noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    trend = 5 - fall * torch.linspace(-3, 1, 100).clamp(0)
+    found = RateRange([], (trend + noise).tolist(), trend.tolist(), 0.1)
+    assert found.is_flat is flat
 
 
 def test_the_rate_climbs_until_the_loss_diverges_and_a_model_stays_as_it_is():
@@ -82,6 +88,16 @@ def test_the_command_writes_a_picture_and_a_table(tmp_path, monkeypatch, capsys)
     assert rows[0].keys() == {"learning_rate", "loss", "smoothed_loss"}
     with Image.open("learning-rates.png") as picture:
         assert picture.size == (900, 600)
+
+
+def test_the_command_warns_of_a_loss_that_hardly_falls(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rates = [10.0**n for n in range(-7, 3)]
+    for end, warned in ((2.29, True), (0.5, False)):
+        found = RateRange(rates, [2.3, 2.2] * 5, [*[2.3] * 9, end], 0.1)
+        monkeypatch.setattr(rate_range, "find_rate", lambda *_, found=found, **__: found)
+        assert main(["find-lr"]) == 0
+        assert ("the loss hardly falls" in capsys.readouterr().out) is warned
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,14 @@ def test_patience_counts_epochs_since_the_first_best_one(accuracies, patience, s
     assert has_stopped(Recipe(patience=patience), history) is stopped
 
 
+@pytest.mark.parametrize(("warmup", "epochs"), [(0, 3), (1, 3), (2.5, 5), (3, 5), (9, 11)])
+def test_epochs_of_the_warmup_do_not_count(warmup, epochs):
+    recipe, history = Recipe(patience=2, epochs=20, warmup_epochs=warmup), []
+    while not has_stopped(recipe, history):
+        history.append({"validation_top1": 0.5})
+    assert len(history) == epochs
+
+
 def test_a_run_ends_with_the_weights_of_its_last_epoch_and_says_so(capsys):
     run = fit(replace(STILL, progress=True), net(), out="run")
     said = capsys.readouterr().out

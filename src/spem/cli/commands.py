@@ -144,6 +144,11 @@ def find_learning_rate(
     else:
         rows.insert(0, ("suggestion (fastai's valley)", f"--lr {found.suggestion:.2g}"))
     show(["learning rate", ""], rows)
+    if found.suggestion is not None and found.is_flat:
+        say(
+            "warning: the loss hardly falls, less than it varies from step to step, so the"
+            " suggestion is little more than chance: look at the picture, and give more --steps"
+        )
     say(f"the loss over the rate: {path}, {path.with_suffix('.csv').name}")
 
 

@@ -202,6 +202,8 @@ def _placeholder(hint: Any) -> str:
     hint = _strip(hint)
     if get_origin(hint) is list:
         return f"[{_placeholder(*get_args(hint))},...]"
+    if get_origin(hint) is Literal:
+        return f"{{{','.join(map(str, get_args(hint)))}}}"
     if get_origin(hint) in (Union, UnionType):
         first, *others = get_args(hint)
         words = [

@@ -24,6 +24,10 @@ class Split(NamedTuple):
     images: Tensor
     labels: Tensor
 
+    def __repr__(self) -> str:
+        """Return the number and size of the images; what the tensors hold is long."""
+        return f"Split of {len(self.labels):,} images {'×'.join(map(str, self.images.shape[1:]))}"
+
 
 class Batches:
     """A split on a device, and the batches that are made of it there.

@@ -88,9 +88,9 @@ class _Reader:
         if self._on_bad_image == "list":
             return
         if self._on_bad_image == "raise":
+            skip = "" if measured else ", or skip a few training images (on_bad_image: skip)"
             raise ValueError(
-                f"{errors[0]}; `spem data FOLDER` lists all such images: remove them, or skip them"
-                " where they are few training images (on_bad_image: skip)"
+                f"{errors[0]}; `spem data FOLDER` lists all such images: remove them{skip}"
             )
         if measured:
             raise ValueError(

@@ -56,6 +56,12 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]
     folder: FolderFacts | None = None
 
+    def __repr__(self) -> str:
+        """Return name, classes and splits in one line, without what the tensors hold."""
+        splits = (self.train, self.validation, self.test)
+        said = [f"{name}={split}" for name, split in zip(self._fields[1:4], splits, strict=True)]
+        return f"Dataset({self.name!r}, {len(self.classes)} classes, {', '.join(said)})"
+
 
 def sum_of_folder(dataset: Dataset) -> str | None:
     """Return a sum of the classes, images and labels of all splits of a folder, in their order.

@@ -1,9 +1,12 @@
 """What a network was trained to see: mean, std, size and cut of its pictures."""
 
+import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, get_args
+
+from torch import nn
 
 from spem._schema import (
     Flag,
@@ -100,8 +103,20 @@ def library_preprocessing(name: str) -> Preprocessing:
     return _ask_transformers(own)
 
 
+def stored_preprocessing(model: nn.Module) -> Preprocessing:
+    """Return how the pictures for a network are prepared that says so itself, as those of timm."""
+    stored = getattr(model, "pretrained_cfg", None)
+    if not isinstance(stored, dict) or "timm" not in sys.modules:
+        return Preprocessing()
+    return _read_timm(stored)
+
+
 def _ask_timm(own: str) -> Preprocessing:
-    stored = import_module("timm").get_pretrained_cfg(own).to_dict()
+    return _read_timm(import_module("timm").get_pretrained_cfg(own).to_dict())
+
+
+def _read_timm(stored: dict[str, Any]) -> Preprocessing:
+    """Return what the configuration of timm's pretrained weights says."""
     found = import_module("timm.data").resolve_data_config(pretrained_cfg=stored)
     return _describe(
         found["mean"],

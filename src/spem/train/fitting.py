@@ -53,6 +53,13 @@ class Result(NamedTuple):
     summary: dict[str, Any]
     model: nn.Module
 
+    def __repr__(self) -> str:
+        """Return folder and accuracy in one line; the summary and the layers are long."""
+        reached = self.summary["final_test_top1"]
+        mean = reached["mean"] if isinstance(reached, dict) else reached
+        top1 = "-" if mean is None else f"{mean:.4g}"
+        return f"Result({str(self.folder)!r}, final_test_top1={top1}, {type(self.model).__name__})"
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM stopped the run in `folder`, where its state is saved.

@@ -72,7 +72,8 @@ def add_line(bar: Progress, run: "Run", name: str = "") -> Callable[[dict[str, A
             seconds = (perf_counter() - started) / (done - first) * (total - done)
             left = f"{format_duration(seconds)} left"
             if run.finished and done < total:
-                left = f"the end: no better validation top-1 for {run.recipe.patience} epochs"
+                some = f"{n} epochs" if (n := run.recipe.patience) != 1 else "1 epoch"
+                left = f"the end: no better validation top-1 for {some}"
             say(f"{name}{describe_epoch(row, epochs)}, {left}")
 
     task = bar.add_task(describe(), completed=done, total=total)

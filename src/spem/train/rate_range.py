@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +50,15 @@ class RateRange(NamedTuple):
     losses: list[float]
     smoothed: list[float]
     suggestion: float | None
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the loss falls by less than it varies between the first fifth of the steps.
+
+        Their rates are too low to matter; a suggestion is then hardly more than chance.
+        """
+        first = self.losses[: max(2, len(self.losses) // 5)]
+        return len(first) < 2 or mean(first) - min(self.smoothed) < stdev(first)
 
 
 def find_rate(recipe: Recipe, model: nn.Module | None = None, *, steps: int = 100) -> RateRange:

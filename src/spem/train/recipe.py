@@ -117,7 +117,7 @@ class Recipe:
             α of Beta(α, α), often 1; 0: no CutMix. With `mixup`, each image gets either.
         epochs: passes over the training images.
         patience: epochs without a better validation accuracy after which the run ends, with the
-            weights of its last epoch; none: it has all epochs.
+            weights of its last epoch; those of the warm-up do not count; none: it has all epochs.
         batch_size: images of one optimisation step, over all devices and micro-batches; auto: the
             largest power of two that fits into memory, at most 1,024 and an eighth of the training
             images; a GPU tries it, a CPU takes half of its free memory.

@@ -9,7 +9,7 @@ from spem._messages import say
 from spem.data.dataset import image_format
 from spem.gates import GATES, gate_options
 from spem.models.libraries import is_library_name
-from spem.models.preprocessing import Preprocessing, library_preprocessing
+from spem.models.preprocessing import Preprocessing, library_preprocessing, stored_preprocessing
 from spem.models.registry import PREPROCESSING
 from spem.models.user_files import import_files, pin_files
 from spem.train.devices import choose_precision
@@ -25,7 +25,7 @@ def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
     import_files(recipe.import_)
     config = None if model is None else network_config(model)
     recipe = replace(
-        _fill_images(recipe, recipe.model if config is None else config["model"]),
+        _fill_images(recipe, model),
         import_=pin_files(recipe.import_),
         precision=choose_precision(recipe),
     )
@@ -49,12 +49,12 @@ def resolve(recipe: Recipe, model: nn.Module | None = None) -> Recipe:
     return replace(recipe, **own)
 
 
-def _fill_images(recipe: Recipe, model: str | None) -> Recipe:
+def _fill_images(recipe: Recipe, model: nn.Module | None) -> Recipe:
     """Return the recipe with what its network and its data say of images, where it is open.
 
     Args:
         recipe: as it was given.
-        model: name of the network, if it has one.
+        model: the network, if one is given.
     """
     named = recipe.data in NAMED_DATA
     channels, side = image_format(recipe.data)
@@ -64,19 +64,22 @@ def _fill_images(recipe: Recipe, model: str | None) -> Recipe:
     # Data sets that are no folders have images of one size.
     keys = ("mean", "std") if named else Preprocessing._fields
     if any(getattr(recipe, key) is None for key in keys):
-        own = _find_preprocessing(model).for_channels(channels)
+        own = _find_preprocessing(recipe, model).for_channels(channels)
         decided |= {key: value for key in keys if (value := getattr(own, key)) is not None}
     return replace(recipe, **{k: v for k, v in decided.items() if getattr(recipe, k) is None})
 
 
-def _find_preprocessing(model: str | None) -> Preprocessing:
-    """Return how the pictures for a network of a name are prepared, as far as is known."""
-    if is_library_name(model):
+def _find_preprocessing(recipe: Recipe, model: nn.Module | None) -> Preprocessing:
+    """Return how the pictures for a network are prepared, as far as it or its name says."""
+    name = recipe.model if model is None else network_config(model)["model"]
+    if model is not None and name is None:
+        return stored_preprocessing(model)
+    if is_library_name(name):
         try:
-            return library_preprocessing(model)
+            return library_preprocessing(name)
         except ImportError:  # which building the network will say
             return Preprocessing()
-    return PREPROCESSING.get(model or "", Preprocessing())
+    return PREPROCESSING.get(name, Preprocessing())
 
 
 def start_options(recipe: Recipe) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spem import kernels
 from spem._extras import needs_extra
-from spem._messages import say
+from spem._messages import say, shorten
 from spem.data.batches import Batches, measure_statistics
 from spem.data.dataset import load_dataset
 from spem.data.describe import describe as describe_data
@@ -193,11 +193,27 @@ def fill_statistics(recipe: Recipe, dataset: Dataset, resumed: Path | None = Non
 
 def announce(recipe: Recipe, dataset: Dataset) -> None:
     """Print what a run's data are, and how a folder of images was understood."""
-    lines = describe_data(dataset)
+    lines = [*describe_data(dataset), *_note_epochs(recipe)]
     if dataset.folder is not None and recipe.mean is not None:
         lines += [_describe_resizing(recipe)] if recipe.interpolation or recipe.crop_ratio else []
         lines.append(f"mean {recipe.mean}, std {recipe.std}")
     say("\n".join(lines))
+
+
+def _note_epochs(recipe: Recipe) -> list[str]:
+    """Return a warning for each part of a run that is as long as the run."""
+    warnings, epochs = [], recipe.epochs
+    if epochs > 1 and recipe.warmup_epochs >= epochs:
+        warnings.append(
+            f"warning: warmup_epochs is {recipe.warmup_epochs:g} of {epochs} epochs: the learning"
+            " rate climbs to the end of the run"
+        )
+    if recipe.freeze_epochs is not None and recipe.freeze_epochs >= epochs:
+        warnings.append(
+            f"warning: freeze_epochs is {recipe.freeze_epochs} of {epochs} epochs: what"
+            f" {shorten(recipe.freeze)} freezes is never trained"
+        )
+    return warnings
 
 
 def _describe_resizing(recipe: Recipe) -> str:

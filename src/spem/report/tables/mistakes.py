@@ -9,6 +9,8 @@ from spem.report.tables.cells import TextCell, TextTable, make_cell
 
 _CONFUSIONS = 12
 _CLASSES = 20
+# A network that gives one answer for such a share of the images has learned next to nothing.
+_ALIKE = 0.95
 _NOTE = (
     "Of the networks after the last epoch, summed over the runs: how many test images, and which"
     " share of those of the class. spem evaluate shows the images of a run, whose folder is below"
@@ -88,7 +90,28 @@ def _list_classes(counted: Mapping[str, _Counted], classes: Sequence[str]) -> Te
         ]
         for label in sorted(order)
     ]
-    return TextTable(["class", *counted], rows, [])
+    return TextTable(["class", *counted], rows, _note_answers(counted, classes))
+
+
+def _note_answers(counted: Mapping[str, _Counted], classes: Sequence[str]) -> list[str]:
+    """Return what the most frequent class alone would get, and the rows that answer little else."""
+    images = next(iter(counted.values())).images
+    label, most = images.most_common(1)[0]
+    notes = [
+        f"Whoever always answers {classes[label]} gets {most / images.total():.1%} of the images"
+        " right."
+    ]
+    for row, each in counted.items():
+        answers = Counter(each.images)
+        for (own, other), count in each.confused.items():
+            answers.update({own: -count, other: count})
+        label, most = answers.most_common(1)[0]
+        if most >= _ALIKE * answers.total():
+            notes.append(
+                f"{row} answers {classes[label]} for {most / answers.total():.1%} of the images: it"
+                " has learned next to nothing."
+            )
+    return notes
 
 
 def _share(count: int, images: int) -> TextCell:
