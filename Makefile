@@ -98,12 +98,12 @@ $(TRAINING): pyproject.toml constraints.txt
 	@touch $@
 
 $(INSTALLED): $(TRAINING)
-	$(BIN)/pip install --constraint constraints.txt --editable '.[train,report,cluster,log,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[train,report,cluster,log,stream,dev]'
 	@touch $@
 
 $(INTEROP)/.installed: $(INSTALLED) tests/interop/torchvision_schemas.py
 	"$(PYTHON)" -m venv $(INTEROP)
-	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable '.[train,report]' \
+	$(INTEROP)/bin/pip install --quiet --constraint constraints.txt --editable '.[train,report,stream]' \
 		pytest pytest-xdist torchvision timm transformers segmentation-models-pytorch \
 		ultralytics torchao onnx onnxruntime onnxscript accelerate 'pytorch-lightning>=2.6.4'
 	place=$$($(INTEROP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \

@@ -23,7 +23,8 @@ from spem.data.dataset import Dataset
 from spem.train.devices import count_threads, create_fabric, keep_freed_memory
 from spem.train.order import hash_seed, order_rows
 from spem.train.progress import add_line, progress_bar
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.run import Run
 from spem.train.setup import Job
 

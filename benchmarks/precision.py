@@ -16,7 +16,8 @@ from spem.compare.timing import fastest_kernels, interleave, ratios
 from spem.data.batches import Batches, Split
 from spem.data.dataset import Dataset
 from spem.train.devices import choose_precision, keep_freed_memory
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.resolving import resolve
 from spem.train.setup import build
 

@@ -23,7 +23,8 @@ from spem.export.network import load_network
 from spem.models import create_model
 from spem.models.pretrained import FOLDER, bundled_name
 from spem.surgery.config import config_of
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 
 LIMIT = 2_000_000
 CARD = "model_card.md.jinja"

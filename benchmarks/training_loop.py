@@ -21,7 +21,7 @@ from spem.data.dataset import Dataset
 from spem.train.devices import count_threads, create_fabric, keep_freed_memory
 from spem.train.order import hash_seed
 from spem.train.progress import add_line, progress_bar
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.run import Run
 from spem.train.setup import Job
 

@@ -29,7 +29,7 @@ from spem.report.writer import render
 from spem.train.checkpoint import save_checkpoint
 from spem.train.devices import create_fabric
 from spem.train.fitting import fit
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.resolving import resolve
 from spem.train.run import Run
 from spem.train.setup import prepare

@@ -24,7 +24,7 @@ from spem.models import create_model
 from spem.report.tables import read_contents
 from spem.train.checkpoint import save_checkpoint
 from spem.train.fitting import fit
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.resolving import resolve
 
 MARKER = "marker"

@@ -105,6 +105,7 @@ Flag = Annotated[bool, Allowed("true or false", lambda v: isinstance(v, bool))]
 Count = Annotated[int, whole(1, _MANY)]
 Natural = Annotated[int, whole(0, _MANY)]
 Few = Annotated[int, whole(1, 1024)]
+Workers = Annotated[int, whole(0, 256)]
 Pixels = Annotated[int, whole(1, 10_000)]
 Sides = Annotated[
     list[int],
@@ -127,6 +128,18 @@ Share = Annotated[float, Allowed("in [0, 1)", lambda v: _is_number(v) and 0 <= v
 Fraction = Annotated[float, Allowed("in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)]
 Ratio = Annotated[
     float, Allowed("a number above 0, at most 1", lambda v: _is_number(v) and 0 < v <= 1)
+]
+Area = Annotated[
+    list[float],
+    Allowed(
+        "two ascending numbers above 0, at most 1",
+        lambda v: (
+            isinstance(v, list)
+            and len(v) == 2
+            and all(map(_is_number, v))
+            and 0 < v[0] <= v[1] <= 1
+        ),
+    ),
 ]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Bits = Annotated[list[int], list_of("0 and 1", lambda v: is_whole(v) and v in (0, 1))]

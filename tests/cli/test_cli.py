@@ -15,7 +15,8 @@ import spem.train.placement_search
 from spem.cli import commands, main
 from spem.data.dataset import load_dataset
 from spem.train.fitting import Interrupted, Result
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 
 COMMANDS = ("train", "evaluate", "predict", "gates")
 

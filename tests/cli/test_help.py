@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from spem.cli import main
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 
 USUAL = [
     "model",

@@ -11,7 +11,7 @@ from spem.cli import main
 from spem.compare.records import Ledger
 from spem.compare.study import load_study
 from spem.models import create_model
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 
 CPU = ["--device", "cpu", "--threads", "1", "--no-progress"]
 

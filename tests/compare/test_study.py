@@ -7,7 +7,7 @@ import pytest
 from spem.compare.records import Ledger
 from spem.compare.study import Study, load_study, study_names
 from spem.train.identity import FREE_KEYS, deciding_keys, record_key
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SMALL = {"models": "resnet8", "recipe": {"epochs": 1}}

@@ -15,7 +15,7 @@ from spem.cli import main
 from spem.cli.trained import Trained
 from spem.data import cache
 from spem.data.dataset import load_dataset
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.replicas import Replicas
 
 

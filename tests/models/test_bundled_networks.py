@@ -9,7 +9,7 @@ from weights import check_card, check_weights, example
 from spem.cli import main
 from spem.export.network import load_network
 from spem.models import pretrained
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 
 BUNDLED = pretrained.bundled_names()
 EACH_BUNDLED = pytest.mark.parametrize("name", BUNDLED)

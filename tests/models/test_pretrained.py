@@ -21,7 +21,7 @@ from spem._extras import install_command
 from spem.cli import main
 from spem.models import pretrained
 from spem.train.fitting import fit
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "publish_weights.py"
 NAME = "resnet8-spem-digits"

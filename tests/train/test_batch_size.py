@@ -13,7 +13,8 @@ from spem.export.network import load_network
 from spem.models import create_model
 from spem.train import batch_size, fit
 from spem.train.batch_size import free_memory, largest, step_bytes
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 
 AUTO = replace(SMALL, batch_size="auto", epochs=1, crop=0)
 

@@ -19,7 +19,7 @@ from spem.train import devices, setup
 from spem.train.devices import keep_freed_memory
 from spem.train.fitting import fit
 from spem.train.folder import FILES
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 
 NOT_FITS = {"placement.json", "per_class.csv", "confusion.png", "mistakes.html"}
 

@@ -20,7 +20,8 @@ from spem.train import checkpoint
 from spem.train import folder as folders
 from spem.train.fitting import Interrupted, fit
 from spem.train.identity import FREE_KEYS, NEW_KEYS, identity, record_key
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 
 SHORT = replace(SMALL, model="resnet8", gate="spem", epochs=2)
 # The keys of a recipe when runs began to carry an identity: what comes later must be in one of the

@@ -26,7 +26,7 @@ from spem.compare.records import Ledger
 from spem.compare.study import Study
 from spem.train.fitting import fit
 from spem.train.folder import is_finished
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -7,7 +7,7 @@ import pytest
 from runs import SMALL, Net, check_same, net, rows
 
 from spem.train.fitting import fit
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 
 STEP = replace(SMALL, schedule="step", milestones=[1, 2], epochs=3, momentum=0.8, ema=0.9)
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from spem.train.optimizer import create_average, create_optimizer, create_schedule
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 
 
 def learning_rates(recipe, steps):

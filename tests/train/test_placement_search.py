@@ -11,7 +11,8 @@ from spem import create_model, explain
 from spem.cli import main
 from spem.train import metrics
 from spem.train.placement_search import Search, search_masks, search_placement
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.supernet import Supernet
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -17,7 +17,8 @@ from spem.train import setup
 from spem.train.checkpoint import load_checkpoint
 from spem.train.fitting import Interrupted, fit
 from spem.train.folder import FILES
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.run import Run
 
 ONE = replace(SMALL, model="resnet8", gate="spem", seed=3)

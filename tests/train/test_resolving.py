@@ -13,7 +13,7 @@ from spem.export.network import load_network
 from spem.train import devices, setup
 from spem.train import folder as folders
 from spem.train.fitting import fit
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.resolving import resolve
 
 

@@ -17,7 +17,7 @@ from spem.train.checkpoint import load_checkpoint
 from spem.train.fitting import Interrupted, fit
 from spem.train.metrics import evaluate
 from spem.train.order import hash_seed
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 
 VARIANTS = {
     "plain": SMALL,

@@ -19,7 +19,7 @@ from spem.models.registry import MODELS
 from spem.models.user_files import import_files, pin_files
 from spem.train import fit
 from spem.train.devices import create_fabric
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.resolving import resolve
 from spem.train.setup import prepare
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from spem._messages import not_found, say
 from spem.cli.trained import Trained
 from spem.compare.tables import show
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 
 if TYPE_CHECKING:
     from spem.data import Dataset

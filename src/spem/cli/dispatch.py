@@ -25,7 +25,8 @@ from spem.cli.parser import CompletionAction, Parser, fail, say
 from spem.cli.trained import Trained, TrainedRuns
 from spem.compare.bench import bench
 from spem.compare.comparison import compare
-from spem.train.recipe import AXES, Recipe, load_recipe, recipe_names
+from spem.train.recipe import AXES, Recipe
+from spem.train.recipe_files import load_recipe, recipe_names
 
 # No function has a name of `spem`'s: jsonargparse would look there for it, and import PyTorch.
 _COMMANDS: dict[str, Callable[..., int | None]] = {

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spem.train.keys import Device
-from spem.train.recipe import NAMED_DATA, Recipe, load_recipe
+from spem.train.recipe import NAMED_DATA, Recipe
+from spem.train.recipe_files import load_recipe
 
 if TYPE_CHECKING:
     from spem.data import Batches, Dataset, Split

@@ -10,6 +10,7 @@ from spem.train.setup import load_data
 # The keys of a recipe on which the images of a run depend.
 KEYS_OF_DATA = ("data", "data_dir", "image_size", "validation", "seed", "on_bad_image")
 KEYS_OF_DATA += ("interpolation", "crop_ratio", "folds", "fold")
+KEYS_OF_DATA += ("loader", "workers", "resized_crop")
 
 
 class RunData:

@@ -32,7 +32,7 @@ from spem.compare.records import (
 )
 from spem.compare.run_data import KEYS_OF_DATA, RunData, cache_beside
 from spem.data.describe import describe
-from spem.data.splits import Dataset, sum_of_folder
+from spem.data.splits import Dataset, other_images, sum_of_folder
 from spem.models.user_files import sums_by_name
 from spem.train.devices import create_fabric, keep_freed_memory
 from spem.train.folder import is_finished, locked
@@ -216,7 +216,7 @@ def _refuse_other_images(run: PlannedRun, dataset: Dataset, ledger: Ledger) -> N
     for record in ledger.records.values():
         recipe = NEW_KEYS | record["recipe"]
         own = (record["summary"] or {}).get("images_sum", images)
-        if own != images and all(recipe.get(k) == getattr(run.recipe, k) for k in keys):
+        if other_images(own, images) and all(recipe.get(k) == getattr(run.recipe, k) for k in keys):
             raise ValueError(
                 f"{ledger.folder} holds {shorten(row_of(record))} of other images of {run.data}:"
                 " files were added, removed, changed or renamed since; bring them back, or name"

@@ -14,7 +14,7 @@ from spem._yaml import read_yaml, shipped_names
 from spem.compare.axes import MOST_RUNS, AxisValue, read_axis, refuse_axis_keys
 from spem.compare.planned import PlannedRun, row_name
 from spem.train.identity import record_key
-from spem.train.recipe import load_recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.resolving import resolve
 
 _STUDIES = resources.files("spem.compare") / "studies"

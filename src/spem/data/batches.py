@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from spem._checks import check_device, check_share, check_switch, check_whole, is_number
 from spem._extras import needs_extra
 from spem._messages import shorten
+from spem._schema import Area, check_value
 from spem.data.erasing import RandomErasing
+from spem.data.resized_crop import ResizedCrop
+from spem.data.stream import Pictures, Stream
 from spem.data.trivial import TrivialAugment
 
 # At most so many images and positions of a batch for evaluation: at 224 px 83 images, of which a
@@ -19,9 +22,12 @@ _IMAGES, _POSITIONS = 1000, 2**22
 
 
 class Split(NamedTuple):
-    """Images, uint8 (N, C, H, W), and their labels, int64 (N,)."""
+    """Images, uint8 (N, C, H, W), and their labels, int64 (N,).
 
-    images: Tensor
+    `Pictures` stay in their files, and are decoded when they are needed.
+    """
+
+    images: Tensor | Pictures
     labels: Tensor
 
     def __repr__(self) -> str:
@@ -47,6 +53,8 @@ class Batches:
         trivial_augment: change each training image as `TrivialAugment` does.
         random_erasing: probability of a rectangle of noise in a training image, as
             `RandomErasing` draws it.
+        resized_crop: smallest and largest share of a picture of which `ResizedCrop` makes a
+            training image; None: the whole picture. For `Pictures` alone.
         device: where the split is kept and the batches are made.
         channels_last: memory format of the batches.
         rank, world_size: this process's number, from 0, and the number of processes.
@@ -66,6 +74,7 @@ class Batches:
         flip: bool = False,
         trivial_augment: bool = False,
         random_erasing: float = 0.0,
+        resized_crop: Sequence[float] | None = None,
         device: str | torch.device = "cpu",
         channels_last: bool = False,
         rank: int = 0,
@@ -82,10 +91,16 @@ class Batches:
         check_switch("channels_last", channels_last)
         check_whole("world_size", world_size)
         check_whole("rank", rank, least=0, most=world_size - 1)
-        self._images, self._labels = split.images.to(device), split.labels.to(device)
-        self.device = self._images.device
-        self._mean, self._std = _statistics(mean, std, self._images)
+        self._labels = split.labels.to(device)
+        self.device = self._labels.device
+        self._mean, self._std = _statistics(mean, std, split.images.shape[1], self.device)
         self._batch_size = batch_size
+        self._images, self._resized_crop = split.images, None
+        if isinstance(split.images, Tensor):
+            self._images = split.images.to(device)
+        if resized_crop is not None:
+            self._resized_crop = _resized_crop(resized_crop, crop, flip, split.images)
+            flip = False
         self._augment = _augmentation(crop, flip, split.images.shape[-2:])
         if trivial_augment:
             self._augment.append(TrivialAugment())
@@ -99,21 +114,41 @@ class Batches:
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images, float32 (N, C, H, W), and labels in the order of the split, unaugmented."""
-        for rows in self._shares(torch.arange(len(self._labels))):
-            yield self._standardise(_scale(self._images[rows])), self._labels[rows]
+        shares = self._shares(torch.arange(len(self._labels)))
+        for images, labels in self._read(shares):
+            yield self._standardise(_scale(images)), labels
 
-    def shuffled(self, order: Tensor, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def shuffled(
+        self, order: Tensor, start: int = 0, seed: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield augmented images, float32 (N, C, H, W), and labels.
 
-        The augmentation of a batch draws from torch's global CPU generator when the batch is taken.
+        The augmentation of a batch draws from torch's global CPU generator when the batch is taken,
+        but for `resized_crop` and then `flip`, which follow from the seed and an image's row.
 
         Args:
             order: row numbers of the split in the order of the epoch, (N,).
             start: the first step, counted from 0.
+            seed: of the epoch.
         """
-        for rows in self._shares(order)[start:]:
-            pixels = self._augment(_scale(self._images[rows]))
-            yield self._standardise(pixels), self._labels[rows]
+        for images, labels in self._read(self._shares(order)[start:], seed, self._resized_crop):
+            yield self._standardise(self._augment(_scale(images))), labels
+
+    def _read(
+        self, shares: Sequence[Tensor], seed: int = 0, crop: ResizedCrop | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images, uint8 (n, C, H, W), and the labels of each share."""
+        if isinstance(self._images, Tensor):
+            for rows in shares:
+                yield self._images[rows], self._labels[rows]
+            return
+        pinned = self.device.type == "cuda"
+        coming = Stream(self._images, crop, pinned).read(shares, seed)
+        for rows, (images, replaced) in zip(shares, coming, strict=True):
+            rows = rows.clone()
+            for each in replaced:
+                rows[each.place] = each.by
+            yield images.to(self.device, non_blocking=pinned), self._labels[rows]
 
     def _shares(self, order: Tensor) -> list[Tensor]:
         """Return the row numbers of this process's share of each step."""
@@ -141,7 +176,7 @@ def normalise(
     Raises:
         ValueError: `mean` or `std` do not fit the channels.
     """
-    mean_, std_ = _statistics(mean, std, images)
+    mean_, std_ = _statistics(mean, std, images.shape[-3], images.device)
     return _scale(images).sub_(mean_).div_(std_)
 
 
@@ -149,16 +184,18 @@ def restore_pixels(
     images: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> Tensor:
     """Return as uint8 the images of which `normalise` made float32, (…, C, H, W)."""
-    mean_, std_ = _statistics(mean, std, images)
+    mean_, std_ = _statistics(mean, std, images.shape[-3], images.device)
     return images.mul(std_).add_(mean_).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def measure_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+def measure_statistics(images: Tensor | Pictures) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel, of pixels in [0, 1], to four digits.
 
     Args:
-        images: uint8, (N, C, H, W).
+        images: uint8, (N, C, H, W); of `Pictures`, a thousand are measured.
     """
+    if isinstance(images, Pictures):
+        images = images.sample()
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in range(images.shape[1]):
@@ -173,8 +210,9 @@ def measure_statistics(images: Tensor) -> tuple[list[float], list[float]]:
 
 
 def _check_split(split: Split) -> None:
-    tensors = isinstance(split, tuple) and [type(each) for each in split] == [Tensor, Tensor]
-    if not tensors or split[0].dim() != 4 or split[1].shape != split[0].shape[:1]:
+    fits = isinstance(split, tuple) and len(split) == 2 and isinstance(split[0], Tensor | Pictures)
+    fits = fits and isinstance(split[1], Tensor) and len(split[0].shape) == 4
+    if not fits or split[1].shape != split[0].shape[:1]:
         raise ValueError(
             f"split is {shorten(split)}, must be a Split of images (N, C, H, W) and labels (N,)"
         )
@@ -185,10 +223,12 @@ def _scale(images: Tensor) -> Tensor:
 
 
 def _statistics(
-    mean: Sequence[float] | None, std: Sequence[float] | None, images: Tensor
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    channels: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and std as (C, 1, 1) on the images' device."""
-    channels = images.shape[-3]
+    """Return mean and std as (C, 1, 1) on a device."""
     tensors = []
     for name, values in (("mean", mean), ("std", std)):
         values = [0.5] * channels if values is None else values
@@ -199,7 +239,21 @@ def _statistics(
         tensors.append(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
     if not (tensors[1] > 0).all():
         raise ValueError(f"std is {std}; every value must be positive")
-    return tensors[0].to(images.device), tensors[1].to(images.device)
+    return tensors[0].to(device), tensors[1].to(device)
+
+
+def _resized_crop(
+    area: Sequence[float], crop: int, flip: bool, images: Tensor | Pictures
+) -> ResizedCrop:
+    check_value("resized_crop", area, Area)
+    if isinstance(images, Tensor) or images.shape[2] != images.shape[3]:
+        raise ValueError(
+            "resized_crop cuts squares out of whole pictures: it is for a folder that is streamed"
+            " (loader: stream)"
+        )
+    if crop:
+        raise ValueError(f"crop is {crop}, must be 0 with resized_crop")
+    return ResizedCrop((area[0], area[1]), flip, images.interpolation)
 
 
 def _augmentation(crop: int, flip: bool, size: torch.Size) -> nn.Sequential:

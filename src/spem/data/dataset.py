@@ -1,20 +1,22 @@
 """Data sets in memory: the bundled digits, CIFAR, and folders of images."""
 
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from spem._checks import check_choice, check_switch
 from spem._extras import needs_extra
 from spem._files import check_path
 from spem._messages import shorten
-from spem._schema import Fraction, Pixels, Seed, Text, check_fold, check_value
+from spem._schema import Fraction, Pixels, Seed, Text, Workers, check_fold, check_value
 from spem.data import cifar
 from spem.data.batches import Split
-from spem.data.folders import TEST_FRACTION, OnBadImage, read_folder
+from spem.data.folders import TEST_FRACTION, read_folder
 from spem.data.images import ImageForm
+from spem.data.reading import Loader, OnBadImage
 from spem.data.splits import Dataset, Fold, hold_out, take_fold
 
 
@@ -37,6 +39,8 @@ def load_dataset(
     folds: int | None = None,
     fold: int | None = None,
     cache: str | Path | None = None,
+    loader: Loader | None = None,
+    workers: int = 0,
 ) -> Dataset:
     """Return a data set with its train, validation and test splits.
 
@@ -61,7 +65,12 @@ def load_dataset(
             images are divided, and the test images are left alone.
         fold: which part is the test split, from 1; the others are the training images.
         cache: folder in which the images of a folder of 500 or more are kept once they are decoded,
-            known again by the content of their files; None: they are decoded each time.
+            known again by the content of their files; None: they are decoded each time. The list of
+            the files of a folder of 50,000 or more is kept there, too.
+        loader: of a folder: "memory" decodes all images once, and "stream" each when it is needed,
+            so that memory does not grow with their number; None: the latter where they take more
+            than 2 GB. `Batches` are the same.
+        workers: number of processes that decode streamed images ahead of their use; 0: none.
 
     Raises:
         ValueError: an argument is out of range, or a file is damaged.
@@ -80,6 +89,11 @@ def load_dataset(
     for key, value in (("interpolation", interpolation), ("crop_ratio", crop_ratio)):
         if value is not None and (name == "digits" or name in cifar.LAYOUTS):
             raise ValueError(f"{key} is {shorten(value)}, must be None for {name}, no folder")
+    if loader is not None:
+        check_choice("loader", loader, get_args(Loader))
+    if loader == "stream" and (name == "digits" or name in cifar.LAYOUTS):
+        raise ValueError(f"loader is 'stream', must be None or 'memory' for {name}, no folder")
+    check_value("workers", workers, Workers)
     check_fold(fold, folds)
     part = Fold(fold, folds, seed) if fold is not None and folds is not None else None
     size = image_size or image_format(name)[1]
@@ -90,7 +104,9 @@ def load_dataset(
     elif Path(name).is_dir():
         form = ImageForm(size, 3, interpolation, crop_ratio)
         kept = None if cache is None else check_path("cache", cache)
-        return read_folder(Path(name), form, validation, seed, on_bad_image, part, kept)
+        return read_folder(
+            Path(name), form, validation, seed, on_bad_image, part, kept, loader, workers
+        )
     else:
         known = ", ".join(("digits", *cifar.LAYOUTS))
         raise ValueError(f"there is no folder {name}, nor a data set of that name; known: {known}")
@@ -141,5 +157,7 @@ def _download(layout: cifar.Layout, data_dir: Path) -> Path:
 def _resize(split: Split, size: int) -> Split:
     if split.images.shape[2:] == (size, size):
         return split
-    images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
+    images = F.interpolate(
+        cast(Tensor, split.images), (size, size), mode="bilinear", antialias=True
+    )
     return split._replace(images=images)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from spem.data.batches import Split
 from spem.data.splits import Dataset, FolderFacts
+from spem.data.stream import Pictures
 
 
 class Duplicate(NamedTuple):
@@ -43,11 +44,13 @@ def find_duplicates(dataset: Dataset) -> list[Duplicate]:
 
     Of folds also those with two files in one split, unless this is the test split, for another fold
     may part them. Images are compared as the network gets them, so a copy in another format or
-    under another name is found.
+    under another name is found; those of a folder that is streamed are not compared.
     """
     first: dict[bytes, tuple[str, Path]] = {}
-    found, folds = [], dataset.folder.folds if dataset.folder else None
-    for name, files in dataset.folder.files.items() if dataset.folder else ():
+    found, folds = list[Duplicate](), dataset.folder.folds if dataset.folder else None
+    if dataset.folder is None or isinstance(dataset.train.images, Pictures):
+        return []  # all pictures would be read
+    for name, files in dataset.folder.files.items():
         for image, file in zip(getattr(dataset, name).images, files, strict=True):
             content = blake2b(image.numpy().tobytes(), digest_size=16).digest()
             earlier = first.setdefault(content, (name, file))
@@ -71,6 +74,8 @@ def count_classes(dataset: Dataset) -> list[tuple[str, int, int | None, int]]:
 
 
 def _describe_sizes(facts: FolderFacts, width: int, height: int) -> str:
+    if not facts.sizes:
+        return f"files: streamed, brought to {width}×{height} pixels (image_size)"
     ends = (choose(facts.sizes, key=lambda size: size[0] * size[1]) for choose in (min, max))
     found = " to ".join(dict.fromkeys(f"{w}×{h}" for w, h in ends))
     return f"files: {found} pixels, brought to {width}×{height} (image_size)"

@@ -1,23 +1,24 @@
 """Folders of images: the layouts that are known, and their images as splits."""
 
-from collections.abc import Sequence
-from contextlib import closing
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from spem.data.batches import Split
 from spem.data.cache import Decoder
-from spem.data.images import ImageForm, find_images
+from spem.data.images import ImageForm, no_image
+from spem.data.names import Names, list_images
+from spem.data.reading import Listing, Loader, OnBadImage, Reader, Streamer
 from spem.data.splits import Dataset, Fold, FolderFacts, draw, draw_fold
 
 TEST_FRACTION = 0.2
 _VALIDATION = ("val", "valid", "validation")
-# At most one unreadable image of so many is skipped.
-_READABLE = 100
-
-OnBadImage = Literal["raise", "skip", "list"]
+# More images, once they are decoded, are streamed.
+_MOST_BYTES = 1 << 31
 
 
 class Layout(NamedTuple):
@@ -36,75 +37,6 @@ class Layout(NamedTuple):
     unused: tuple[str, ...]
 
 
-class _Listing(NamedTuple):
-    """Picture files and their labels."""
-
-    files: Sequence[Path]
-    labels: Sequence[int]
-
-    def take(self, rows: Sequence[int]) -> "_Listing":
-        return _Listing([self.files[row] for row in rows], [self.labels[row] for row in rows])
-
-
-class _Reader:
-    """Reads the images of splits, and keeps their files, their sizes and what is unreadable.
-
-    Args:
-        decoder: of the files.
-        form: see `read_folder`.
-        on_bad_image: see `read_folder`.
-        skips: names of the splits of which images may be skipped.
-    """
-
-    def __init__(
-        self, decoder: Decoder, form: ImageForm, on_bad_image: OnBadImage, skips: Sequence[str]
-    ):
-        self._decoder, self._form, self._on_bad_image = decoder, form, on_bad_image
-        self._skips = skips
-        self.sizes: list[tuple[int, int]] = []
-        self.unreadable: list[str] = []
-        self.files: dict[str, Sequence[Path]] = {}
-
-    def read(self, name: str, listing: _Listing) -> Split:
-        """Return the images of the split `name`: train, validation or test."""
-        count, sides, rows, errors = len(listing.files), self._form.sides, [], []
-        images = torch.empty(count, self._form.channels, *sides, dtype=torch.uint8)
-        with closing(self._decoder.decode(listing.files, images)) as decoded:
-            for row, found in enumerate(decoded):
-                if isinstance(found, Exception):
-                    errors.append(str(found))
-                    self._refuse(errors, count, measured=name not in self._skips)
-                else:
-                    rows.append(row)
-                    self.sizes.append(found)
-        self.unreadable += errors
-        if not rows:
-            raise ValueError(f"none of {len(errors)} images can be read: {errors[0]}")
-        self.files[name], labels = listing.take(rows)
-        return Split(images[rows] if errors else images, torch.tensor(labels))
-
-    def _refuse(self, errors: list[str], count: int, measured: bool) -> None:
-        """Raise ValueError if more images of a split cannot be read than may be skipped."""
-        if self._on_bad_image == "list":
-            return
-        if self._on_bad_image == "raise":
-            skip = "" if measured else ", or skip a few training images (on_bad_image: skip)"
-            raise ValueError(
-                f"{errors[0]}; `spem data FOLDER` lists all such images: remove them{skip}"
-            )
-        if measured:
-            raise ValueError(
-                f"{errors[0]}; only training images are skipped, and this one belongs to the"
-                " images that are measured: repair or remove it"
-            )
-        if len(errors) > max(1, count // _READABLE):
-            raise ValueError(
-                f"{len(errors)} of {count} training images or more cannot be read, and at most"
-                f" 1 %, or one, is skipped: {'; '.join(errors[:3])}; remove them"
-                " (`spem data FOLDER` lists all)"
-            )
-
-
 def read_folder(
     root: Path,
     form: ImageForm,
@@ -113,6 +45,8 @@ def read_folder(
     on_bad_image: OnBadImage,
     fold: Fold | None = None,
     cache: Path | None = None,
+    loader: Loader | None = None,
+    workers: int = 0,
 ) -> Dataset:
     """Return the splits of a folder of images; see `load_dataset` for what it may contain.
 
@@ -129,6 +63,8 @@ def read_folder(
             images, up to 1 % or one; or list them all, without limit, to look at a folder.
         fold: of the training images, the test split; None: the folder's own, or one that is drawn.
         cache: see `load_dataset`.
+        loader: see `load_dataset`.
+        workers: see `load_dataset`.
 
     Raises:
         ValueError: the folder has no known layout, or images cannot be read.
@@ -137,10 +73,14 @@ def read_folder(
     classes = _subfolders(layout.train)
     if len(classes) < 2:
         raise ValueError(f"{root} holds {len(classes)} folders of classes; at least 2 are needed")
-    train, held_out, test = _list_splits(root, layout, classes, validation, seed, fold)
+    kept = None if cache is None else cache / _name_list(root)
+    train, held_out, test = _list_splits(root, layout, classes, validation, seed, fold, kept)
     count = sum(len(each.files) for each in (train, held_out, test) if each)
-    decoder = Decoder(root, form, count, cache)
-    reader = _Reader(decoder, form, on_bad_image, skips=() if fold else ("train",))
+    if on_bad_image != "list" and _streams(loader, count, form):
+        decoder, reader = None, Streamer(form, workers, on_bad_image)
+    else:
+        decoder = Decoder(root, form, count, cache)
+        reader = Reader(decoder, form, on_bad_image, skips=() if fold else ("train",))
     split = reader.read("train", train)
     if not (counts := split.labels.bincount(minlength=len(classes))).all():
         empty = classes[int(counts.argmin())]
@@ -149,7 +89,8 @@ def read_folder(
         )
     own = None if held_out is None else reader.read("validation", held_out)
     measured = reader.read("test", test)
-    decoder.keep()
+    if decoder is not None:
+        decoder.keep()
     facts = FolderFacts(
         _describe_layout(layout, validation, fold),
         (layout.test.name, *layout.unused) if fold and layout.test else layout.unused,
@@ -189,39 +130,66 @@ def _list_splits(
     validation: float | None,
     seed: int,
     fold: Fold | None,
-) -> tuple[_Listing, _Listing | None, _Listing]:
+    kept: Path | None,
+) -> tuple[Listing, Listing | None, Listing]:
     """Return the files of the train, the validation and the test split."""
 
-    def hold_out(listing: _Listing, fraction: float) -> tuple[_Listing, _Listing]:
-        rest, held_out = draw(str(root), torch.tensor(listing.labels), classes, fraction, seed)
+    def hold_out(listing: Listing, fraction: float) -> tuple[Listing, Listing]:
+        rest, held_out = draw(str(root), listing.labels, classes, fraction, seed)
         return listing.take(rest), listing.take(held_out)
 
-    train, held_out = _list_classes(layout.train, classes), None
+    own_test = None if fold is not None else layout.test
+    own_validation = None if validation is None else layout.validation
+    folders = [each for each in (layout.train, own_test, own_validation) if each]
+    listed = dict(zip(folders, _list_classes(root, folders, classes, kept), strict=True))
+    train, held_out = listed[layout.train], None
     if fold is not None:
-        parts = draw_fold(str(root), torch.tensor(train.labels), classes, fold)
+        parts = draw_fold(str(root), train.labels, classes, fold)
         train, test = map(train.take, parts)
-    elif layout.test is None:
+    elif own_test is None:
         train, test = hold_out(train, TEST_FRACTION)
     else:
-        test = _list_classes(layout.test, classes)
-    if validation is not None and layout.validation is not None:
-        held_out = _list_classes(layout.validation, classes)
+        test = listed[own_test]
+    if own_validation is not None:
+        held_out = listed[own_validation]
     elif validation is not None:
         train, held_out = hold_out(train, validation)
     return train, held_out, test
 
 
-def _list_classes(folder: Path, classes: tuple[str, ...]) -> _Listing:
-    """Return the files of one split, sorted by class, then by path."""
-    strangers = set(_subfolders(folder)).difference(classes)
-    if strangers:
-        raise ValueError(f"{folder} has the class '{min(strangers)}', which train lacks")
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        own = find_images(folder / name)
-        files += own
-        labels += [label] * len(own)
-    return _Listing(files, labels)
+def _list_classes(
+    root: Path, folders: Sequence[Path], classes: tuple[str, ...], kept: Path | None
+) -> Iterator[Listing]:
+    """Yield the files of each split's folder, sorted by class, then by path."""
+    for folder in folders:
+        strangers = set(_subfolders(folder)).difference(classes)
+        if strangers:
+            raise ValueError(f"{folder} has the class '{min(strangers)}', which train lacks")
+        if missing := set(classes).difference(_subfolders(folder)):
+            raise no_image(folder / min(missing))
+    below = [folder.relative_to(root) / name for folder in folders for name in classes]
+    lists = list_images(root, [path.as_posix() for path in below], kept)
+    for path, files in zip(below, lists, strict=True):
+        if not len(files):
+            raise no_image(root / path)
+    for start in range(0, len(lists), len(classes)):
+        own = lists[start : start + len(classes)]
+        counts = torch.tensor([len(files) for files in own])
+        labels = torch.arange(len(classes)).repeat_interleave(counts)
+        yield Listing(Names.join(own), labels)
+
+
+def _streams(loader: Loader | None, count: int, form: ImageForm) -> bool:
+    """Return whether so many images are streamed."""
+    if loader is None:
+        return count * form.channels * math.prod(form.sides) > _MOST_BYTES
+    return loader == "stream"
+
+
+def _name_list(root: Path) -> str:
+    """Return the name of the file in which the list of a folder's pictures is kept."""
+    own = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:12]
+    return f"{root.resolve().name}-{own}.list.safetensors"
 
 
 def _describe_layout(layout: Layout, validation: float | None, fold: Fold | None) -> str:

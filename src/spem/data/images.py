@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,8 +51,13 @@ def find_images(folder: Path) -> list[Path]:
     below = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     files = [path for path in below if not (path.name.startswith(".") or path.is_dir())]
     if not files:
-        raise ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise no_image(folder)
     return files
+
+
+def no_image(folder: Path) -> ValueError:
+    """Return the error for a folder without a picture file."""
+    return ValueError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
 
 
 def prepare_image(
@@ -96,7 +102,7 @@ def prepare_image(
     height, width = sides
     loaded = image if isinstance(image, Image.Image) else open_image(check_path("image", image))
     _refuse_floats(loaded, image)
-    converted = _eight_bits(loaded).convert("L" if channels == 1 else "RGB")
+    converted = to_colours(loaded, channels)
     method = Image.Resampling[(interpolation or "bilinear").upper()]
     if crop_ratio is None:
         fitted = ImageOps.fit(converted, (width, height), method)
@@ -133,21 +139,31 @@ def open_image(path: Path) -> "Image.Image":
         ValueError: it cannot be read as an image of `FORMATS`, has more than `MOST_PIXELS`, or its
             pixels are floating-point numbers.
     """
-    with needs_extra("train"):
-        from PIL import Image, ImageOps
     if not path.is_file():
         raise FileNotFoundError(f"there is no image {path}")
+    return decode(path, str(path))
+
+
+def decode(source: Path | BytesIO, name: str) -> "Image.Image":
+    """Return a decoded image, as `open_image`, of a file or of what one contains.
+
+    Args:
+        source: the file, or its content.
+        name: of the image, for errors.
+    """
+    with needs_extra("train"):
+        from PIL import Image, ImageOps
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 _refuse_size(image)
                 upright = ImageOps.exif_transpose(image)
     # Pillow's decoders raise many kinds of exceptions, SyntaxError among them.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} cannot be read as an image: {reason}") from error
-    _refuse_floats(upright, path)
+        raise ValueError(f"{name} cannot be read as an image: {reason}") from error
+    _refuse_floats(upright, name)
     return upright
 
 
@@ -163,11 +179,18 @@ def _refuse_floats(image: "Image.Image", name: object) -> None:
         raise ValueError(f"{name} has floating-point pixels, whose range is unknown")
 
 
+def to_colours(image: "Image.Image", channels: int) -> "Image.Image":
+    """Return a Pillow image in grey (one channel) or RGB (three), eight bits each."""
+    return _eight_bits(image).convert("L" if channels == 1 else "RGB")
+
+
 def _eight_bits(image: "Image.Image") -> "Image.Image":
     """Return an image of 16-bit grey, which Pillow would clip to white, in 8 bits."""
     import numpy as np
     from PIL import Image
 
+    if not image.mode.startswith("I"):
+        return image
     levels = np.asarray(image)
     # Pillow's mode I has 32 bits; its values come from 16 bits of a file, or from 8.
     if image.mode.startswith("I;16") or (image.mode == "I" and levels.max() > 255):

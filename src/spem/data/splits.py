@@ -66,16 +66,29 @@ class Dataset(NamedTuple):
 def sum_of_folder(dataset: Dataset) -> str | None:
     """Return a sum of the classes, images and labels of all splits of a folder, in their order.
 
-    16 hexadecimal digits; None for data sets that are no folders, which do not change.
+    16 hexadecimal digits; of a folder that is streamed the names of the files stand for the images,
+    and "names " before the digits. None for data sets that are no folders, which do not change.
     """
     if dataset.folder is None:
         return None
     total = hashlib.sha256(json.dumps(dataset.classes).encode())
     for split in (dataset.train, dataset.validation, dataset.test):
-        for tensor in split or ():
-            total.update(tensor.contiguous().numpy().data)
+        for each in split or ():
+            each = each.contiguous().numpy() if isinstance(each, Tensor) else each.files.content
+            total.update(each.data)
         total.update(b"split")
-    return total.hexdigest()[:16]
+    streamed = not isinstance(dataset.train.images, Tensor)
+    return f"{'names ' * streamed}{total.hexdigest()[:16]}"
+
+
+def other_images(one: str | None, other: str | None) -> bool:
+    """Return whether two sums of a folder say that its images have changed.
+
+    A sum of names and one of pixels say nothing of each other; None says nothing either.
+    """
+    if one is None or other is None or one.startswith("names ") != other.startswith("names "):
+        return False
+    return one != other
 
 
 def draw(

@@ -6,7 +6,8 @@ state of its last epoch or later, and gives the same weights as one that was not
 
 from typing import TYPE_CHECKING, Any
 
-from spem.train.recipe import Recipe, load_recipe, recipe_names
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from spem.train.fitting import Interrupted, Result, fit

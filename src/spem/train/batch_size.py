@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from spem.data.splits import Dataset
+from spem.data.stream import Pictures
 from spem.train.devices import create_fabric
 from spem.train.optimizer import create_optimizer
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.step import create_step
 
 # Larger batches make an epoch no faster, and need other recipes.
@@ -70,7 +72,7 @@ def largest(sizes: list[int], fits: Callable[[int], bool]) -> int | None:
     return found
 
 
-def _fits_gpu(recipe: Recipe, model: nn.Module, images: Tensor, size: int) -> bool:
+def _fits_gpu(recipe: Recipe, model: nn.Module, images: Tensor | Pictures, size: int) -> bool:
     """Return whether two steps on a batch of a size leave some of the GPU's memory free."""
     device = create_fabric(replace(recipe, batch_size=size)).device
     torch.cuda.empty_cache()
@@ -85,7 +87,7 @@ def _fits_gpu(recipe: Recipe, model: nn.Module, images: Tensor, size: int) -> bo
     return torch.cuda.max_memory_reserved(device) <= _SHARE_OF_GPU * total
 
 
-def step_bytes(recipe: Recipe, model: nn.Module, images: Tensor) -> float:
+def step_bytes(recipe: Recipe, model: nn.Module, images: Tensor | Pictures) -> float:
     """Return the bytes that a training step keeps for its backward pass, for each image."""
     kept: dict[int, int] = {}
 
@@ -100,7 +102,9 @@ def step_bytes(recipe: Recipe, model: nn.Module, images: Tensor) -> float:
     return sum(kept.values()) / 2
 
 
-def _take_steps(recipe: Recipe, model: nn.Module, images: Tensor, size: int, steps: int) -> None:
+def _take_steps(
+    recipe: Recipe, model: nn.Module, images: Tensor | Pictures, size: int, steps: int
+) -> None:
     """Take training steps on a copy of a network, on a batch of noise."""
     recipe = replace(recipe, batch_size=size, compile=False)
     fabric, twin = create_fabric(recipe), deepcopy(model).train()

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from spem._files import atomically
 from spem._messages import shorten
 from spem._schema import History, Natural, NonNegative, check_mapping
+from spem.data.splits import other_images
 from spem.train.identity import identity
 from spem.train.keys import ENDING
 from spem.train.recipe import Recipe
@@ -108,7 +109,7 @@ def check_run(
     """
     mark = state.get("run")
     own = mark.get("images") if isinstance(mark, dict) else None  # earlier versions lack it
-    if own is not None and images is not None and own != images:
+    if other_images(own, images):
         raise ValueError(
             f"the images of {recipe.data} are not those that the run of {path} began with: files"
             " were added, removed, changed or renamed; bring them back, or start the run anew"

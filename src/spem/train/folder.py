@@ -28,7 +28,8 @@ from spem._messages import not_found, shorten
 from spem.models.user_files import sums_by_name
 from spem.train.identity import FOUND_KEYS, FREE_KEYS, identity
 from spem.train.keys import ENDING
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.summary import read_summary
 
 with needs_extra("train"):

@@ -10,7 +10,7 @@ from spem.train.recipe import Recipe
 # The keys that a resumed run may change: where and how it computes, not what. `init` acts through
 # `gate_options`, and files to import are told apart by their sums.
 FREE_KEYS = ("data_dir", "download", "device", "threads", "progress", "logger", "init", "import_")
-FREE_KEYS += ("checkpoint_minutes",)
+FREE_KEYS += ("checkpoint_minutes", "loader", "workers")
 # What a run finds out where its recipe leaves it open.
 FOUND_KEYS = ("mean", "std", "batch_size")
 # Keys that recipes of earlier versions lack, each with the value that means what these did: with it
@@ -23,6 +23,7 @@ NEW_KEYS |= {"freeze": None, "freeze_epochs": None}
 NEW_KEYS |= {"folds": None, "fold": None}
 NEW_KEYS |= {"loss": "ce", "class_weights": None}
 NEW_KEYS |= {"trivial_augment": False, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+NEW_KEYS |= {"resized_crop": None}
 NEW_KEYS |= {"dropout": None, "drop_path": None, "patience": None}
 
 

@@ -27,6 +27,7 @@ Precision = Literal["auto", "32", "bf16-mixed", "16-mixed"]
 Init = Literal["paper", "identity"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OnBadImage = Literal["raise", "skip"]
+Loader = Literal["memory", "stream"]
 OnNonfinite = Literal["stop", "skip"]
 LoggerName = Literal["csv", "tensorboard", "wandb"]
 _ALPHA = number(0.01, 100)

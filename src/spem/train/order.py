@@ -45,7 +45,7 @@ def order_rows(images: int, seed: int, epoch: int) -> Tensor:
 
 def augmentation(recipe: Recipe) -> dict[str, Any]:
     """Return the arguments of `Batches` that say how a recipe augments its training images."""
-    keys = ("crop", "flip", "trivial_augment", "random_erasing")
+    keys = ("crop", "flip", "trivial_augment", "random_erasing", "resized_crop")
     return {key: getattr(recipe, key) for key in keys}
 
 

@@ -19,7 +19,8 @@ from spem.models import create_model
 from spem.train.fitting import fit
 from spem.train.metrics import evaluate
 from spem.train.progress import format_duration
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.setup import load_data
 from spem.train.supernet import Supernet
 

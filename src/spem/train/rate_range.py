@@ -109,7 +109,8 @@ def _climb(fabric: Fabric, job: Job, rates: Sequence[float]) -> Iterator[float]:
     for number, rate in enumerate(rates):
         epoch, step = divmod(number, len(batches["train"]))
         if step == 0:
-            coming = batches["train"].shuffled(order_rows(images, seed, epoch))
+            order = order_rows(images, seed, epoch)
+            coming = batches["train"].shuffled(order, seed=hash_seed(seed, epoch, 1))
         torch.manual_seed(hash_seed(seed, epoch, step, 0))
         for group, own in zip(groups, factors, strict=True):
             group["lr"] = rate * own

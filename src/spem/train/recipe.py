@@ -1,13 +1,12 @@
 """Recipes: the settings of a training run, as a checked dataclass and as YAML."""
 
 from dataclasses import asdict, dataclass, field, fields
-from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated
 
 from spem._extras import needs_extra
-from spem._messages import unknown
 from spem._schema import (
     Accuracy,
+    Area,
     Bits,
     Count,
     Few,
@@ -26,10 +25,10 @@ from spem._schema import (
     Share,
     Text,
     Texts,
+    Workers,
     check_value,
     whole,
 )
-from spem._yaml import read_yaml, shipped_names
 from spem.train.keys import (
     Alpha,
     BatchSize,
@@ -38,6 +37,7 @@ from spem.train.keys import (
     Factors,
     GateOptions,
     Init,
+    Loader,
     LoggerName,
     LossName,
     OnBadImage,
@@ -50,8 +50,6 @@ from spem.train.rules import check_together
 
 with needs_extra("train"):
     import yaml
-
-_RECIPES = resources.files("spem.train") / "recipes"
 
 # What the axes of a comparison decide, or what makes several runs of one.
 AXES = ("model", "gate", "gate_options", "data", "seed", "replicas", "folds", "fold")
@@ -102,10 +100,17 @@ class Recipe:
         fold: the part that is the test split, from 1.
         on_bad_image: raise an error at an image of a folder that cannot be read, or skip such
             training images, up to 1 %.
+        loader: of a folder: memory, for images that are decoded once; stream, for those decoded
+            when they are needed, with the same results; none: stream from 2 GB of pixels on.
+        workers: processes for each device that decode streamed images ahead of their use; none: a
+            core's each, at most 8, on a GPU, and none on the CPU, which computes meanwhile.
         mean: subtracted from pixels in [0, 1], one number per channel; none: that of the backbone,
             a network of another library or one whose file says it, else that of the training images
             of a folder, else 0.5.
         std: divides them afterwards, one number per channel; none: as for the mean.
+        resized_crop: smallest and largest share of a picture of which a training image is made, at
+            a random place, of a random shape, published: [0.08, 1]; for streamed folders, whose
+            images are else resized as those that are evaluated; none: no such crop.
         crop: zero padding of the random crop, in pixels; 0: no crop.
         flip: mirror half of the training images.
         trivial_augment: change each training image by one of fourteen operations (rotation, shear,
@@ -201,8 +206,11 @@ class Recipe:
     folds: Count | None = None
     fold: Count | None = None
     on_bad_image: OnBadImage = "raise"
+    loader: Loader | None = None
+    workers: Workers | None = None
     mean: Numbers | None = None
     std: Positives | None = None
+    resized_crop: Area | None = None
     crop: Annotated[int, whole(0, 1000)] = 0
     flip: Flag = False
     trivial_augment: Flag = False
@@ -255,41 +263,3 @@ class Recipe:
         """Return the complete recipe as YAML that `load_recipe` reads back to an equal one."""
         settings = {key.rstrip("_"): value for key, value in asdict(self).items()}
         return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the bundled recipes."""
-    return shipped_names(_RECIPES)
-
-
-def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
-    """Return a bundled recipe, or one read from a YAML file, with some keys replaced.
-
-    The text "none" stands for None. A `gate` that replaces another one starts without the
-    other's `gate_options`, `placement` and `mask`; a folder of images that replaces other data,
-    without their `mean` and `std`; and `weights` that are given take the place of pretrained ones.
-
-    Args:
-        name_or_path: one of `recipe_names()`, or a file whose keys are fields of `Recipe`.
-        **overrides: values that replace those of the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: an unknown recipe or key, a value that is not allowed, or no valid YAML.
-    """
-    settings = read_yaml(name_or_path, "recipe", _RECIPES)
-    if overrides.get("gate", settings.get("gate")) != settings.get("gate"):
-        settings |= {"gate_options": {}, "placement": None, "mask": None}
-    data = overrides.get("data", settings.get("data"))
-    if data != settings.get("data") and data not in NAMED_DATA:
-        settings |= {"mean": None, "std": None}
-    if overrides.get("weights") not in (None, "none"):
-        settings |= {"pretrained": False}
-    settings |= overrides
-    # Python has the word `import` for itself.
-    known = {f.name.rstrip("_"): f.name for f in fields(Recipe)}
-    for key in settings:
-        if key not in known:
-            raise unknown("recipe key", key, known)
-    values: dict[str, Any] = {known[k]: None if v == "none" else v for k, v in settings.items()}
-    return Recipe(**values)

@@ -31,6 +31,8 @@ def check_together(recipe: "Recipe") -> None:
             "accumulate",
             f"at most batch_size ({batch})",
         ),
+        (recipe.resized_crop and recipe.loader == "memory", "loader", "stream with resized_crop"),
+        (recipe.resized_crop and recipe.crop, "crop", "0 with resized_crop"),
         (nesterov and momentum == 0, "momentum", "above 0 with nesterov"),
         (graph and several, "devices", "1 with cuda_graph"),
         (recipe.replicas > 1 and several, "devices", "1 with replicas"),

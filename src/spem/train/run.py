@@ -182,10 +182,11 @@ class Run:
 
     def _start_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of the epoch from the next step on."""
-        order = order_rows(self.images, training_seed(self.recipe), self.epoch)
+        seed = training_seed(self.recipe)
+        order = order_rows(self.images, seed, self.epoch)
         self._training_step.network.train()
         self._freezing.apply(self.epoch)
-        return self.batches["train"].shuffled(order, start=self.step)
+        return self.batches["train"].shuffled(order, self.step, hash_seed(seed, self.epoch, 1))
 
     def _end_epoch(self) -> dict[str, Any]:
         """Measure all splits, keep the epoch's row and save the state."""

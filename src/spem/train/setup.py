@@ -17,7 +17,7 @@ from spem._messages import say, shorten
 from spem.data.batches import Batches, measure_statistics
 from spem.data.dataset import load_dataset
 from spem.data.describe import describe as describe_data
-from spem.data.folders import OnBadImage
+from spem.data.reading import OnBadImage
 from spem.data.splits import Dataset
 from spem.gates import GATES
 from spem.models import create_model
@@ -26,13 +26,14 @@ from spem.models.user_files import import_files
 from spem.norm import GatedBatchNorm2d
 from spem.surgery.slots import find_gates
 from spem.train.batch_size import fill_batch_size
-from spem.train.devices import count_threads
+from spem.train.devices import count_threads, count_workers
 from spem.train.freezing import Freezing
 from spem.train.loggers import check_logger
 from spem.train.loss import class_weights
 from spem.train.optimizer import create_optimizer
 from spem.train.order import training_seed
-from spem.train.recipe import Recipe, load_recipe
+from spem.train.recipe import Recipe
+from spem.train.recipe_files import load_recipe
 from spem.train.start import load_start
 from spem.train.step import check_draws
 from spem.train.stopping import check_patience
@@ -169,6 +170,8 @@ def load_data(
         folds=recipe.folds,
         fold=recipe.fold,
         cache=cache,
+        loader="stream" if recipe.resized_crop else recipe.loader,
+        workers=count_workers(recipe),
     )
 
 
