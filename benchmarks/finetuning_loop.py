@@ -56,7 +56,9 @@ class BareLoop:
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
         )
-        self.batches = run.batches["train"].shuffled(order_rows(run.images, recipe.seed, 0))
+        self.batches = run.batches["train"].shuffled(
+            order_rows(run.job.dataset.train, recipe.seed, 0)
+        )
         self.seed, self.step = recipe.seed, 0
 
     def take_step(self) -> Tensor:

@@ -248,7 +248,7 @@ def test_the_sheet_shows_what_a_run_sees_first(keys, named, monkeypatch, tmp_pat
     dataset = load_dataset("digits")
     draw_first_batches(tmp_path / "x.png", recipe, dataset)
     batches = Batches(dataset.train, 40, mean=[0.3], std=[0.4], **augmentation(recipe))
-    coming = batches.shuffled(order_rows(len(dataset.train.labels), 3, 0))
+    coming = batches.shuffled(order_rows(dataset.train, 3, 0))
     seen = []
     for step in range(2):  # as `Run.take_step` does
         torch.manual_seed(hash_seed(3, 0, step, 0))

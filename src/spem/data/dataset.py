@@ -1,5 +1,6 @@
 """Data sets in memory: the bundled digits, CIFAR, and folders of images."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast, get_args
 
@@ -14,10 +15,13 @@ from spem._messages import shorten
 from spem._schema import Fraction, Pixels, Seed, Text, Workers, check_fold, check_value
 from spem.data import cifar
 from spem.data.batches import Split
-from spem.data.folders import TEST_FRACTION, read_folder
+from spem.data.folders import list_folder
 from spem.data.images import ImageForm
 from spem.data.reading import Loader, OnBadImage
+from spem.data.shard_lists import has_shards, list_shards
+from spem.data.sources import TEST_FRACTION, Reading, Source, read_source
 from spem.data.splits import Dataset, Fold, hold_out, take_fold
+from spem.data.tables import list_table
 
 
 def image_format(name: str) -> tuple[int, int]:
@@ -101,12 +105,11 @@ def load_dataset(
         dataset = _digits(size, part)
     elif name in cifar.LAYOUTS:
         dataset = _cifar(name, Path(data_dir), download, size, part)
-    elif Path(name).is_dir():
+    elif (list_source := _find_lister(Path(name))) is not None:
         form = ImageForm(size, 3, interpolation, crop_ratio)
         kept = None if cache is None else check_path("cache", cache)
-        return read_folder(
-            Path(name), form, validation, seed, on_bad_image, part, kept, loader, workers
-        )
+        how = Reading(form, validation, seed, on_bad_image, part, kept, loader, workers)
+        return read_source(list_source(Path(name), how), how)
     else:
         known = ", ".join(("digits", *cifar.LAYOUTS))
         raise ValueError(f"there is no folder {name}, nor a data set of that name; known: {known}")
@@ -114,6 +117,13 @@ def load_dataset(
         return dataset
     train, held_out = hold_out(name, dataset.train, dataset.classes, validation, seed)
     return dataset._replace(train=train, validation=held_out)
+
+
+def _find_lister(path: Path) -> Callable[[Path, Reading], Source] | None:
+    """Return the function that lists the images of a path, or None if there are none."""
+    if path.is_dir():
+        return list_shards if has_shards(path) else list_folder
+    return list_table if path.suffix.lower() == ".csv" and path.is_file() else None
 
 
 def _digits(size: int, fold: Fold | None) -> Dataset:

@@ -83,6 +83,7 @@ def _describe_sizes(facts: FolderFacts, width: int, height: int) -> str:
 
 def _describe_duplicates(dataset: Dataset) -> list[str]:
     found, root = find_duplicates(dataset), Path(dataset.name)
+    root = root if root.is_dir() else root.parent  # of a table
     if not found:
         return []
     pairs = [

@@ -3,9 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -114,9 +114,27 @@ def list_images(root: Path, folders: Sequence[str], kept: Path | None = None) ->
     lists = [
         Names.of(root, sorted(_walk(root, folder, changed), key=_sort_key)) for folder in folders
     ]
-    if kept is not None and sum(map(len, lists)) >= _WORTH:
-        _keep_lists(kept, lists, folders, changed)
+    whole = Names.join(lists)
+    if kept is not None and len(whole) >= _WORTH:
+        counts = np.array([*map(len, lists)], np.int64)
+        arrays = {"content": whole.content, "ends": whole.ends, "counts": counts}
+        keep_arrays(kept, arrays, {"folders": list(folders), "changed": changed})
     return lists
+
+
+def _read_lists(root: Path, folders: Sequence[str], kept: Path) -> list[Names] | None:
+    """Return lists that were kept, unless one of the folders has changed since."""
+
+    def fits(facts: Any) -> bool:
+        return facts["folders"] == list(folders) and all(
+            (root / name).stat().st_mtime_ns == changed
+            for name, changed in facts["changed"].items()
+        )
+
+    if (found := read_arrays(kept, fits)) is None:
+        return None
+    whole, last = Names(root, found["content"], found["ends"]), found["counts"].cumsum().tolist()
+    return [whole[end - n : end] for n, end in zip(found["counts"].tolist(), last, strict=True)]
 
 
 def _walk(root: Path, folder: str, changed: dict[str, int]) -> Iterator[str]:
@@ -142,51 +160,54 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _keep_lists(
-    kept: Path, lists: Sequence[Names], folders: Sequence[str], changed: dict[str, int]
-) -> None:
-    """Write lists into one file; where that fails, they are made anew the next time."""
+def keep_arrays(path: Path, arrays: dict[str, np.ndarray], facts: Any) -> None:
+    """Keep what was listed for the next time; where that fails, say so.
+
+    Args:
+        path: the file.
+        arrays: what was listed.
+        facts: what must be the same the next time, of JSON's types.
+    """
     with needs_extra("train"):
         from safetensors.numpy import save_file
-    facts = {"folders": list(folders), "counts": [*map(len, lists)], "changed": changed}
-    whole = Names.join(lists)
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(kept) as temporary:
-            arrays = {"content": whole.content, "ends": whole.ends}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomically(path) as temporary:
             save_file(arrays, temporary, {"facts": json.dumps(facts)})
     except OSError as error:
         _log.warning("the list of the pictures is not kept for the next run: %s", error)
 
 
-def _read_lists(root: Path, folders: Sequence[str], kept: Path) -> list[Names] | None:
-    """Return lists that were kept, unless they are damaged or one of the folders has changed."""
+def read_arrays(path: Path, fits: Callable[[Any], bool]) -> dict[str, np.ndarray] | None:
+    """Return what `keep_arrays` has kept, or None if it is damaged, or the facts are others now.
+
+    Args:
+        path: the file.
+        fits: whether the facts that were kept are those of today.
+    """
     with needs_extra("train"):
         from safetensors import safe_open
     try:
-        with safe_open(kept, "np") as stored:
-            content, ends = stored.get_tensor("content"), stored.get_tensor("ends")
-            facts = json.loads(stored.metadata()["facts"])
-        if facts["folders"] != list(folders) or any(
-            (root / name).stat().st_mtime_ns != changed
-            for name, changed in facts["changed"].items()
-        ):
-            return None
-        if not _fits(content, ends) or sum(facts["counts"]) != len(ends):
-            raise ValueError("its sizes do not fit each other")
-        whole, last = Names(root, content, ends), np.cumsum(facts["counts"]).tolist()
-        return [whole[end - n : end] for n, end in zip(facts["counts"], last, strict=True)]
+        with safe_open(path, "np") as stored:
+            if not fits(json.loads(stored.metadata()["facts"])):
+                return None
+            found = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        for name in found:
+            if name.endswith("ends"):
+                _check_ends(found[f"{name[:-4]}content"], found[name])
     except FileNotFoundError:
         return None
     except Exception as error:  # of any kind: the file may hold anything
-        _log.warning("%s cannot be read, so the pictures are listed again: %s", kept, error)
+        _log.warning("%s cannot be read, so the pictures are listed again: %s", path, error)
         return None
+    return found
 
 
-def _fits(content: np.ndarray, ends: np.ndarray) -> bool:
-    """Return whether stored arrays can be those of `Names`."""
+def _check_ends(content: np.ndarray, ends: np.ndarray) -> None:
+    """Raise ValueError unless stored arrays can be those of `Names`."""
     types = content.dtype == np.uint8 and ends.dtype == np.int64 and content.ndim == ends.ndim == 1
-    return types and bool((np.diff(ends, prepend=0) > 0).all()) and ends[-1:] == len(content)
+    if not types or (np.diff(ends, prepend=0) <= 0).any() or ends[-1:] != len(content):
+        raise ValueError("its sizes do not fit each other")
 
 
 def _sort_key(name: str) -> str:

@@ -12,6 +12,7 @@ from spem.data.batches import Split
 from spem.data.cache import Decoder
 from spem.data.images import ImageForm
 from spem.data.names import Names
+from spem.data.shards import Shards
 from spem.data.stream import Pictures
 
 # At most one unreadable image of so many is skipped.
@@ -24,7 +25,7 @@ Loader = Literal["memory", "stream"]
 class Listing(NamedTuple):
     """Picture files and their labels, (N,)."""
 
-    files: Names
+    files: Names | Shards
     labels: Tensor
 
     def take(self, rows: Sequence[int]) -> "Listing":

@@ -12,6 +12,7 @@ from spem.data.decoding import decode_image
 from spem.data.images import ImageForm, prepare_image, to_colours
 from spem.data.names import Names
 from spem.data.resized_crop import ResizedCrop
+from spem.data.shards import Shards
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +38,9 @@ class Pictures:
         interpolation: by which they are resized; None: bilinear.
     """
 
-    def __init__(self, files: Names, form: ImageForm, workers: int = 0, skip: bool = False):
+    def __init__(
+        self, files: Names | Shards, form: ImageForm, workers: int = 0, skip: bool = False
+    ):
         self.files, self._form = files, form
         self.workers, self.skip = workers, skip
         self.interpolation = form.interpolation

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from spem._extras import needs_extra
-from spem.data.batches import Batches
+from spem.data.batches import Batches, Split
+from spem.data.shards import Shards
 from spem.data.splits import Dataset
+from spem.data.stream import Pictures
 from spem.train.recipe import Recipe
 
 with needs_extra("train"):
@@ -37,10 +39,16 @@ def training_seed(recipe: Recipe) -> int:
     return hash_seed(recipe.seed, recipe.fold) % 2**32
 
 
-def order_rows(images: int, seed: int, epoch: int) -> Tensor:
-    """Return the row numbers of the training images in the order of an epoch, (images,)."""
-    shuffle = torch.Generator().manual_seed(hash_seed(seed, epoch))
-    return torch.randperm(images, generator=shuffle)
+def order_rows(split: Split, seed: int, epoch: int) -> Tensor:
+    """Return the row numbers of the training images in the order of an epoch, (N,).
+
+    Images in tar files are ordered by `Shards.order`, so that these are read from begin to end.
+    """
+    own = hash_seed(seed, epoch)
+    if isinstance(split.images, Pictures) and isinstance(split.images.files, Shards):
+        return split.images.files.order(own)
+    shuffle = torch.Generator().manual_seed(own)
+    return torch.randperm(len(split.labels), generator=shuffle)
 
 
 def augmentation(recipe: Recipe) -> dict[str, Any]:

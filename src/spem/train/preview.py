@@ -50,7 +50,7 @@ def _take_images(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor]:
     statistics: dict[str, Any] = {"mean": recipe.mean, "std": recipe.std}
     size = _SHOWN if recipe.batch_size == "auto" else recipe.batch_size
     batches = Batches(split, size, **statistics, **augmentation(recipe))
-    order = order_rows(len(split.labels), training_seed(recipe), epoch=0)
+    order = order_rows(split, training_seed(recipe), epoch=0)
     coming = batches.shuffled(order, seed=hash_seed(training_seed(recipe), 0, 1))
     steps = []
     with torch.random.fork_rng([]):

@@ -104,12 +104,12 @@ def _climb(fabric: Fabric, job: Job, rates: Sequence[float]) -> Iterator[float]:
     recipe, groups, take_step = job.recipe, *_start(fabric, job)
     factors = [group["lr"] / recipe.lr for group in groups]
     mix, seed = Mixing(recipe, len(job.dataset.classes)), training_seed(recipe)
-    images, batches = len(job.dataset.train.labels), split_batches(fabric, recipe, job.dataset)
+    batches = split_batches(fabric, recipe, job.dataset)
     coming: Iterator[tuple[Tensor, Tensor]] = iter(())
     for number, rate in enumerate(rates):
         epoch, step = divmod(number, len(batches["train"]))
         if step == 0:
-            order = order_rows(images, seed, epoch)
+            order = order_rows(job.dataset.train, seed, epoch)
             coming = batches["train"].shuffled(order, seed=hash_seed(seed, epoch, 1))
         torch.manual_seed(hash_seed(seed, epoch, step, 0))
         for group, own in zip(groups, factors, strict=True):

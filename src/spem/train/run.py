@@ -183,7 +183,7 @@ class Run:
     def _start_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return the batches of the epoch from the next step on."""
         seed = training_seed(self.recipe)
-        order = order_rows(self.images, seed, self.epoch)
+        order = order_rows(self.job.dataset.train, seed, self.epoch)
         self._training_step.network.train()
         self._freezing.apply(self.epoch)
         return self.batches["train"].shuffled(order, self.step, hash_seed(seed, self.epoch, 1))
