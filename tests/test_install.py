@@ -87,4 +87,4 @@ from spem.train import recipe_names
 print(len(recipe_names()), len(study_names()))
 spem.create_model("resnet20", gate="eca", pretrained="cifar10")
 """
-    assert run(python, "-c", program, cwd=tmp_path) == "4 6\n"
+    assert run(python, "-c", program, cwd=tmp_path) == "5 7\n"

@@ -121,4 +121,5 @@ def test_the_core_needs_pytorch_and_numpy_and_every_extra_has_its_code(request):
     core = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]}
     assert core == {"numpy", "torch"}
     used = set(re.findall(r'needs_extra\("(\w+)"\)', "".join(p.read_text() for p in SOURCES)))
-    assert {*project["optional-dependencies"]} == used | {"dev"}
+    # Whatever streams works without its extra, at a lower speed.
+    assert {*project["optional-dependencies"]} == used | {"dev", "stream"}

@@ -58,7 +58,7 @@ def test_the_help_of_train_begins_with_the_flags_used_most(capsys):
         (
             "train",
             [
-                "(default: 15; digits: 35; finetune: 10; paper: 164)",
+                "(default: 15; digits: 35; finetune: 10; imagenet: 100; paper: 164)",
                 "replace the run in --out (default: no)",
             ],
         ),

@@ -10,8 +10,8 @@ from spem.compare.study import load_study, study_names
 OWN_MODELS = ("paper", "backbones")
 
 
-# The others take minutes: `make test-hard` runs them. That of photographs has tests of its own.
-OTHERS = [name for name in study_names() if name not in ("quick", "finetune")]
+# The others take minutes: `make test-hard` runs them. Those of photographs have tests of their own.
+OTHERS = [name for name in study_names() if name not in ("quick", "finetune", "imagenet-attention")]
 NAMES = ["quick", *(pytest.param(name, marks=pytest.mark.hard) for name in OTHERS)]
 
 

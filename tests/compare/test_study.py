@@ -202,7 +202,8 @@ def test_shipped_studies_are_sound(name, small):
     assert study.title
     assert study.question
     known = {"digits"} if small else {"cifar10", "cifar100"}
-    assert {run.recipe.data for run in plan} <= ({"photographs"} if name == "finetune" else known)
+    known = {"finetune": {"photographs"}, "imagenet-attention": {"imagenet"}}.get(name, known)
+    assert {run.recipe.data for run in plan} <= known
     assert any(run.against for run in plan)
 
 
@@ -236,6 +237,7 @@ def test_the_key_is_that_of_what_decides_a_run_and_of_nothing_else():
     elsewhere = {"data_dir": "x", "download": True, "device": "cpu", "threads": 7}
     elsewhere |= {"progress": False, "logger": "wandb", "init": "identity"}
     elsewhere |= {"import_": ["mine.py"], "checkpoint_minutes": 5.0}
+    elsewhere |= {"loader": "stream", "workers": 3}
     assert set(elsewhere) == set(FREE_KEYS)
     assert record_key(replace(recipe, **elsewhere)) == record_key(recipe)
     assert record_key(replace(recipe, seed=1)) != record_key(recipe)

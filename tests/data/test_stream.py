@@ -161,7 +161,7 @@ def test_statistics_are_those_of_a_thousand_images(photographs, monkeypatch):
 
 def test_large_folders_are_streamed_unless_asked_otherwise(photographs, monkeypatch):
     assert isinstance(load(photographs, loader=None).train.images, torch.Tensor)
-    monkeypatch.setattr("spem.data.folders._MOST_BYTES", 30 * 3 * 16 * 16 - 1)
+    monkeypatch.setattr("spem.data.sources._MOST_BYTES", 30 * 3 * 16 * 16 - 1)
     assert isinstance(load(photographs, loader=None).train.images, Pictures)
     assert isinstance(load(photographs, loader="memory").train.images, torch.Tensor)
 

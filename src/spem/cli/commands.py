@@ -41,8 +41,9 @@ def train(
 
     Args:
         recipe_keys: the keys of the recipe that were given.
-        config: a bundled recipe (paper, digits, cifar_quick, finetune) or a YAML file with the keys
-            below; if not given: digits for the digits, cifar_quick for any other data.
+        config: a bundled recipe (paper, digits, cifar_quick, finetune, imagenet) or a YAML file
+            with the keys below; if not given: digits for the digits, cifar_quick for any other
+            data.
         out: folder of the run; if not given: the next free one below runs/.
         resume: continue the run in this folder, or else in --out, exactly where it stopped; with
             more --epochs also a finished one, if its schedule is step or constant.

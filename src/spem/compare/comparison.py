@@ -37,8 +37,8 @@ def compare(
     Args:
         recipe_keys: recipe keys that hold for all runs.
         out: folder of the comparison; must be given.
-        study: a bundled study (quick, finetune, paper, pooling, ablation, backbones) or a YAML
-            file.
+        study: a bundled study (quick, finetune, imagenet-attention, paper, pooling, ablation,
+            backbones) or a YAML file.
         small: take the study's small form, which needs minutes on a CPU and no download.
         gates: gates to compare; the first is the baseline. Each a name, none, or a mapping like
             '{gate: se, pool: fixed, mix: 0.3, label: mixed}'.

@@ -11,6 +11,7 @@ from spem._checks import check_device, check_share, check_switch, check_whole, i
 from spem._extras import needs_extra
 from spem._messages import shorten
 from spem._schema import Area, check_value
+from spem.data.color_jitter import ColorJitter
 from spem.data.erasing import RandomErasing
 from spem.data.resized_crop import ResizedCrop
 from spem.data.stream import Pictures, Stream
@@ -50,6 +51,8 @@ class Batches:
         crop: zero padding, in pixels, around training images, from which a window of the original
             size is cut at random; 0: no crop.
         flip: mirror training images, each with probability 1/2.
+        color_jitter: change brightness, contrast and saturation of each training image, in this
+            order, by factors drawn evenly from 1 − c to 1 + c.
         trivial_augment: change each training image as `TrivialAugment` does.
         random_erasing: probability of a rectangle of noise in a training image, as
             `RandomErasing` draws it.
@@ -72,6 +75,7 @@ class Batches:
         std: Sequence[float] | None = None,
         crop: int = 0,
         flip: bool = False,
+        color_jitter: float = 0.0,
         trivial_augment: bool = False,
         random_erasing: float = 0.0,
         resized_crop: Sequence[float] | None = None,
@@ -86,6 +90,7 @@ class Batches:
         check_whole("batch_size", batch_size)
         check_device("device", device)
         check_switch("flip", flip)
+        check_share("color_jitter", color_jitter)
         check_switch("trivial_augment", trivial_augment)
         check_share("random_erasing", random_erasing)
         check_switch("channels_last", channels_last)
@@ -102,6 +107,8 @@ class Batches:
             self._resized_crop = _resized_crop(resized_crop, crop, flip, split.images)
             flip = False
         self._augment = _augmentation(crop, flip, split.images.shape[-2:])
+        if color_jitter:
+            self._augment.append(ColorJitter(color_jitter))
         if trivial_augment:
             self._augment.append(TrivialAugment())
         if random_erasing:

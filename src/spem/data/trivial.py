@@ -49,7 +49,7 @@ def _blend(pixels: Tensor, other: Tensor, level: Tensor) -> Tensor:
     return other.lerp(pixels, 0.01 + _amount(level.abs(), 1.99)).clamp(0, 1)
 
 
-def _to_grey(pixels: Tensor) -> Tensor:
+def to_grey(pixels: Tensor) -> Tensor:
     """Return the brightness of pixels, (N, 1, H, W): with three channels, of colours."""
     if pixels.shape[1] != len(_LUMA):
         return pixels.mean(1, keepdim=True)
@@ -111,7 +111,7 @@ def _solarize(pixels: Tensor, level: Tensor) -> Tensor:
 
 
 def _color(pixels: Tensor, level: Tensor) -> Tensor:
-    return _blend(pixels, _to_grey(pixels).expand_as(pixels), level)
+    return _blend(pixels, to_grey(pixels).expand_as(pixels), level)
 
 
 def _posterize(pixels: Tensor, level: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def _posterize(pixels: Tensor, level: Tensor) -> Tensor:
 
 
 def _contrast(pixels: Tensor, level: Tensor) -> Tensor:
-    return _blend(pixels, _to_grey(pixels).mean((2, 3), keepdim=True).expand_as(pixels), level)
+    return _blend(pixels, to_grey(pixels).mean((2, 3), keepdim=True).expand_as(pixels), level)
 
 
 def _brightness(pixels: Tensor, level: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ NEW_KEYS |= {"freeze": None, "freeze_epochs": None}
 NEW_KEYS |= {"folds": None, "fold": None}
 NEW_KEYS |= {"loss": "ce", "class_weights": None}
 NEW_KEYS |= {"trivial_augment": False, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
-NEW_KEYS |= {"resized_crop": None}
+NEW_KEYS |= {"resized_crop": None, "color_jitter": 0.0}
 NEW_KEYS |= {"dropout": None, "drop_path": None, "patience": None}
 
 

@@ -53,7 +53,7 @@ def order_rows(split: Split, seed: int, epoch: int) -> Tensor:
 
 def augmentation(recipe: Recipe) -> dict[str, Any]:
     """Return the arguments of `Batches` that say how a recipe augments its training images."""
-    keys = ("crop", "flip", "trivial_augment", "random_erasing", "resized_crop")
+    keys = ("crop", "flip", "trivial_augment", "random_erasing", "resized_crop", "color_jitter")
     return {key: getattr(recipe, key) for key in keys}
 
 

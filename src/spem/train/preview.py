@@ -36,7 +36,8 @@ def draw_first_batches(path: Path, recipe: Recipe, dataset: Dataset) -> None:
         f"{height} pixels, crop {recipe.crop}, flip {'yes' if recipe.flip else 'no'}"
     )
     title += ", trivial_augment" * recipe.trivial_augment
-    for key in ("random_erasing", "mixup", "cutmix"):
+    title += f", resized_crop {recipe.resized_crop}" if recipe.resized_crop else ""
+    for key in ("color_jitter", "random_erasing", "mixup", "cutmix"):
         title += f", {key} {getattr(recipe, key):g}" if getattr(recipe, key) else ""
     draw_sheet(path, images, [dataset.classes[label] for label in labels.tolist()], title)
 

@@ -113,6 +113,8 @@ class Recipe:
             images are else resized as those that are evaluated; none: no such crop.
         crop: zero padding of the random crop, in pixels; 0: no crop.
         flip: mirror half of the training images.
+        color_jitter: change brightness, contrast and saturation of each training image, in this
+            order, by factors drawn evenly from 1 − c to 1 + c; often 0.4; 0: none.
         trivial_augment: change each training image by one of fourteen operations (rotation, shear,
             colour, sharpness …) of one of 31 strengths, in TrivialAugment's wide space.
         random_erasing: probability of a rectangle of noise in a training image; published: 0.5.
@@ -213,6 +215,7 @@ class Recipe:
     resized_crop: Area | None = None
     crop: Annotated[int, whole(0, 1000)] = 0
     flip: Flag = False
+    color_jitter: Accuracy = 0.0
     trivial_augment: Flag = False
     random_erasing: Accuracy = 0.0
     mixup: Alpha = 0.0
