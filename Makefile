@@ -22,7 +22,10 @@ help:  ## list the targets
 train: $(TRAINING)  ## train a SPEM ResNet on handwritten digits (no download)
 	$(BIN)/spem train --config digits
 
-test: lint types test-unit test-install test-interop  ## run everything that CI runs
+# What one core does at a time stands first, side by side; the tests then use all cores.
+test: $(INSTALLED)  ## run everything that CI runs
+	$(MAKE) --jobs 3 --output-sync=target lint types test-install $(INTEROP)/.installed
+	$(MAKE) test-unit test-interop
 
 # Each test process gets one thread: OpenMP threads of two processes on the same cores spin.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8

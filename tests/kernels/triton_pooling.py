@@ -21,6 +21,9 @@ from spem.kernels.triton import pool as triton_pool
 from spem.kernels.triton.pool import pool
 from spem.kernels.triton.recalibrate import recalibrate
 
+# Its interpreter takes seconds for a large map: one test of them is in `make test`.
+LARGE = pytest.param((1, 4, 172, 196), marks=pytest.mark.hard)
+
 
 def first_positions(x, extremum):
     flat = x.flatten(2)
@@ -77,7 +80,7 @@ def test_pool_of_ties_finds_the_first_position(layout):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", [(1, 2, 7, 9), (1, 2, 172, 196)])
+@pytest.mark.parametrize("shape", [(1, 2, 7, 9), LARGE])
 def test_equal_values_have_no_variance(shape, layout):
     moments = pool(torch.full_like(maps(shape, layout), 1000.1), True)
     assert (moments.var <= (1000.1 * 2**-22) ** 2).all()
@@ -94,7 +97,7 @@ def test_variance_keeps_its_digits_under_a_large_mean(shape, layout):
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("shape", [(1, 4, 7, 9), (1, 4, 172, 196)])
+@pytest.mark.parametrize("shape", [(1, 4, 7, 9), LARGE])
 def test_nan_is_handed_on(shape, layout):
     x = maps(shape, layout)
     x[0, 1, 3, 2] = x[0, 1, 5, 5] = x[0, 2, -1, -1] = -float("nan")

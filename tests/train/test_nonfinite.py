@@ -159,7 +159,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("policy", ["skip", pytest.param("stop", marks=pytest.mark.hard)])
+@pytest.mark.hard
+@pytest.mark.parametrize("policy", ["skip", "stop"])
 def test_processes_agree(tmp_path, policy):
     (tmp_path / "job.py").write_text(PROCESSES)
     path = os.pathsep.join([*sys.path, str(tmp_path)])

@@ -232,6 +232,7 @@ class Smooth(nn.Module):
         return self.head(self.norm(self.conv(x)).tanh().flatten(1))
 
 
+@pytest.mark.hard  # in `make test` with the union batch, see test_union_batch.py
 def test_two_processes_train_like_one(tmp_path):
     recipe = replace(SMALL, epochs=1, crop=0, sync_batchnorm=True)
     one = fit(recipe, Smooth(), out=tmp_path / "one")

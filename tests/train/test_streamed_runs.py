@@ -50,7 +50,7 @@ def test_a_run_is_that_from_memory(photographs):
     assert main(["evaluate", "streamed", "--data", photographs]) == 0
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=pytest.mark.hard) for n in (0, 1))])
 def test_a_run_killed_within_an_epoch_goes_on_bit_for_bit(photographs, workers, monkeypatch):
     whole = fit(recipe(photographs, **CUT), out="whole")
     killed = recipe(photographs, workers=workers, checkpoint_minutes=1e-9, **CUT)
@@ -84,6 +84,7 @@ class Linear(nn.Module):
         return self.layer(x.flatten(1))
 
 
+@pytest.mark.hard
 def test_two_processes_see_each_image_once(photographs):
     keys = {"resized_crop": [0.3, 1.0], "flip": True, "batch_size": 10, "lr": 1e-3}
     one = fit(recipe(photographs, **keys), Linear(), out="one")

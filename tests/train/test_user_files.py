@@ -135,6 +135,7 @@ def test_bench_tells_the_process_that_measures_memory_of_an_imported_gate(own, m
     assert len(found) == 1
 
 
+@pytest.mark.hard
 def test_results_of_a_file_that_changed_are_not_taken_for_those_of_the_new_one(own, capsys):
     words = ["--gates", "scale", "--model", "resnet8", "--seeds", "1", *SHORT, "--no-costs"]
     assert run("compare", *words, "--import", own, "--out", "compared") == 0
