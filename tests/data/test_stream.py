@@ -123,7 +123,7 @@ def test_a_crop_is_a_part_of_the_picture_resized(monkeypatch):
     pixels = np.random.default_rng(0).integers(256, size=(60, 80, 3), dtype=np.uint8)
     monkeypatch.setattr(ResizedCrop, "draw", lambda *_: (10, 20, 32, 48))
     expected = Image.fromarray(pixels[10:42, 20:68]).resize((16, 16), Image.Resampling.BILINEAR)
-    cut = ResizedCrop((0.1, 1.0), False, None)(Image.fromarray(pixels), 16, 0, 0)
+    cut = ResizedCrop((0.1, 1.0), False, None)(pixels, 16, 0, 0)
     difference = cut.permute(1, 2, 0).int() - torch.from_numpy(np.array(expected)).int()
     assert difference.abs().max() <= 1
     assert difference.float().abs().mean() < 0.1

@@ -4,7 +4,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from spem._extras import needs_extra
-from spem.data.images import MOST_PIXELS, decode
+from spem.data.images import MOST_PIXELS, decode, to_colours
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,23 +30,45 @@ def decode_image(content: bytes, name: str) -> "Image.Image":
     Raises:
         ValueError: see `open_image`.
     """
-    if content.startswith(_JPEG) and _EXIF not in content[:_HEAD]:
-        pixels = _decode_jpeg(content)
-        if pixels is not None:
-            with needs_extra("train"):
-                from PIL import Image
-            return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    return decode(BytesIO(content), name)
+    with needs_extra("train"):
+        from PIL import Image
+    pixels = _decode_jpeg(content, grey=True)
+    if pixels is None:
+        return decode(BytesIO(content), name)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _decode_jpeg(content: bytes) -> "np.ndarray | None":
-    """Return the pixels of a JPEG, (H, W, 1 or 3), or None for one that Pillow must judge."""
+def decode_pixels(content: bytes, name: str, channels: int) -> "np.ndarray":
+    """Return the pixels of a picture, uint8 (H, W, C); see `decode_image`.
+
+    Args:
+        content: of a picture file.
+        name: of the picture, for errors.
+        channels: C, 1 (grey) or 3 (RGB).
+    """
+    import numpy as np
+
+    if channels == 3 and (pixels := _decode_jpeg(content, grey=False)) is not None:
+        return pixels
+    pixels = np.asarray(to_colours(decode_image(content, name), channels))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _decode_jpeg(content: bytes, grey: bool) -> "np.ndarray | None":
+    """Return the pixels of a JPEG, (H, W, 3), or None for other pictures, which Pillow must judge.
+
+    Args:
+        content: of the file.
+        grey: give a grey picture one channel.
+    """
     if decode_jpeg is None or decode_jpeg_header is None:
+        return None
+    if not content.startswith(_JPEG) or _EXIF in content[:_HEAD]:
         return None
     try:
         height, width, colours, _ = decode_jpeg_header(content)
         if int(height) * int(width) > MOST_PIXELS or colours not in ("Gray", "YCbCr", "RGB"):
             return None
-        return decode_jpeg(content, "GRAY" if colours == "Gray" else "RGB")
+        return decode_jpeg(content, "GRAY" if grey and colours == "Gray" else "RGB")
     except ValueError:  # damaged, of a rare kind, or with something that Pillow overlooks
         return None

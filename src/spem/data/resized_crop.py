@@ -1,15 +1,11 @@
 """Random resized crops: a part of a picture of random size and shape, brought to one size."""
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _RATIO = (3 / 4, 4 / 3)  # of the width to the height
 _ATTEMPTS = 10
@@ -35,20 +31,20 @@ class ResizedCrop:
         self._area, self._flip = area, flip
         self._method = interpolation or "bilinear"
 
-    def __call__(self, image: "Image.Image", size: int, seed: int, row: int) -> Tensor:
+    def __call__(self, image: np.ndarray, size: int, seed: int, row: int) -> Tensor:
         """Return an image, uint8 (C, H, W).
 
         Args:
-            image: grey or RGB.
+            image: uint8, (H, W, C).
             size: side in pixels.
             seed: of the epoch.
             row: of the picture in its split.
         """
         numbers = np.random.Generator(np.random.Philox(key=seed, counter=[0, row, 0, 0]))
-        top, left, height, width = self.draw(numbers, image.height, image.width)
-        pixels = torch.from_numpy(np.asarray(image)[top : top + height, left : left + width].copy())
-        pixels = pixels.view(1, height, width, -1).permute(0, 3, 1, 2)
-        (cut,) = F.interpolate(pixels, (size, size), mode=self._method, antialias=True)
+        top, left, height, width = self.draw(numbers, *image.shape[:2])
+        part = np.ascontiguousarray(image[top : top + height, left : left + width])
+        pixels = torch.from_numpy(part).permute(2, 0, 1)
+        (cut,) = F.interpolate(pixels[None], (size, size), mode=self._method, antialias=True)
         return cut.flip(2) if self._flip and numbers.random() < 0.5 else cut
 
     def draw(

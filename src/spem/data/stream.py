@@ -2,20 +2,17 @@
 
 import signal
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from spem.data.decoding import decode_image
-from spem.data.images import ImageForm, prepare_image, to_colours
+from spem.data.decoding import decode_image, decode_pixels
+from spem.data.images import ImageForm, prepare_image
 from spem.data.names import Names
 from spem.data.resized_crop import ResizedCrop
 from spem.data.shards import Shards
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # Of the images of a split, at most one of so many is replaced because it cannot be read.
 _READABLE = 100
@@ -57,15 +54,14 @@ class Pictures:
         """
         if isinstance(row, list):
             return torch.stack([self[each] for each in row])
-        return prepare_image(self._decode(row), **self._form._asdict())
+        picture = decode_image(self.files.read(row), str(self.files[row]))
+        return prepare_image(picture, **self._form._asdict())
 
     def cut(self, row: int, crop: ResizedCrop, seed: int) -> Tensor:
         """Return a random part of an image, uint8 (C, H, W), see `ResizedCrop`."""
-        picture = to_colours(self._decode(row), self._form.channels)
-        return crop(picture, self._form.sides[0], seed, row)
-
-    def _decode(self, row: int) -> "Image.Image":
-        return decode_image(self.files.read(row), str(self.files[row]))
+        content, name = self.files.read(row), str(self.files[row])
+        pixels = decode_pixels(content, name, self._form.channels)
+        return crop(pixels, self._form.sides[0], seed, row)
 
     def sample(self) -> Tensor:
         """Return some of the images, always the same, uint8 (n, C, H, W)."""
