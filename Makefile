@@ -11,7 +11,7 @@ INTEROP := .venv-interop
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-unit test-install test-interop test-hard test-gates lint format \
-	types bench bench-tuning bench-gpu bench-loop clean
+	types bench bench-loader bench-tuning bench-gpu bench-loop clean
 
 # pyright's wrapper otherwise warns of every newer release than the tested one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -88,6 +88,9 @@ bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
 
 bench-tuning: $(INTEROP)/.installed  ## time fine-tuning beside a bare PyTorch loop
 	$(INTEROP)/bin/python benchmarks/finetuning_loop.py
+
+bench-loader: $(INTEROP)/.installed  ## time the streamed loader beside torchvision's
+	OMP_NUM_THREADS=1 $(INTEROP)/bin/python benchmarks/loader.py
 
 clean:  ## remove the environment and caches; runs and data stay
 	rm -rf .venv .venv-interop .venv-audit .hypothesis .pytest_cache .ruff_cache dist

@@ -29,6 +29,7 @@ from torchvision.transforms import v2  # pyright: ignore[reportMissingImports]
 from spem.data import Batches, load_dataset
 from spem.data.batches import restore_pixels
 from spem.data.resized_crop import ResizedCrop
+from spem.train.devices import keep_freed_memory
 
 BATCH = 64
 AREA = [0.08, 1.0]
@@ -82,10 +83,9 @@ def check_pixels(folder: Path, size: int) -> float:
     """
     dataset = load_dataset(str(folder), image_size=size, loader="stream")
     crop, differences = ResizedCrop((AREA[0], AREA[1]), False, None), []
-    batches = Batches(dataset.train, BATCH, resized_crop=AREA, **STATISTICS).shuffled(
-        torch.arange(60), seed=1
-    )
-    found = torch.cat([restore_pixels(images, **STATISTICS) for images, _ in batches])
+    batches = Batches(dataset.train, BATCH, resized_crop=AREA, **STATISTICS)
+    images, _ = next(batches.shuffled(torch.arange(60), seed=1))
+    found = restore_pixels(images, **STATISTICS)
     for row, own in enumerate(found):
         with Image.open(dataset.train.images.files[row]) as image:  # pyright: ignore
             numbers = np.random.Generator(np.random.Philox(key=1, counter=[0, row, 0, 0]))
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=600)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the commands do; both loaders profit
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pictures(folder, options.images)

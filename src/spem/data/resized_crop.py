@@ -42,7 +42,7 @@ class ResizedCrop:
         """
         numbers = np.random.Generator(np.random.Philox(key=seed, counter=[0, row, 0, 0]))
         top, left, height, width = self.draw(numbers, *image.shape[:2])
-        part = np.ascontiguousarray(image[top : top + height, left : left + width])
+        part = image[top : top + height, left : left + width].copy()
         pixels = torch.from_numpy(part).permute(2, 0, 1)
         (cut,) = F.interpolate(pixels[None], (size, size), mode=self._method, antialias=True)
         return cut.flip(2) if self._flip and numbers.random() < 0.5 else cut
