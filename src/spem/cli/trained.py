@@ -27,6 +27,7 @@ class Trained:
     Attributes:
         model: the network.
         config: the content of its `config.json`.
+        name: of the run, as it was given.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Trained:
         from spem.models.pretrained import find_run
         from spem.train.devices import create_fabric
 
-        self._run, self._folder = run, find_run(run)
+        self.name, self._folder = run, find_run(run)
         self._data, self._download = {"data": data, "data_dir": data_dir}, download
         model, self.config = load_network(self._folder)
         self.device = create_fabric(Recipe(device=device)).device  # that of the model
@@ -71,7 +72,7 @@ class Trained:
         dataset = load_data(replace(self.load_recipe(), **own, **given), cache=cache)
         if list(dataset.classes) != self.config["classes"]:
             raise ValueError(
-                f"{self._run} was trained for other classes than those of {dataset.name}"
+                f"{self.name} was trained for other classes than those of {dataset.name}"
             )
         return dataset
 

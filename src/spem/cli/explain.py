@@ -1,0 +1,151 @@
+"""`spem explain`: pictures of what a trained network looks at, and of its gates."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from spem._messages import printable, say, unknown
+from spem.cli.trained import Trained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spem.explain import Cams
+    from spem.explain.figures import Explained
+
+_AT_ONCE = 16  # pictures
+_TOP = 5
+
+Method = Literal["gradcam", "hirescam", "gradcam++"]
+
+
+def explain_pictures(
+    trained: Trained,
+    images: tuple[str, ...],
+    *,
+    method: Method = "gradcam",
+    class_: str | None = None,
+    layer: str | None = None,
+    versus: Sequence[str] = (),
+    out: str = "explained",
+) -> int:
+    """Show where a network finds what speaks for a class in pictures, and how its gates weigh.
+
+    For each picture a figure with a class activation map over it and the five most probable
+    classes, the numbers of the map beside it, and classes.csv with the probabilities. A picture
+    that cannot be read is named at the end, and the exit code is 1.
+
+    Args:
+        trained: the network.
+        images: picture files, and folders, which stand for all pictures in them and below.
+        method: of the maps; gradcam weighs whole channels, hirescam each position.
+        class_: name of the class to look for; if not given: the one that the network predicts.
+        layer: name of the module whose feature map is looked at; if not given: the last one that
+            gives a feature map.
+        versus: runs or bundled networks that the same pictures are shown to, for the same class.
+        out: folder for the figures.
+    """
+    from spem._files import write_table
+    from spem.explain.figures import draw_explanation
+    from spem.train.prediction import list_pictures
+
+    if not images:
+        raise ValueError("images is empty: name pictures or folders")
+    networks = [trained, *(Trained(run, device=trained.device.type) for run in versus)]
+    _check_classes(networks, class_)
+    pictures = list_pictures(images)
+    (folder := Path(out)).mkdir(parents=True, exist_ok=True)
+    names, rows, unreadable = _name_files(pictures), [], []
+    for start in range(0, len(pictures), _AT_ONCE):
+        files = pictures[start : start + _AT_ONCE]
+        read, found, sentences = _explain_files(networks, files, method, class_, layer)
+        unreadable += sentences
+        for file, own in zip(read, found, strict=True):
+            draw_explanation(folder / f"{names[file]}.png", file.name, own)
+            rows += _rank(file, own)
+    if rows:
+        write_table(folder / "classes.csv", rows)
+        say(f"{len(pictures) - len(unreadable):,} pictures, classes.csv: in {folder}")
+    for sentence in unreadable:
+        print(printable(f"spem: not explained: {sentence}"), file=sys.stderr)
+    return int(bool(unreadable))
+
+
+def _check_classes(networks: Sequence[Trained], class_: str | None) -> None:
+    """Raise ValueError where networks know other classes, or none of the wanted name."""
+    classes = networks[0].config["classes"]
+    for other in networks[1:]:
+        if other.config["classes"] != classes:
+            raise ValueError(f"{other.name} knows other classes than {networks[0].name}")
+    if class_ is not None and class_ not in classes:
+        raise unknown("class", class_, classes)
+
+
+def _name_files(pictures: Sequence[Path]) -> dict[Path, str]:
+    """Return a name for the figure of each picture: its own, numbered where several have it."""
+    names: dict[Path, str] = {}
+    taken = set()
+    for picture in pictures:
+        name, number = picture.stem, 2
+        while name.lower() in taken:
+            name, number = f"{picture.stem}-{number}", number + 1
+        taken.add(name.lower())
+        names[picture] = name
+    return names
+
+
+def _explain_files(
+    networks: Sequence[Trained],
+    files: Sequence[Path],
+    method: str,
+    class_: str | None,
+    layer: str | None,
+) -> tuple[list[Path], "Iterator[tuple[Explained, ...]]", list[str]]:
+    """Return the files that can be read, what each network finds in them, and what is unreadable.
+
+    All networks look for the same class: that of the first, unless one is named.
+    """
+    from spem.data.batches import normalise
+    from spem.explain import compute_cams
+    from spem.train.prediction import read_pictures
+
+    found, labels, names = [], None, networks[0].config["classes"]
+    if class_ is not None:
+        labels = names.index(class_)
+    read, sentences = [], []
+    for each in networks:
+        read, pictures, sentences = read_pictures(files, each.config)
+        if not read:
+            break
+        images = normalise(pictures.to(each.device), each.config["mean"], each.config["std"])
+        cams = compute_cams(each.model, images, method=method, classes=labels, layer=layer)
+        labels = cams.classes
+        found.append(_describe(each.name, pictures, cams, names))
+    return read, zip(*found, strict=True), sentences
+
+
+def _describe(
+    run: str, pictures: "Tensor", cams: "Cams", names: Sequence[str]
+) -> "list[Explained]":
+    """Return what a network finds in each picture of a batch."""
+    from spem.explain.figures import Explained
+
+    probabilities = cams.logits.softmax(1).cpu()
+    best = probabilities.topk(min(_TOP, len(names)))
+    found = []
+    for row, label in enumerate(cams.classes.tolist()):
+        top = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
+        own = [(names[n], p) for n, p in top]
+        sure = probabilities[row, label].item()
+        found.append(Explained(run, pictures[row], cams.maps[row].cpu(), names[label], sure, own))
+    return found
+
+
+def _rank(file: Path, found: "Sequence[Explained]") -> list[dict[str, object]]:
+    return [
+        {"picture": str(file), "network": each.network, "rank": rank, "class": name}
+        | {"probability": f"{probability:.7g}"}
+        for each in found
+        for rank, (name, probability) in enumerate(each.top, 1)
+    ]
