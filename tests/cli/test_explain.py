@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import paint
 from PIL import Image
 
 from spem.cli import main
@@ -108,7 +109,7 @@ def test_pictures_of_any_kind_are_converted_by_the_rule_of_all_commands(capsys, 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([SPEM], "images is empty: name pictures or folders"),
+        ([SPEM], "images is empty: name pictures or folders, or give"),
         (["nowhere", "in"], "there is no folder nowhere, nor a bundled network of that name"),
         ([SPEM, "in", "--layer", "layr3"], "unknown layer 'layr3'; known: layer3, layer3.0"),
         ([SPEM, "in", "--class", "caat"], "unknown class 'caat'; known: cat, "),
@@ -162,3 +163,19 @@ def test_class_names_that_no_figure_can_hold_are_shortened(tmp_path):
     )
     figures.draw_explanation(tmp_path / "drawn.png", "t\n" * 50, [found])
     assert width_of(tmp_path / "drawn.png") < 1200
+
+
+def test_the_gates_of_networks_are_drawn_over_their_data(capsys):
+    for label, name in enumerate(load_network(find_run(SPEM))[1]["classes"]):
+        for number in range(11):
+            part = "train" if number else "test"
+            paint(Path("photos", part, name, f"{number}.png"), 20 * label + number)
+    words = ["--gates", "--data", "photos", "--versus", ECA]
+    assert main(["explain", SPEM, *words]) == 0
+    assert f"gates.png, histograms.png: in explained/{ECA}" in capsys.readouterr().out
+    rows = table(f"explained/{SPEM}/gates.csv")
+    assert {row["class"] for row in rows} >= {"all", "cat"}
+    assert len(table(f"explained/{SPEM}/mixing.csv")) == 9
+    plain = Path(__file__).parents[2] / "docs/results/cifar10-twenty/weights/none"
+    assert main(["explain", str(plain), "--gates", "--data", "photos"]) == 2
+    assert f"{plain} has no gates to draw: leave out --gates" in capsys.readouterr().err

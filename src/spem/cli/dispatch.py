@@ -54,11 +54,10 @@ _LEFT_OUT: dict[str, Sequence[str]] = {
     "compare": AXES,
     "data": [key for key in Recipe.__dataclass_fields__ if key not in _DATA_KEYS],
     "predict": ("data", "data_dir", "download"),
-    "explain": ("data", "data_dir", "download"),
 }
 _POSITIONAL = {
     "predict": "RUN IMAGE ... ",
-    "explain": "RUN IMAGE ... ",
+    "explain": "RUN [IMAGE ...] ",
     "evaluate": "RUN ... ",
     "report": "FOLDER ",
 }

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from spem._messages import printable, say, unknown
 from spem.cli.trained import Trained
@@ -28,6 +28,7 @@ def explain_pictures(
     class_: str | None = None,
     layer: str | None = None,
     versus: Sequence[str] = (),
+    gates: bool = False,
     out: str = "explained",
 ) -> int:
     """Show where a network finds what speaks for a class in pictures, and how its gates weigh.
@@ -37,25 +38,73 @@ def explain_pictures(
     that cannot be read is named at the end, and the exit code is 1.
 
     Args:
-        trained: the network.
+        trained: the network, and the data set whose test images --gates takes.
         images: picture files, and folders, which stand for all pictures in them and below.
         method: of the maps; gradcam weighs whole channels, hirescam each position.
         class_: name of the class to look for; if not given: the one that the network predicts.
         layer: name of the module whose feature map is looked at; if not given: the last one that
             gives a feature map.
         versus: runs or bundled networks that the same pictures are shown to, for the same class.
+        gates: draw the multipliers of the gates over the test images of a data set: their mean for
+            each channel and class, their histograms, and λ where gates learn it.
         out: folder for the figures.
     """
+    networks = [trained, *map(trained.load_other, versus)]
+    if not (images or gates):
+        raise ValueError("images is empty: name pictures or folders, or give --gates")
+    _check_classes(networks, class_)
+    if gates:
+        _refuse_plain(networks)
+    (folder := Path(out)).mkdir(parents=True, exist_ok=True)
+    if gates:
+        for network in networks:
+            _draw_gates(network, folder, alone=len(networks) == 1)
+    return _explain_all(networks, images, folder, method, class_, layer) if images else 0
+
+
+def _refuse_plain(networks: Sequence[Trained]) -> None:
+    """Raise ValueError where a network has no gates."""
+    from spem.surgery.slots import find_gates
+
+    for network in networks:
+        if not any(find_gates(network.model)):
+            raise ValueError(f"{network.name} has no gates to draw: leave out --gates")
+
+
+def _draw_gates(network: Trained, folder: Path, alone: bool) -> None:
+    """Write the figures of a network's gates into a folder, or one of its own below."""
+    from spem.explain.gate_figures import write_gate_figures
+    from spem.explain.profile import profile_gates
+    from spem.gates.pooling import mixing_ratios
+
+    dataset = network.load_data()
+    try:
+        batches = network.batches(dataset.test).in_order()
+        profiles = profile_gates(network.model, batches, len(dataset.classes))
+    except ValueError as error:
+        raise ValueError(f"{network.name}: {error}") from error
+    place = folder if alone else folder / network.name.strip("./").replace("/", "-")
+    place.mkdir(exist_ok=True)
+    title = f"{network.name} on {dataset.name}, {len(dataset.test.labels):,} test images"
+    mixing = mixing_ratios(network.model)
+    names = write_gate_figures(place, profiles, mixing, dataset.classes, title)
+    say(f"{', '.join(names)}: in {place}")
+
+
+def _explain_all(
+    networks: Sequence[Trained],
+    images: Sequence[str],
+    folder: Path,
+    method: str,
+    class_: str | None,
+    layer: str | None,
+) -> int:
+    """Write the figures and the table of pictures; return 1 where one could not be read."""
     from spem._files import write_table
     from spem.explain.figures import draw_explanation
     from spem.train.prediction import list_pictures
 
-    if not images:
-        raise ValueError("images is empty: name pictures or folders")
-    networks = [trained, *(Trained(run, device=trained.device.type) for run in versus)]
-    _check_classes(networks, class_)
     pictures = list_pictures(images)
-    (folder := Path(out)).mkdir(parents=True, exist_ok=True)
     names, rows, unreadable = _name_files(pictures), [], []
     for start in range(0, len(pictures), _AT_ONCE):
         files = pictures[start : start + _AT_ONCE]
@@ -125,9 +174,7 @@ def _explain_files(
     return read, zip(*found, strict=True), sentences
 
 
-def _describe(
-    run: str, pictures: "Tensor", cams: "Cams", names: Sequence[str]
-) -> "list[Explained]":
+def _describe(run: str, pictures: "Tensor", cams: "Cams", names: list[str]) -> "list[Explained]":
     """Return what a network finds in each picture of a batch."""
     from spem.explain.figures import Explained
 
@@ -142,7 +189,7 @@ def _describe(
     return found
 
 
-def _rank(file: Path, found: "Sequence[Explained]") -> list[dict[str, object]]:
+def _rank(file: Path, found: "Sequence[Explained]") -> list[dict[str, Any]]:
     return [
         {"picture": str(file), "network": each.network, "rank": rank, "class": name}
         | {"probability": f"{probability:.7g}"}

@@ -45,9 +45,14 @@ class Trained:
 
         self.name, self._folder = run, find_run(run)
         self._data, self._download = {"data": data, "data_dir": data_dir}, download
+        self._options: dict[str, Any] = {**self._data, "download": download, "device": device}
         model, self.config = load_network(self._folder)
         self.device = create_fabric(Recipe(device=device)).device  # that of the model
         self.model = model.to(self.device)
+
+    def load_other(self, run: str) -> "Trained":
+        """Return another network, with the same data set, if one was given, on the same device."""
+        return Trained(run, **self._options)
 
     def load_recipe(self) -> Recipe:
         """Return the recipe of the run."""
