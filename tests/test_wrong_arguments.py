@@ -143,6 +143,11 @@ FUNCTIONS = {
         {"model": GATED, "images": torch.zeros(2, 3, 8, 8), "method": "gradcam", "classes": 3}
         | {"layer": "layer1"},
     ),
+    "check_cams": (
+        explain.check_cams,
+        {"model": GATED, "images": torch.zeros(2, 3, 8, 8), "method": "gradcam", "classes": 3}
+        | {"layer": "layer1", "shuffled": GATED, "steps": 2, "seed": 0},
+    ),
     "profile_gates": (
         explain.profile_gates,
         {

@@ -1,6 +1,7 @@
 """The command `explain`: figures, tables and refusals, on small pictures and a bundled network."""
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from PIL import Image
 from spem.cli import main
 from spem.data.batches import normalise
 from spem.data.images import prepare_image
-from spem.explain import compute_cams, figures
+from spem.explain import check_cams, compute_cams, figures
+from spem.explain.checks import area
 from spem.export.network import load_network
 from spem.models.pretrained import find_run
 
@@ -118,11 +120,14 @@ def test_pictures_of_any_kind_are_converted_by_the_rule_of_all_commands(capsys, 
         ([SPEM, "in", "--versus", "nowhere"], "there is no folder nowhere"),
         ([SPEM, "in", "--out", "in/a/one.png/out"], "not a directory: in/a/one.png/out"),
         ([SPEM, "in", "--out", "in/a/one.png"], "file exists: in/a/one.png"),
+        ([SPEM, "--check", "--most", "0"], "most is 0, must be at least 1"),
+        ([SPEM, "text.png", "--check"], "no picture can be read: text.png cannot be read"),
         ([SPEM, "empty"], "empty holds no image (.jpg"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence(capsys, words, sentence):
     Path("empty").mkdir()
+    Path("text.png").write_text("text")
     with pytest.raises(SystemExit, match="2"):
         sys.exit(main(["explain", *words]))
     (line,) = capsys.readouterr().err.splitlines()
@@ -165,11 +170,16 @@ def test_class_names_that_no_figure_can_hold_are_shortened(tmp_path):
     assert width_of(tmp_path / "drawn.png") < 1200
 
 
-def test_the_gates_of_networks_are_drawn_over_their_data(capsys):
+def paint_photos():
+    """A folder of the classes of CIFAR-10, one test image each."""
     for label, name in enumerate(load_network(find_run(SPEM))[1]["classes"]):
         for number in range(11):
             part = "train" if number else "test"
             paint(Path("photos", part, name, f"{number}.png"), 20 * label + number)
+
+
+def test_the_gates_of_networks_are_drawn_over_their_data(capsys):
+    paint_photos()
     words = ["--gates", "--data", "photos", "--versus", ECA]
     assert main(["explain", SPEM, *words]) == 0
     assert f"gates.png, histograms.png: in explained/{ECA}" in capsys.readouterr().out
@@ -179,3 +189,37 @@ def test_the_gates_of_networks_are_drawn_over_their_data(capsys):
     plain = Path(__file__).parents[2] / "docs/results/cifar10-twenty/weights/none"
     assert main(["explain", str(plain), "--gates", "--data", "photos"]) == 2
     assert f"{plain} has no gates to draw: leave out --gates" in capsys.readouterr().err
+
+
+def test_maps_of_networks_are_checked_over_pictures(capsys):
+    Path("in/bad.png").write_text("text")
+    assert main(["explain", SPEM, "in", "--check", "--versus", ECA, "--method", "hirescam"]) == 1
+    said = capsys.readouterr()
+    assert re.search(r"insertion, random map .* 0\.\d{3} ± \d+\.\d{3} ", said.out)
+    assert "spem: not checked: in/bad.png cannot be read" in said.err
+    files = sorted(path.name for path in Path("explained").iterdir())
+    assert files == ["check.csv", "curves.csv", "curves.png"]
+    model, config = load_network(find_run(ECA))
+    images = torch.stack([prepare_image(f"in/{n}/one.png", size=32, channels=3) for n in "ab"])
+    pixels = normalise(images, config["mean"], config["std"])
+    expected = check_cams(model, pixels, method="hirescam")
+    rows = [row for row in table("explained/check.csv") if row["network"] == ECA]
+    assert [row["picture"] for row in rows] == ["in/a/one.png", "in/b/one.png"]
+    for key, values in (
+        ("insertion", area(expected.insertion)),
+        ("similarity", expected.similarity),
+    ):
+        found = torch.tensor([float(row[key]) for row in rows])
+        torch.testing.assert_close(found, values.float(), rtol=1e-3, atol=1e-5)
+    curves = [row for row in table("explained/curves.csv") if row["network"] == ECA]
+    assert len(curves) == 4 * 21
+
+
+def test_maps_are_checked_over_some_test_images_of_the_data_set(capsys):
+    paint_photos()
+    words = ["--check", "--data", "photos", "--most", "3", "--class", "cat"]
+    assert main(["explain", SPEM, *words]) == 0
+    rows = table("explained/check.csv")
+    assert len(rows) == 3
+    assert {row["class"] for row in rows} == {"cat"}
+    assert all(row["picture"].startswith("test image ") for row in rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spem._messages import printable, say, unknown
+from spem.cli.check import check_networks
 from spem.cli.trained import Trained
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def explain_pictures(
     layer: str | None = None,
     versus: Sequence[str] = (),
     gates: bool = False,
+    check: bool = False,
+    most: int = 500,
     out: str = "explained",
 ) -> int:
     """Show where a network finds what speaks for a class in pictures, and how its gates weigh.
@@ -38,7 +41,7 @@ def explain_pictures(
     that cannot be read is named at the end, and the exit code is 1.
 
     Args:
-        trained: the network, and the data set whose test images --gates takes.
+        trained: the network, and the data set whose test images --gates and --check take.
         images: picture files, and folders, which stand for all pictures in them and below.
         method: of the maps; gradcam weighs whole channels, hirescam each position.
         class_: name of the class to look for; if not given: the one that the network predicts.
@@ -47,11 +50,17 @@ def explain_pictures(
         versus: runs or bundled networks that the same pictures are shown to, for the same class.
         gates: draw the multipliers of the gates over the test images of a data set: their mean for
             each channel and class, their histograms, and λ where gates learn it.
+        check: instead of figures of pictures, a table that says whether the maps show what the
+            answers depend on: insertion, deletion and shuffled weights, over the pictures, or
+            without any over the test images of the data set.
+        most: number of images that --check takes at most, drawn at random.
         out: folder for the figures.
     """
     networks = [trained, *map(trained.load_other, versus)]
-    if not (images or gates):
-        raise ValueError("images is empty: name pictures or folders, or give --gates")
+    if not (images or gates or check):
+        raise ValueError("images is empty: name pictures or folders, or give --gates or --check")
+    if most < 1:
+        raise ValueError(f"most is {most}, must be at least 1")
     _check_classes(networks, class_)
     if gates:
         _refuse_plain(networks)
@@ -59,7 +68,10 @@ def explain_pictures(
     if gates:
         for network in networks:
             _draw_gates(network, folder, alone=len(networks) == 1)
-    return _explain_all(networks, images, folder, method, class_, layer) if images else 0
+    options: dict[str, Any] = {"method": method, "class_": class_, "layer": layer}
+    if check:
+        return check_networks(networks, images, folder, most, **options)
+    return _explain_all(networks, images, folder, **options) if images else 0
 
 
 def _refuse_plain(networks: Sequence[Trained]) -> None:

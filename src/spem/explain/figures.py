@@ -1,6 +1,6 @@
 """Figures of explanations, each a PNG file with its numbers in a CSV file beside it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from spem._extras import needs_extra
 from spem._files import atomically, write_table
 from spem._messages import printable
+from spem.explain.checks import CamChecks
 
 with needs_extra("explain"):
     from matplotlib import colormaps, rc_context
@@ -20,6 +21,8 @@ with needs_extra("explain"):
     from matplotlib.figure import Figure
 
 COLOURS = "viridis"
+# Of Okabe and Ito, who chose them for the colour-blind.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
 _STRENGTH = 0.6  # of the colours over the picture
 _WIDTH = 2.7  # of a panel, in inches
 _LETTERS = 34  # of a title, which fit above a panel
@@ -135,3 +138,38 @@ def _list_classes(axes: Axes, found: Explained) -> None:
         axes.text(0.99, place, f"{probability:.1%}", va="center", ha="right", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(4.6, -0.6))
     axes.set_axis_off()
+
+
+def draw_curves(path: Path, checks: Mapping[str, CamChecks], title: str) -> None:
+    """Draw the mean insertion and deletion curves of networks, and those with a random map.
+
+    The numbers are written beside the PNG file as a CSV file.
+
+    Args:
+        path: the PNG file.
+        checks: by the network's name.
+        title: names the method.
+    """
+    rows = []
+    with drawing(path, 7.2, 4.2 + 0.2 * len(checks)) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, kind in zip(panels, ("deletion", "insertion"), strict=True):
+            for number, (name, found) in enumerate(checks.items()):
+                for order, style in (("", "-"), ("random_", ":")):
+                    means = getattr(found, order + kind).double().mean(0).tolist()
+                    shares = [n / (len(means) - 1) for n in range(len(means))]
+                    label = None if order else fit_text(name)
+                    colour = PALETTE[number % len(PALETTE)]
+                    axes.plot(shares, means, style, color=colour, label=label)
+                    rows += [
+                        {"network": name, "curve": order + kind, "share": f"{x:g}"}
+                        | {"probability": f"{y:.7g}"}
+                        for x, y in zip(shares, means, strict=True)
+                    ]
+            done = "deleted" if kind == "deletion" else "inserted"
+            axes.set(title=kind, xlabel=f"share of the pixels {done}", xlim=(0, 1), ylim=(0, 1))
+        panels[0].plot([], [], ":", color="#666666", label="with a random map")
+        panels[0].set_ylabel("mean probability of the class")
+        figure.suptitle(fit_text(title, 80), fontsize=10)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    write_table(path.with_suffix(".csv"), rows)

@@ -8,15 +8,13 @@ from torch import Tensor
 
 from spem._extras import needs_extra
 from spem._files import write_table
-from spem.explain.figures import COLOURS, drawing, fit_text
+from spem.explain.figures import COLOURS, PALETTE, drawing, fit_text
 from spem.explain.profile import BIN, GateProfile
 
 with needs_extra("explain"):
     from matplotlib.axes import Axes
     from matplotlib.ticker import MaxNLocator
 
-# Of Okabe and Ito, who chose them for the colour-blind.
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
 _PANELS = 9
 _ROWS = 40  # gates whose names fit beside their rows
 _BINS = 60
@@ -71,10 +69,10 @@ def _draw_classes(
                 channels, low.numpy(), high.numpy(), color="#cccccc", linewidth=0
             )
             lines = [(band, "all images ± std")]
-            for label, colour in zip(seen, _PALETTE, strict=False):
+            for label, colour in zip(seen, PALETTE, strict=False):
                 means = profile.by_class[label].numpy()
                 (line,) = axes.plot(channels, means, color=colour, linewidth=0.9)
-                lines.append((line, fit_text(classes[label], 24)))
+                lines.append((line, fit_text(classes[int(label)], 24)))
             axes.set_title(fit_text(name))
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.set_xlabel("channel")
@@ -165,7 +163,7 @@ def _draw_mixing(path: Path, mixing: Mapping[str, float], title: str) -> None:
     with drawing(path, 6.5, 3.4) as figure:
         axes, places = figure.subplots(), range(1, len(mixing) + 1)
         axes.axhline(0.5, color="#999999", linewidth=0.8, linestyle="--")
-        axes.plot(places, [*mixing.values()], "o-", color=_PALETTE[0], linewidth=1)
+        axes.plot(places, [*mixing.values()], "o-", color=PALETTE[0], linewidth=1)
         axes.set(ylim=(-0.03, 1.03), title=fit_text(title, 80))
         axes.set(xlabel="gate, from the first to the last", ylabel="λ: 1 maximum, 0 minimum")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
