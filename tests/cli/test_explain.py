@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pictures import paint
 from PIL import Image
 
@@ -47,19 +48,23 @@ def maps_of(run, path, **options):
     return compute_cams(model, image[None], **options), config["classes"]
 
 
-@pytest.mark.parametrize("name", [None, "cat"])
-def test_the_figures_of_pictures_have_their_numbers_beside_them(capsys, name):
-    words = ["--class", name] if name else []
-    assert main(["explain", SPEM, "in", "--versus", ECA, "--out", "out", *words]) == 0
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are laid out by nobody, which takes most of the time, and their files are empty."""
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+
+
+def test_the_figures_of_pictures_have_their_numbers_beside_them(capsys):
+    assert main(["explain", SPEM, "in", "--versus", ECA, "--out", "out"]) == 0
     assert "2 pictures, classes.csv: in out" in capsys.readouterr().out
     assert sorted(p.name for p in Path("out").iterdir()) == [
         *("classes.csv", "one-2.csv", "one-2.png", "one.csv", "one.png"),
     ]
     assert width_of("out/one.png") > 1000
-    first, classes = maps_of(SPEM, "in/b/one.png", classes=3 if name else None)
+    first, classes = maps_of(SPEM, "in/b/one.png")
     other, _ = maps_of(ECA, "in/b/one.png", classes=first.classes)
     rows = table("out/one-2.csv")
-    assert {row["class"] for row in rows} == {name or classes[int(first.classes)]}
+    assert {row["class"] for row in rows} == {classes[int(first.classes)]}
     for run, found in ((SPEM, first), (ECA, other)):
         values = [float(row["value"]) for row in rows if row["network"] == run]
         expected = found.maps.flatten()
@@ -71,10 +76,10 @@ def test_the_figures_of_pictures_have_their_numbers_beside_them(capsys, name):
     torch.testing.assert_close(torch.tensor(sure), best.values, rtol=1e-3, atol=1e-6)
 
 
-def test_a_method_and_a_layer_are_chosen():
-    words = ["--method", "gradcam++", "--layer", "layer2"]
+def test_a_method_a_layer_and_a_class_are_chosen(undrawn):
+    words = ["--method", "gradcam++", "--layer", "layer2", "--class", "cat"]
     assert main(["explain", SPEM, "in/a", *words]) == 0
-    found, _ = maps_of(SPEM, "in/a/one.png", method="gradcam++", layer="layer2")
+    found, _ = maps_of(SPEM, "in/a/one.png", method="gradcam++", layer="layer2", classes=3)
     values = torch.tensor([float(row["value"]) for row in table("explained/one.csv")])
     torch.testing.assert_close(values, found.maps.flatten(), rtol=1e-3, atol=1e-7)
 
@@ -82,6 +87,7 @@ def test_a_method_and_a_layer_are_chosen():
 def test_pictures_of_any_kind_are_converted_by_the_rule_of_all_commands(capsys, monkeypatch):
     """See `prepare_image`; what cannot be read is named, and the others are explained."""
     drawn = []
+    monkeypatch.setattr("spem.data.images.MOST_PIXELS", 10_000)
     monkeypatch.setattr(figures, "draw_explanation", lambda path, *_: drawn.append(path))
     wide = Image.linear_gradient("L").resize((30, 24))
     Path("odd").mkdir()
@@ -94,14 +100,16 @@ def test_pictures_of_any_kind_are_converted_by_the_rule_of_all_commands(capsys, 
     wide.save("odd/turned.jpg", exif=turned)
     wide.save("odd/moving.gif", save_all=True, append_images=[wide.rotate(9)])
     wide.resize((1, 1)).save("odd/tiny.png")
-    wide.resize((3000, 20)).save("odd/long.png")
+    wide.resize((400, 20)).save("odd/long.png")
+    wide.resize((101, 100)).save("odd/huge.png")
     wide.convert("F").save("odd/float.tif")
     Path("odd/text.png").write_text("text")
     assert main(["explain", SPEM, "odd", "gone.png"]) == 1
     said = capsys.readouterr()
     assert "11 pictures" in said.out
     lines = said.err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
+    assert any("odd/huge.png cannot be read as an image: it has 101×100 pixels" in x for x in lines)
     assert any("odd/float.tif has floating-point pixels" in line for line in lines)
     assert any("odd/text.png cannot be read as an image" in line for line in lines)
     assert any("there is no image gone.png" in line for line in lines)
@@ -178,22 +186,15 @@ def paint_photos():
             paint(Path("photos", part, name, f"{number}.png"), 20 * label + number)
 
 
-def test_the_gates_of_networks_are_drawn_over_their_data(capsys):
-    paint_photos()
-    words = ["--gates", "--data", "photos", "--versus", ECA]
-    assert main(["explain", SPEM, *words]) == 0
-    assert f"gates.png, histograms.png: in explained/{ECA}" in capsys.readouterr().out
-    rows = table(f"explained/{SPEM}/gates.csv")
-    assert {row["class"] for row in rows} >= {"all", "cat"}
-    assert len(table(f"explained/{SPEM}/mixing.csv")) == 9
-    plain = Path(__file__).parents[2] / "docs/results/cifar10-twenty/weights/none"
-    assert main(["explain", str(plain), "--gates", "--data", "photos"]) == 2
+def test_a_network_without_gates_has_none_to_draw(capsys):
+    plain = str(Path(__file__).parents[2] / "docs/results/cifar10-twenty/weights/none")
+    assert main(["explain", SPEM, "--gates", "--versus", plain]) == 2
     assert f"{plain} has no gates to draw: leave out --gates" in capsys.readouterr().err
 
 
-def test_maps_of_networks_are_checked_over_pictures(capsys):
+def test_maps_of_networks_are_checked_over_pictures(capsys, undrawn):
     Path("in/bad.png").write_text("text")
-    assert main(["explain", SPEM, "in", "--check", "--versus", ECA, "--method", "hirescam"]) == 1
+    assert main(["explain", ECA, "in", "--check", "--method", "hirescam"]) == 1
     said = capsys.readouterr()
     assert re.search(r"insertion, random map .* 0\.\d{3} ± \d+\.\d{3} ", said.out)
     assert "spem: not checked: in/bad.png cannot be read" in said.err
@@ -215,11 +216,31 @@ def test_maps_of_networks_are_checked_over_pictures(capsys):
     assert len(curves) == 4 * 21
 
 
-def test_maps_are_checked_over_some_test_images_of_the_data_set(capsys):
+def test_maps_are_checked_over_some_test_images_of_the_data_set(undrawn):
     paint_photos()
-    words = ["--check", "--data", "photos", "--most", "3", "--class", "cat"]
+    words = ["--check", "--data", "photos", "--most", "2", "--class", "cat"]
     assert main(["explain", SPEM, *words]) == 0
     rows = table("explained/check.csv")
-    assert len(rows) == 3
+    assert len(rows) == 2
     assert {row["class"] for row in rows} == {"cat"}
     assert all(row["picture"].startswith("test image ") for row in rows)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page_run(capsys):
+    """With the gates over a folder of images in the place of CIFAR-10."""
+    paint_photos()
+    Path("in").rename("pictures")
+    for number, file in enumerate(("cat.png", "dog.png")):
+        Path("pictures", "ab"[number], "one.png").rename(Path("pictures", file))
+    blocks = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    commands = [line.split()[1:] for block in blocks for line in block.splitlines()]
+    assert len(commands) == 4
+    for command in commands:
+        words = [word.replace("photos", "pictures") for word in command]
+        words += ["--data", "photos"] if "--gates" in words else []
+        assert main(words) == 0, words
+    written = {path.name for path in Path("explained").iterdir()}
+    assert written >= {"cat.png", "dog.csv", "classes.csv", "gates.png", "mixing.csv", "check.csv"}

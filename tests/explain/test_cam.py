@@ -190,6 +190,26 @@ def test_wrong_input_is_refused_in_a_sentence(options, sentence):
         compute_cams(arguments.pop("model"), arguments.pop("images"), **arguments)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_explained_as_it_is_uncompiled(in_place):
+    plain = InPlace().eval()
+    model = copy.deepcopy(plain)
+    if in_place:
+        model.compile(backend="eager")
+    else:
+        model = torch.compile(model, backend="eager")
+    model(X)
+    found, expected = compute_cams(model, X), compute_cams(plain, X)
+    assert found.layer.endswith("conv")
+    torch.testing.assert_close(found.maps, expected.maps)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_model_of_torch_jit_is_refused():
+    with pytest.raises(ValueError, match=r"the model is one of torch\.jit: give the module that"):
+        compute_cams(torch.jit.trace(InPlace().eval(), X), X)
+
+
 class Aside(InPlace):
     """A network with a layer that never runs, and one whose output nothing reads."""
 

@@ -19,7 +19,7 @@ BATCHES = [(X[:4], LABELS[:4]), (X[4:], LABELS[4:])]
 
 
 @pytest.mark.parametrize("gate", EACH_GATE)
-def test_a_profile_is_that_of_the_multipliers_of_each_image(gate, tmp_path):
+def test_a_profile_is_that_of_the_multipliers_of_each_image(gate):
     model = randomise(spem.create_model("resnet8", gate, **OPTIONS.get(gate, {}))).eval()
     with spem.record_gates(model) as recorded:
         for image in X:
@@ -53,12 +53,22 @@ def test_a_profile_is_that_of_the_multipliers_of_each_image(gate, tmp_path):
         assert sum(profile.counts.values()) == each.numel()
         assert min(profile.counts) <= each.min() / BIN + 1e-3
         assert max(profile.counts) >= each.max() / BIN - 1 - 1e-3
-    names = write_gate_figures(tmp_path, found, mixing_ratios(model), ["a", "b$c$", "d"], "net")
-    assert ("mixing.png" in names) == (gate == "spem")
-    for name in names:
-        assert (tmp_path / name).stat().st_size > 5_000
-        lines = (tmp_path / name).with_suffix(".csv").read_text().splitlines()
-        assert len(lines) > len(found)
+
+
+def test_the_figures_have_their_numbers_beside_them(tmp_path):
+    model = randomise(spem.create_model("resnet8", "spem")).eval()
+    found, classes = profile_gates(model, BATCHES, 3), ["a", "b$c$", "d"]
+    names = write_gate_figures(tmp_path, found, mixing_ratios(model), classes, "net")
+    assert names == ["gates.png", "histograms.png", "mixing.png"]
+    assert all((tmp_path / name).stat().st_size > 5_000 for name in names)
+    tables = [(tmp_path / name).with_suffix(".csv").read_text().splitlines() for name in names]
+    gate, profile = "layer1.0.bn2.gate", found["layer1.0.bn2.gate"]
+    assert f"{gate},all,5,{profile.mean[5]:.7g},{profile.std[5]:.7g}" in tables[0]
+    assert f"{gate},d,5,{profile.by_class[2, 5]:.7g}," in tables[0]
+    assert not any(line.startswith(f"{gate},b$c$") for line in tables[0])  # no image
+    shares = [float(row.rpartition(",")[2]) for row in tables[1] if row.startswith(gate)]
+    assert sum(shares) == pytest.approx(1)
+    assert len(tables[2]) == 1 + 3
 
 
 @pytest.mark.parametrize(
@@ -75,6 +85,7 @@ def test_wrong_input_is_refused_in_a_sentence(model, batches, sentence):
         profile_gates(model, batches, 3)
 
 
+@pytest.mark.gates
 def test_many_gates_are_drawn_evenly(tmp_path):
     model = spem.create_model("resnet83", "spem", num_classes=3)
     profiles = profile_gates(model, [(X[:2, :, :8, :8], LABELS[:2])], 3)

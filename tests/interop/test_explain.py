@@ -1,6 +1,8 @@
 """Class activation maps of networks of other libraries, plain and with gates."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,3 +87,18 @@ def test_a_network_with_gates_is_explained_as_it_was_where_they_are_the_identity
     changed = compute_cams(randomise(model), X)
     assert changed.maps.isfinite().all()
     assert changed.maps.max() > 0
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names = {"__name__": "__main__"}
+    exec(compile(block, "explain.md", "exec"), names)
+    assert [each.label for each in names["found"]] == ["palace"] * 3
+    # The maps lie on the palace, at the left.
+    for each in names["found"]:
+        left, right = each.cam[:, :4].mean(), each.cam[:, 5:].mean()
+        assert left > 3 * right
+    assert Path("explain.png").stat().st_size > 100_000
