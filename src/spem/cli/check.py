@@ -94,7 +94,7 @@ def _choose_images(
         test = network.load_data().test
         chosen = torch.randperm(len(test.labels), generator=generator)[:most].sort().values
         names = [f"test image {row}" for row in chosen.tolist()]
-        return names, Split(test.images[chosen], test.labels[chosen]), []
+        return names, Split(test.images[chosen.tolist()], test.labels[chosen]), []
     pictures = list_pictures(images)
     chosen = torch.randperm(len(pictures), generator=generator)[:most].sort().values
     read, pixels, unreadable = read_pictures([pictures[n] for n in chosen.tolist()], network.config)
@@ -111,7 +111,7 @@ def _check(network: Trained, split: "Split", **options: Any) -> "CamChecks":
     from spem.explain import CamChecks, check_cams
     from spem.explain.checks import shuffle_weights
 
-    size = min(256, max(1, _POSITIONS // split.images[0, 0].numel()))
+    size = min(256, max(1, _POSITIONS // split.images.shape[2:].numel()))
     prepared: dict[str, Any] = {key: network.config[key] for key in ("mean", "std")}
     batches = Batches(split, size, **prepared, device=network.device)
     shuffled, parts = None, []

@@ -12,6 +12,7 @@ from spem.explain.figures import COLOURS, PALETTE, drawing, fit_text
 from spem.explain.profile import BIN, GateProfile
 
 with needs_extra("explain"):
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.ticker import MaxNLocator
 
@@ -56,33 +57,36 @@ def _draw_classes(
     drawn, evenly over the depth; of many classes the first five that have images.
     """
     shown = _choose_evenly([*profiles], _PANELS)
-    seen = next(iter(profiles.values())).by_class.isfinite().all(1).nonzero()[:, 0].tolist()
+    seen = next(iter(profiles.values())).by_class.isfinite().all(1).nonzero()[:, 0]
+    seen = seen[: len(PALETTE)].tolist()
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     with drawing(path, 3.6 * columns, 2.3 * rows + 0.9) as figure:
         panels = figure.subplots(rows, columns, squeeze=False)
         lines = []
         for axes, name in zip(panels.flat, shown, strict=False):
-            profile, channels = profiles[name], range(len(profiles[name].mean))
-            low, high = (profile.mean + k * profile.std for k in (-1, 1))
-            band = axes.fill_between(
-                channels, low.numpy(), high.numpy(), color="#cccccc", linewidth=0
-            )
-            lines = [(band, "all images ± std")]
-            for label, colour in zip(seen, PALETTE, strict=False):
-                means = profile.by_class[label].numpy()
-                (line,) = axes.plot(channels, means, color=colour, linewidth=0.9)
-                lines.append((line, fit_text(classes[int(label)], 24)))
-            axes.set_title(fit_text(name))
+            lines = _draw_means(axes, profiles[name], seen)
+            axes.set(title=fit_text(name), xlabel="channel")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.set_xlabel("channel")
         for axes in panels.flat[len(shown) :]:
             axes.set_axis_off()
         figure.supylabel("mean multiplier", fontsize=9)
         figure.suptitle(fit_text(title, 45 * columns), fontsize=10)
-        handles, labels = zip(*lines, strict=True)
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, 2 * columns))
+        named = ["all images ± std", *(fit_text(classes[int(label)], 24) for label in seen)]
+        figure.legend(lines, named, loc="outside lower center", ncols=min(3, 2 * columns))
     write_table(path.with_suffix(".csv"), _list_means(profiles, classes))
+
+
+def _draw_means(axes: Axes, profile: GateProfile, labels: Sequence[int]) -> list[Artist]:
+    """Draw the spread over all images, and a line for each class; return what the legend names."""
+    low, high = (profile.mean + k * profile.std for k in (-1, 1))
+    channels = range(len(profile.mean))
+    drawn: list[Artist] = [
+        axes.fill_between(channels, low.numpy(), high.numpy(), color="#cccccc", linewidth=0)
+    ]
+    for label, colour in zip(labels, PALETTE, strict=False):
+        drawn += axes.plot(channels, profile.by_class[label].numpy(), color=colour, linewidth=0.9)
+    return drawn
 
 
 def _list_means(
@@ -114,16 +118,7 @@ def _list_means(
 
 def _draw_histograms(path: Path, profiles: Mapping[str, GateProfile], title: str) -> None:
     """Draw the histogram of the multipliers of each gate as a row of colours, over the depth."""
-    low = min(min(profile.counts) for profile in profiles.values())
-    high = 1 + max(max(profile.counts) for profile in profiles.values())
-    step = -(-(high - low) // _BINS)
-    bins = -(-(high - low) // step)
-    shares = torch.zeros(len(profiles), bins, dtype=torch.float64)
-    for row, profile in zip(shares, profiles.values(), strict=True):
-        for key, count in profile.counts.items():
-            row[(key - low) // step] += count
-    shares /= shares.sum(1, keepdim=True)
-    edges = [(low + n * step) * BIN for n in range(bins + 1)]
+    shares, edges = _merge_bins(profiles)
     with drawing(path, 6.5, max(2.4, 0.22 * min(len(profiles), _ROWS) + 1.2)) as figure:
         axes = figure.subplots()
         # A root shows shares of a few per cent.
@@ -139,15 +134,25 @@ def _draw_histograms(path: Path, profiles: Mapping[str, GateProfile], title: str
         largest = float(shares.max())
         ticks = [0, 0.04 * largest, 0.16 * largest, 0.36 * largest, 0.64 * largest, largest]
         bar.set_ticks([tick**0.5 for tick in ticks], labels=[f"{tick:.1%}" for tick in ticks])
-    write_table(
-        path.with_suffix(".csv"),
-        [
-            {"gate": name, "from": f"{edges[n]:.7g}", "to": f"{edges[n + 1]:.7g}"}
-            | {"share": f"{row[n]:.7g}"}
-            for name, row in zip(profiles, shares, strict=True)
-            for n in range(bins)
-        ],
-    )
+    rows = [
+        {"gate": name, "from": f"{low:.7g}", "to": f"{high:.7g}", "share": f"{share:.7g}"}
+        for name, row in zip(profiles, shares.tolist(), strict=True)
+        for low, high, share in zip(edges[:-1], edges[1:], row, strict=True)
+    ]
+    write_table(path.with_suffix(".csv"), rows)
+
+
+def _merge_bins(profiles: Mapping[str, GateProfile]) -> tuple[Tensor, list[float]]:
+    """Return the share of each gate's multipliers in at most 60 bins, and the bins' edges."""
+    low = min(min(profile.counts) for profile in profiles.values())
+    high = 1 + max(max(profile.counts) for profile in profiles.values())
+    step = -(-(high - low) // _BINS)
+    bins = -(-(high - low) // step)
+    shares = torch.zeros(len(profiles), bins, dtype=torch.float64)
+    for row, profile in zip(shares, profiles.values(), strict=True):
+        for key, count in profile.counts.items():
+            row[(key - low) // step] += count
+    return shares / shares.sum(1, keepdim=True), [(low + n * step) * BIN for n in range(bins + 1)]
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
