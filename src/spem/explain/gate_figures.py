@@ -14,11 +14,13 @@ from spem.explain.profile import BIN, GateProfile
 with needs_extra("explain"):
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 _PANELS = 9
 _ROWS = 40  # gates whose names fit beside their rows
 _BINS = 60
+_MARGIN = 3
 
 
 def write_gate_figures(
@@ -122,18 +124,13 @@ def _draw_histograms(path: Path, profiles: Mapping[str, GateProfile], title: str
     with drawing(path, 6.5, max(2.4, 0.22 * min(len(profiles), _ROWS) + 1.2)) as figure:
         axes = figure.subplots()
         # A root shows shares of a few per cent.
-        mesh = axes.imshow(
-            shares.sqrt().numpy(),
-            cmap=COLOURS,
-            aspect="auto",
-            extent=(edges[0], edges[-1], len(shares), 0),
-        )
+        norm = PowerNorm(0.5, 0, float(shares.max()))
+        extent = (edges[0], edges[-1], len(shares), 0)
+        mesh = axes.imshow(shares.numpy(), COLOURS, norm=norm, aspect="auto", extent=extent)
         _name_rows(axes, [*profiles])
         axes.set(xlabel="multiplier", title=fit_text(title, 80))
-        bar = figure.colorbar(mesh, label="share of the gate's multipliers")
-        largest = float(shares.max())
-        ticks = [0, 0.04 * largest, 0.16 * largest, 0.36 * largest, 0.64 * largest, largest]
-        bar.set_ticks([tick**0.5 for tick in ticks], labels=[f"{tick:.1%}" for tick in ticks])
+        percent = PercentFormatter(1)
+        figure.colorbar(mesh, label="share of the gate's multipliers", format=percent)
     rows = [
         {"gate": name, "from": f"{low:.7g}", "to": f"{high:.7g}", "share": f"{share:.7g}"}
         for name, row in zip(profiles, shares.tolist(), strict=True)
@@ -144,8 +141,9 @@ def _draw_histograms(path: Path, profiles: Mapping[str, GateProfile], title: str
 
 def _merge_bins(profiles: Mapping[str, GateProfile]) -> tuple[Tensor, list[float]]:
     """Return the share of each gate's multipliers in at most 60 bins, and the bins' edges."""
-    low = min(min(profile.counts) for profile in profiles.values())
-    high = 1 + max(max(profile.counts) for profile in profiles.values())
+    # A margin of some bins, for gates that are constant.
+    low = min(min(profile.counts) for profile in profiles.values()) - _MARGIN
+    high = max(max(profile.counts) for profile in profiles.values()) + _MARGIN + 1
     step = -(-(high - low) // _BINS)
     bins = -(-(high - low) // step)
     shares = torch.zeros(len(profiles), bins, dtype=torch.float64)
