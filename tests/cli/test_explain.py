@@ -216,7 +216,7 @@ def test_maps_of_networks_are_checked_over_pictures(capsys, undrawn):
     assert len(curves) == 4 * 21
 
 
-def test_maps_are_checked_over_some_test_images_of_the_data_set(undrawn):
+def test_maps_are_checked_over_some_test_images_of_the_data_set():
     paint_photos()
     words = ["--check", "--data", "photos", "--most", "2", "--class", "cat"]
     assert main(["explain", SPEM, *words]) == 0
@@ -224,12 +224,13 @@ def test_maps_are_checked_over_some_test_images_of_the_data_set(undrawn):
     assert len(rows) == 2
     assert {row["class"] for row in rows} == {"cat"}
     assert all(row["picture"].startswith("test image ") for row in rows)
+    assert width_of("explained/curves.png") > 1000
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
 
 
-def test_the_commands_of_the_page_run(capsys):
+def test_the_commands_of_the_page_run(undrawn):
     """With the gates over a folder of images in the place of CIFAR-10."""
     paint_photos()
     Path("in").rename("pictures")
