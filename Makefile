@@ -104,7 +104,7 @@ $(TRAINING): pyproject.toml constraints.txt
 	@touch $@
 
 $(INSTALLED): $(TRAINING)
-	$(BIN)/pip install --constraint constraints.txt --editable '.[train,report,cluster,log,stream,dev]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[train,report,explain,cluster,log,stream,dev]'
 	@touch $@
 
 $(INTEROP)/.installed: $(INSTALLED) tests/interop/torchvision_schemas.py

@@ -138,6 +138,24 @@ FUNCTIONS = {
         explain.gate_report,
         {"model": GATED, "batches": [(torch.zeros(2, 3, 8, 8), None)]},
     ),
+    "compute_cams": (
+        explain.compute_cams,
+        {"model": GATED, "images": torch.zeros(2, 3, 8, 8), "method": "gradcam", "classes": 3}
+        | {"layer": "layer1"},
+    ),
+    "check_cams": (
+        explain.check_cams,
+        {"model": GATED, "images": torch.zeros(2, 3, 8, 8), "method": "gradcam", "classes": 3}
+        | {"layer": "layer1", "shuffled": GATED, "steps": 2, "seed": 0},
+    ),
+    "profile_gates": (
+        explain.profile_gates,
+        {
+            "model": GATED,
+            "batches": [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))],
+            "classes": 2,
+        },
+    ),
     "use": (lambda name: enter(kernels.use(name)), {"name": "eager"}),
     "why_not": (kernels.why_not, {"name": "eager"}),
     "load_network": (load_network, {"folder": "resnet20-eca-cifar10"}),

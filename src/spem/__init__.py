@@ -7,7 +7,16 @@ if TYPE_CHECKING:
     from spem import kernels
     from spem.explain import gate_report
     from spem.functional import Pooled, pool, recalibrate
-    from spem.gates import GATES, SPEM, Attention, Gate, auxiliary_loss, create_gate, register
+    from spem.gates import (
+        GATES,
+        SPEM,
+        Attention,
+        Gate,
+        auxiliary_loss,
+        create_gate,
+        record_gates,
+        register,
+    )
     from spem.gates.groups import parameter_groups
     from spem.models import create_model, register_model
     from spem.norm import GatedBatchNorm2d
@@ -38,6 +47,7 @@ __all__ = [
     "parameter_groups",
     "pool",
     "recalibrate",
+    "record_gates",
     "register",
     "register_model",
 ]
@@ -49,7 +59,10 @@ __version__ = "0.1.0"
 _MODULES = {
     "explain": ("gate_report",),
     "functional": ("Pooled", "pool", "recalibrate"),
-    "gates": ("GATES", "SPEM", "Attention", "Gate", "auxiliary_loss", "create_gate", "register"),
+    "gates": (
+        *("GATES", "SPEM", "Attention", "Gate"),
+        *("auxiliary_loss", "create_gate", "record_gates", "register"),
+    ),
     "gates.groups": ("parameter_groups",),
     "models": ("create_model", "register_model"),
     "norm": ("GatedBatchNorm2d",),

@@ -20,6 +20,7 @@ from spem.cli.commands import (
     show_data,
     train,
 )
+from spem.cli.explain import explain_pictures
 from spem.cli.networks import list_models
 from spem.cli.parser import CompletionAction, Parser, fail, say
 from spem.cli.trained import Trained, TrainedRuns
@@ -35,6 +36,7 @@ _COMMANDS: dict[str, Callable[..., int | None]] = {
     "data": show_data,
     "evaluate": evaluate,
     "predict": predict,
+    "explain": explain_pictures,
     "models": list_models,
     "gates": list_gates,
     "search-placement": search_placement,
@@ -53,7 +55,12 @@ _LEFT_OUT: dict[str, Sequence[str]] = {
     "data": [key for key in Recipe.__dataclass_fields__ if key not in _DATA_KEYS],
     "predict": ("data", "data_dir", "download"),
 }
-_POSITIONAL = {"predict": "RUN IMAGE ... ", "evaluate": "RUN ... ", "report": "FOLDER "}
+_POSITIONAL = {
+    "predict": "RUN IMAGE ... ",
+    "explain": "RUN [IMAGE ...] ",
+    "evaluate": "RUN ... ",
+    "report": "FOLDER ",
+}
 _POSITIONAL |= {"data": "FOLDER ", "models": "[PATTERN ...] "}
 # What most runs are started with; the help of `train` begins with them.
 _USUAL = ("data", "model", "gate", "weights", "config", "epochs", "batch_size", "lr")

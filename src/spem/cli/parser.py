@@ -77,7 +77,10 @@ class Parser(ArgumentParser):
         elif hint == tuple[str, ...] and not names[0].startswith("-"):
             options |= {"nargs": "*", "type": str}
             options.pop("action", None)
-        flags = [name.replace("_", "-") for name in names if not name.endswith("+")]
+        # A word of Python's, as `class_`, is a flag as it is.
+        flags = [name.rstrip("_").replace("_", "-") for name in names if not name.endswith("+")]
+        if names[0].startswith("--") and names[0].endswith("_"):
+            options["dest"] = names[0].removeprefix("--")
         return super().add_argument(*flags, **options)
 
     def add_flags(

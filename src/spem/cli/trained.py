@@ -27,6 +27,7 @@ class Trained:
     Attributes:
         model: the network.
         config: the content of its `config.json`.
+        name: of the run, as it was given.
     """
 
     def __init__(
@@ -42,11 +43,16 @@ class Trained:
         from spem.models.pretrained import find_run
         from spem.train.devices import create_fabric
 
-        self._run, self._folder = run, find_run(run)
+        self.name, self._folder = run, find_run(run)
         self._data, self._download = {"data": data, "data_dir": data_dir}, download
+        self._options: dict[str, Any] = {**self._data, "download": download, "device": device}
         model, self.config = load_network(self._folder)
         self.device = create_fabric(Recipe(device=device)).device  # that of the model
         self.model = model.to(self.device)
+
+    def load_other(self, run: str) -> "Trained":
+        """Return another network, with the same data set, if one was given, on the same device."""
+        return Trained(run, **self._options)
 
     def load_recipe(self) -> Recipe:
         """Return the recipe of the run."""
@@ -71,7 +77,7 @@ class Trained:
         dataset = load_data(replace(self.load_recipe(), **own, **given), cache=cache)
         if list(dataset.classes) != self.config["classes"]:
             raise ValueError(
-                f"{self._run} was trained for other classes than those of {dataset.name}"
+                f"{self.name} was trained for other classes than those of {dataset.name}"
             )
         return dataset
 

@@ -1,6 +1,7 @@
 """Measure how constant the gates of a trained network are over a data set."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,12 @@ def gate_report(
         ValueError: the model has no such gate, or there are no images.
     """
     check_module(model)
-    moments = {name: _Moments() for name in pooled_gates(model)}
+    moments = {name: Moments() for name in pooled_gates(model)}
     if not moments:
         raise ValueError("the model has no gates whose multipliers follow from pooled values")
     model.eval()
     with torch.inference_mode(), record_gates(model) as gates:
-        for batch in _iterate(batches):
+        for batch, _ in iterate_pairs(batches):
             model(batch)
             for name, multipliers in gates.items():
                 if name in moments and multipliers:
@@ -46,18 +47,20 @@ def gate_report(
     }
 
 
-def _iterate(batches: Iterable[tuple[Tensor, object]]) -> Iterator[Tensor]:
-    """Yield the images of batches, or raise ValueError where they are none."""
+def iterate_pairs(
+    batches: Iterable[tuple[Tensor, Any]],
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield images and labels, or raise ValueError where they are no pairs of such."""
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor | str | Mapping):
         raise ValueError(f"batches is {shorten(batches)}, must give pairs whose first is images")
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise ValueError(f"batches gave {shorten(batch)}, must give pairs (images, labels)")
         check_map("images of batches", batch[0])
-        yield batch[0]
+        yield batch[0], batch[1]
 
 
-class _Moments:
+class Moments:
     """Mean and squared deviations of multipliers, merged batch by batch."""
 
     def __init__(self):

@@ -51,7 +51,7 @@ def record_gates(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
     Example:
         >>> import torch
-        >>> from spem import create_model
+        >>> from spem import create_model, record_gates
         >>> model = create_model("resnet8", "spem")
         >>> with record_gates(model) as gates:
         ...     logits = model(torch.randn(2, 3, 32, 32))

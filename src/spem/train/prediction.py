@@ -81,7 +81,7 @@ def predict(
     classifier = find_classifier(model, classes) if features else None
     device = next(model.parameters()).device
     for start in range(0, len(pictures), batch_size):
-        read, images, unreadable = _read(pictures[start : start + batch_size], config)
+        read, images, unreadable = read_pictures(pictures[start : start + batch_size], config)
         pixels = normalise(images.to(device), config["mean"], config["std"])
         with torch.inference_mode(), _inputs_of(classifier) as inputs:
             logits = model(pixels) if read else pixels.new_empty(0, classes)
@@ -173,8 +173,18 @@ def _choose(batch: Predictions, kind: Kind) -> Tensor:
     return batch.logits if kind == "logit" else batch.logits.softmax(1)
 
 
-def _read(files: Sequence[Path], config: dict[str, Any]) -> tuple[list[Path], Tensor, list[str]]:
-    """Return the files that can be read, their images, and one sentence for each other file."""
+def read_pictures(
+    files: Sequence[Path], config: dict[str, Any]
+) -> tuple[list[Path], Tensor, list[str]]:
+    """Return the files that can be read, their images, and one sentence for each other file.
+
+    Args:
+        files: of pictures.
+        config: of the network, which says what they are brought to.
+
+    Returns:
+        The files, uint8 (N, C, H, W), and the sentences.
+    """
     resizing = (config.get(key) for key in ("interpolation", "crop_ratio"))
     form = ImageForm(config["image_size"], config["in_channels"], *resizing)
     read, images, unreadable = [], [], []
