@@ -155,6 +155,12 @@ class Attention(FxLeaf):
         return super()._apply(lambda t: upcast(fn(t)) if t.is_floating_point() else fn(t), recurse)
 
 
+def refuse_identity(name: str, init: str, reason: str) -> None:
+    """Raise ValueError where a gate without a start at the identity is asked for one."""
+    if init == "identity":
+        raise ValueError(f"{name} has no start at the identity, for {reason}: give init='paper'")
+
+
 def multiply(x: Tensor, multiplier: Tensor) -> Tensor:
     """Return x · multiplier, for multipliers that differ between positions.
 

@@ -36,3 +36,11 @@ class BatchNorm1d(_InInputDtype, nn.BatchNorm1d):
 
 class BatchNorm2d(_InInputDtype, nn.BatchNorm2d):
     """A batch normalisation of (N, C, H, W) in the dtype of its input."""
+
+
+class LayerNorm(_InInputDtype, nn.LayerNorm):
+    """A normalisation of the last dimension in the dtype of its input."""
+
+
+class GroupNorm(_InInputDtype, nn.GroupNorm):
+    """A normalisation of groups of channels in the dtype of its input."""
