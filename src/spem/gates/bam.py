@@ -24,7 +24,7 @@ class BAM(Attention):
         fuse: "product" of c and s, as the authors' code, or their "sum", as their paper.
         window: "gap", the mean of all positions, or "square", that of the leftmost H×H positions,
             which is what the authors' code takes; they differ on maps that are wider than high.
-        init: "paper", that of the authors' network (factor about 1.5), or "identity" (both branches
+        init: "paper", PyTorch's layers (factor about 1.5), or "identity" (both branches
             end at 0, gain 2/3).
 
     Raises:
@@ -62,11 +62,6 @@ class BAM(Attention):
             *_convolution(width, width, 3, dilation),
             Conv2d(width, 1, 1),
         )
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                nn.init.zeros_(layer.bias)
         if init == "identity":
             self.start_at_identity(2 / 3, self.channel[3], self.spatial[9])
 
@@ -94,7 +89,7 @@ class BAM(Attention):
             raise ValueError("BAM normalises over the batch: training needs at least 2 images")
         if self.window == "square" and x.shape[3] < x.shape[2]:
             raise ValueError(
-                f"x is {tuple(x.shape)}: window='square' needs maps at least as wide as they are high"
+                f"x is {tuple(x.shape)}: window='square' needs maps that are not higher than wide"
             )
 
 

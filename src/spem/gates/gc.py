@@ -60,7 +60,7 @@ class GC(Gate):
         self.add = _Transform(channels, width, eps) if fusion != "mul" else None
         if self.mask is not None:
             nn.init.kaiming_normal_(self.mask.weight, mode="fan_in", nonlinearity="relu")
-            nn.init.zeros_(self.mask.bias)
+            nn.init.constant_(self.mask.get_parameter("bias"), 0)
         if init == "identity" and fusion != "add":
             self.gain.fill_(2)
 

@@ -21,7 +21,8 @@ class GE(Gate):
     variant="minus": y = x·σ(q), q the mean of each channel, or with an extent e the average over
     windows of 2e − 1 positions at a stride of e, brought back to H×W by nearest neighbours; no
     parameters. "theta": q = BN(Σ D·x), D (C, H, W) a kernel as large as the feature map; "plus":
-    the same, then σ(W₂·relu(W₁·relu(q) + b₁) + b₂). C·H·W + 2C parameters, and 2CR + R + C for "plus".
+    the same, then σ(W₂·relu(W₁·relu(q) + b₁) + b₂). C·H·W + 2C parameters, for "plus" 2CR + R + C
+    more.
 
     Args:
         channels: C.
@@ -78,9 +79,7 @@ class GE(Gate):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.zeros_(layer.bias)
         if init == "identity":
-            self.gain.fill_(2)
-            last = [self.bn.weight] if self.fc2 is None else [self.fc2.weight]
-            nn.init.zeros_(last[0])
+            self.start_at_identity(2, *(layer for layer in (self.fc2 or self.bn,) if layer))
 
     def forward(
         self,

@@ -15,7 +15,7 @@ class MCA(Attention):
     """Multidimensional Collaborative Attention.
 
     For each axis D of C, H and W, with m and s the mean and the unbiased deviation over the two
-    other axes of an image: t = (½ + σ(p₀))·m + (½ + σ(p₁))·s, g_D = σ(k-tap correlation of t along D);
+    other axes of an image: t = (½ + σ(p₀))·m + (½ + σ(p₁))·s, g_D = σ(k taps of t along D);
     y = x·(g_C + g_H + g_W)/3, without the channel gate x·(g_H + g_W)/2. k is 3 along H and W; along
     C it grows with log₂C: 1 at 16, 3 from 32 to 128, 5 at 256. 12 + k parameters.
 
@@ -25,7 +25,7 @@ class MCA(Attention):
     Args:
         channels: C, not 2 with the channel gate, at which the rule for k gives −1.
         channel_gate: False leaves g_C out.
-        init: "paper" (p from U[0, 1), the convolutions from N(0, 2/k)) or "identity" (the
+        init: "paper" (p from U[0, 1), PyTorch's convolutions) or "identity" (the
             convolutions at 0, gain 2).
 
     Raises:
@@ -70,7 +70,6 @@ class _Axis(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.rand(2))
         self.conv = Conv1d(1, 1, taps, padding=taps // 2, bias=False)
-        nn.init.normal_(self.conv.weight, std=math.sqrt(2 / taps))
 
     def forward(self, x: Tensor, others: tuple[int, int]) -> Tensor:
         """Return the gate along the axis that is left, (N, its length)."""

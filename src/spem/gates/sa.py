@@ -15,8 +15,8 @@ class SA(Attention):
 
     C is cut into G groups of 2k consecutive channels, which share all parameters. The first half X₀
     of a group becomes X₀·σ(c_w·GAP(X₀) + c_b), the second X₁·σ(s_w·GN(X₁) + s_b), GN each channel
-    by itself. Then the channels are interleaved: the output's channel 2i + s is channel s·C/2 + i of
-    the result. 6k parameters with k = C/(2G).
+    by itself. Then the channels are interleaved: the output's channel 2i + s is channel s·C/2 + i
+    of the result. 6k parameters with k = C/(2G).
 
     The output's channels are permuted, which a shortcut beside the gate is not.
 

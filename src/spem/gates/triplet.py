@@ -21,14 +21,13 @@ class Triplet(Attention):
         channels: C.
         kernel_size: k, odd, at most 999.
         spatial: False leaves G₃ out.
-        init: "paper", that of the authors' networks (the scale of G₃'s norm 0, so it starts at ½),
-            or "identity" (all three at ½, gain 2).
+        init: "paper", PyTorch's layers (multiplier about ½), or "identity" (norms at 0, gain 2).
 
     Raises:
         ValueError: an option is out of range; training with a single value to normalise.
 
-    Source: Misra, Nalamada, Arasanipalai and Hou, "Rotate to Attend: Convolutional Triplet Attention
-        Module", WACV 2021 (arXiv 2010.03045).
+    Source: Misra, Nalamada, Arasanipalai and Hou, "Rotate to Attend: Convolutional Triplet
+        Attention Module", WACV 2021 (arXiv 2010.03045).
     """
 
     def __init__(
@@ -40,12 +39,9 @@ class Triplet(Attention):
         self.cw = _Plane(kernel_size)
         self.hc = _Plane(kernel_size)
         self.hw = _Plane(kernel_size) if spatial else None
-        if self.hw is not None:
-            nn.init.zeros_(self.hw.bn.weight)
         if init == "identity":
-            self.gain.fill_(2)
-            nn.init.zeros_(self.cw.bn.weight)
-            nn.init.zeros_(self.hc.bn.weight)
+            planes = (plane for plane in (self.cw, self.hc, self.hw) if plane is not None)
+            self.start_at_identity(2, *(plane.bn for plane in planes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the recalibrated feature map, (N, C, H, W).
@@ -73,7 +69,6 @@ class _Plane(nn.Module):
         super().__init__()
         self.conv = Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.bn = BatchNorm2d(1, momentum=0.01)
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         # Not amax: the gradient of tied values goes to the first.
