@@ -62,6 +62,7 @@ class GE(Gate):
     ):
         super().__init__(channels, init)
         _check_options(variant, extent, map_size)
+        check_whole("reduction", reduction)
         if variant == "minus":
             reason = "the multipliers of variant 'minus' follow the feature map from the start"
             refuse_identity("GE", init, reason)

@@ -7,6 +7,7 @@ from spem._messages import shorten
 from spem._schema import is_whole
 from spem.gates.attention import Attention, refuse_identity
 from spem.gates.layers import GroupNorm
+from spem.kernels.memory_format import match_format
 from spem.kernels.reference import pool_mean, upcast
 
 
@@ -63,7 +64,8 @@ class SA(Attention):
             places = self._spread(self.sweight) * self.gn(second) + self._spread(self.sbias)
             gated = torch.stack([first * channel, second * places.sigmoid()], 1)
             mixed = gated.unflatten(0, (-1, self.groups)).flatten(1, 3)
-        return mixed.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2).to(x.dtype)
+        shuffled = mixed.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return match_format(shuffled.to(x.dtype), x)
 
     def _spread(self, parameter: Tensor) -> Tensor:
         return upcast(parameter)[:, None, None]
