@@ -8,8 +8,8 @@ from spem.gates import GATES, Gate, create_gate
 
 PAGE = Path(__file__).with_name("README.md")
 CHANNELS = 64
-# Where an option has no default.
-NEEDED = {"srp": {"rho": 0.5}}
+# Where an option has no default, or one that does not fit.
+NEEDED = {"srp": {"rho": 0.5}, "sa": {"groups": 32}}
 HEADER = f"""\
 | name | key | paper | statistics | parameters at {CHANNELS} channels | reads |
 |---|---|---|---|---|---|
