@@ -17,8 +17,8 @@ EACH_GATE = [
 # For narrow networks.
 OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
 OPTIONS |= {name: {"reduction": 4} for name in ("cbam", "spa", "hpda", "fcanet")}
-OPTIONS |= {name: {"groups": 4} for name in ("sa", "lct")}
-OPTIONS |= {"ema": {"factor": 4}} | {name: {"reduction": 4} for name in ("gc", "bam")}
+OPTIONS |= {"lct": {"groups": 4}, "sa": {"groups": 2}, "ema": {"factor": 4}}
+OPTIONS |= {name: {"reduction": 4} for name in ("gc", "bam")}
 OPTIONS["fcanet"] |= {"frequencies": "top4"}
 
 

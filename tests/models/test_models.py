@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from gatings import OPTIONS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import spem
 from spem import create_model
+from spem.models.placement import PLACEMENTS
 from spem.norm import GatedBatchNorm2d
 
 # (depth, classes) -> (plain, SPEM); METHODS of the paper's group, SPEM of basic blocks by 4C + 2.
@@ -103,15 +105,10 @@ def test_dianet_of_a_preactivation_network_has_norms_of_its_own():
     assert sum(p.numel() for p in model.parameters()) == 1_938_234
 
 
-GATE_OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}, "cbam": {"reduction": 4}}
-GATE_OPTIONS |= {name: {"reduction": 4} for name in ("fcanet", "spa", "hpda")}
-GATE_OPTIONS["fcanet"] |= {"frequencies": "top4"}
-
-
 @pytest.mark.parametrize("name", ["resnet8", "preresnet11", "vgg11", "densenet10", "attention56"])
 @pytest.mark.parametrize("gate", sorted(spem.GATES))
 def test_every_gate_trains_in_every_family(name, gate):
-    model = create_model(name, gate, **GATE_OPTIONS.get(gate, {}))
+    model = create_model(name, gate, **OPTIONS.get(gate, {}))
     logits = model(torch.randn(2, 3, 32, 32))
     (logits.square().mean() + spem.auxiliary_loss(model)).backward()
     gradients = {n: p.grad for n, p in model.named_parameters()}
@@ -120,7 +117,7 @@ def test_every_gate_trains_in_every_family(name, gate):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "preresnet11", "vgg11", "densenet10", "attention56"])
-@pytest.mark.parametrize("placement", ["residual", "conv", "norm", "last-stage"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
 def test_gates_work_wherever_they_are_placed(name, placement):
     model = create_model(name, "gct", placement=placement)
     gates = {n: p for n, p in model.named_parameters() if n.endswith("gamma")}

@@ -33,7 +33,7 @@ class BasicBlock(Block):
         super().__init__()
         self.conv1 = build_conv(in_channels, planes, 3, stride, gates)
         self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = build_conv(planes, planes, 3, 1, gates)
+        self.conv2 = build_conv(planes, planes, 3, 1, gates, last=True)
         last = gates.residual(planes, in_channels) or gates.norm(planes)
         self.bn2 = GatedBatchNorm2d(planes, gate=last)
         self.downsample = _build_shortcut(in_channels, planes, stride, gates)
@@ -55,7 +55,7 @@ class Bottleneck(Block):
         channels = planes * self.expansion
         self.conv1 = build_conv(in_channels, planes, 1, 1, gates)
         self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = build_conv(planes, planes, 3, stride, gates)
+        self.conv2 = build_conv(planes, planes, 3, stride, gates, last=True)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
         self.conv3 = build_conv(planes, channels, 1, 1, gates)
         last = gates.residual(channels, in_channels) or gates.norm(channels)
@@ -127,6 +127,7 @@ class ResNet(nn.Module):
                 stride = 1 if index or planes == 16 else 2
                 stage.append(block(width, planes, stride, gates))
                 width = planes * block.expansion
+            stage.extend(gates.between(width))
         self.layer1, self.layer2, self.layer3 = stages
         if self.norm_last:
             self.bn = GatedBatchNorm2d(width, gate=gates.norm(width))
