@@ -134,14 +134,14 @@ DRAWN_STARTS = [
 def test_the_multipliers_of_normal_maps_at_the_start(name, options, value, deviation):
     """The published figures are those of one draw of the layers, which is not known here."""
     ratios = []
-    for seed in range(8):
+    for seed in range(16):
         torch.manual_seed(seed)
         gate, x = create_gate(name, 64, **options), torch.randn(8, 64, 8, 8)
         ratios.append(gate(x) / x)
     means = torch.stack([ratio.mean() for ratio in ratios])
     spread = torch.stack([ratio.std() for ratio in ratios])
     for found, published in ((means, value), (spread, deviation)):
-        slack = 0.005 + 3 * found.std().item()
+        slack = 0.005 + 4 * found.std().item()
         assert found.mean().item() == pytest.approx(published, abs=slack)
 
 
