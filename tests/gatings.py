@@ -22,6 +22,20 @@ OPTIONS |= {name: {"reduction": 4} for name in ("gc", "bam")}
 OPTIONS["fcanet"] |= {"frequencies": "top4"}
 
 
+def _starts_at_identity(name):
+    try:
+        create_gate(name, 64, init="identity", **OPTIONS.get(name, {}))
+    except ValueError as error:
+        assert "has no start at the identity" in str(error)
+        return False
+    return True
+
+
+# `attach` asks for that start unless the options name another.
+WITHOUT_IDENTITY = tuple(name for name in GATES if not _starts_at_identity(name))
+OPTIONS |= {name: {**OPTIONS.get(name, {}), "init": "paper"} for name in WITHOUT_IDENTITY}
+
+
 def randomise(module, seed=0):
     """Draw the parameters of all gates of a module, whose published start is often constant."""
     generator = torch.Generator().manual_seed(seed)

@@ -90,9 +90,9 @@ def simam(g, x, e_lambda=1e-4, **_):
     return x * sigma(d / (4 * (v + e_lambda)) + 0.5)
 
 
-def ese(g, x, gate="hard", **_):
+def ese(g, x, activation="hard", **_):
     logits = linear(means(x), g.fc.weight, g.fc.bias)
-    return x * (hard_sigma(logits) if gate == "hard" else sigma(logits))[..., None, None]
+    return x * (hard_sigma(logits) if activation == "hard" else sigma(logits))[..., None, None]
 
 
 def gc(g, x, pooling="att", fusion="add", eps=1e-5, **_):

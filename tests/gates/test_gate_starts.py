@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gatings import WITHOUT_IDENTITY
 from mapped_cards import case_id
 from torch import nn
 
@@ -153,7 +154,8 @@ def test_sa_starts_with_one_multiplier():
 
 
 # Their multipliers follow the feature map, or the channels are permuted, from the start.
-WITHOUT_IDENTITY = ("simam", "nam", "sa", "ge", "psa")
+def test_only_gates_that_follow_the_map_from_the_start_lack_an_identity():
+    assert set(WITHOUT_IDENTITY) == {"simam", "nam", "sa", "ge", "psa"}
 
 
 @pytest.mark.parametrize("name", WITHOUT_IDENTITY)
@@ -171,7 +173,7 @@ IDENTITIES = [(name, NEEDED.get(name, {})) for name in GATES if name not in WITH
     ("bam", {"fuse": "sum"}),
     ("scse", {"fuse": "sum"}),
     ("gc", {"fusion": "both", "pooling": "avg"}),
-    ("ese", {"gate": "sigmoid"}),
+    ("ese", {"activation": "sigmoid"}),
     ("triplet", {"spatial": False}),
     ("mca", {"channel_gate": False}),
     ("spa", {"variant": "tmm-a"}),

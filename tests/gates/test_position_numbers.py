@@ -14,7 +14,7 @@ CASES = [
     ("simam", 8, {}),
     ("simam", 8, {"e_lambda": 0.1}),
     ("ese", 8, {}),
-    ("ese", 8, {"gate": "sigmoid"}),
+    ("ese", 8, {"activation": "sigmoid"}),
     *(
         ("gc", 8, {"reduction": 2, "pooling": pooling, "fusion": fusion})
         for pooling in ("att", "avg")

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
-from gatings import OPTIONS
+from gatings import OPTIONS, WITHOUT_IDENTITY
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import spem
 from spem import create_model
+from spem.gates import GC, PSA, gate_options
 from spem.models.placement import PLACEMENTS
 from spem.norm import GatedBatchNorm2d
 
@@ -114,6 +115,29 @@ def test_every_gate_trains_in_every_family(name, gate):
     gradients = {n: p.grad for n, p in model.named_parameters()}
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
     assert model.eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("gate", [gate for gate in spem.GATES if gate not in WITHOUT_IDENTITY])
+@torch.no_grad()
+def test_networks_leave_gates_at_the_identity_where_they_start(gate):
+    options = OPTIONS.get(gate, {})
+    if "init" in gate_options(gate):
+        options = options | {"init": "identity"}
+    model = create_model("resnet8", gate, **options)
+    gates = [m for m in model.modules() if isinstance(m, spem.Attention)]
+    assert gates
+    for module in gates:
+        x = torch.randn(2, module.channels, 6, 5)
+        assert torch.equal(module(x), x)
+
+
+def test_networks_leave_the_layers_that_a_gate_draws_itself():
+    model = create_model("resnet164", "gc")
+    mask = [m.mask.weight for m in model.modules() if isinstance(m, GC)][-1]
+    assert mask.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.2)
+    model = create_model("resnet164", "psa")
+    query = [m.place_query.weight for m in model.modules() if isinstance(m, PSA)][-1]
+    assert query.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "preresnet11", "vgg11", "densenet10", "attention56"])

@@ -83,6 +83,7 @@ class Attention(FxLeaf):
         self.gain.fill_(gain)
         for parameter in (p for layer in layers for p in layer.parameters()):
             nn.init.zeros_(parameter)
+        keep_start(*layers)
 
     @classmethod
     def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +154,12 @@ class Attention(FxLeaf):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `model.half()` comes through here: multipliers are float32, as all statistics are.
         return super()._apply(lambda t: upcast(fn(t)) if t.is_floating_point() else fn(t), recurse)
+
+
+def keep_start(*layers: nn.Module) -> None:
+    """Have networks that draw all their convolutions leave these layers of a gate as they are."""
+    for layer in layers:
+        vars(layer).update(keeps_start=True)
 
 
 def refuse_identity(name: str, init: str, reason: str) -> None:

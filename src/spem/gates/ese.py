@@ -19,7 +19,7 @@ class ESE(DescriptorGate):
 
     Args:
         channels: C.
-        gate: "hard", or "sigmoid" for σ in the place of hsig, as Ultralytics' ChannelAttention has
+        activation: "hard", or "sigmoid" for σ in the place of hsig, as Ultralytics' ChannelAttention has
             it.
         init: "paper", PyTorch's linear layer, or "identity", the layer at 0 and gain 2.
         **pooling: the descriptor, see `DescriptorGate`.
@@ -37,13 +37,13 @@ class ESE(DescriptorGate):
         self,
         channels: int,
         *,
-        gate: str = "hard",
+        activation: str = "hard",
         init: str = "paper",
         **pooling: Unpack[Pooling],
     ):
         super().__init__(channels, init=init, **pooling)
-        check_choice("gate of ESE", gate, ("hard", "sigmoid"))
-        self.gate = gate
+        check_choice("activation of ESE", activation, ("hard", "sigmoid"))
+        self.activation = activation
         self.fc = Linear(channels, channels)
         if init == "identity":
             self.start_at_identity(2, self.fc)
@@ -51,4 +51,4 @@ class ESE(DescriptorGate):
     def excite(self, pooled: Pooled) -> Tensor:
         """Return the multipliers before the gain, (N, C)."""
         logits = self.fc(self.descriptor(pooled))
-        return relu6(logits + 3) / 6 if self.gate == "hard" else logits.sigmoid()
+        return relu6(logits + 3) / 6 if self.activation == "hard" else logits.sigmoid()

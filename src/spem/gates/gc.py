@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from spem._checks import check_choice, check_finite
 from spem.functional import Pooled
+from spem.gates.attention import keep_start
 from spem.gates.gate import Gate, hidden_width, present
 from spem.gates.layers import Conv2d, LayerNorm, Linear
 from spem.kernels.reference import upcast
@@ -60,6 +61,7 @@ class GC(Gate):
         self.add = _Transform(channels, width, eps) if fusion != "mul" else None
         if self.mask is not None:
             nn.init.kaiming_normal_(self.mask.weight, mode="fan_in", nonlinearity="relu")
+            keep_start(self.mask)
             nn.init.constant_(self.mask.get_parameter("bias"), 0)
         if init == "identity" and fusion != "add":
             self.gain.fill_(2)

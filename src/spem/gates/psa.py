@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from spem._checks import check_choice
 from spem._messages import shorten
-from spem.gates.attention import Attention, multiply, refuse_identity
+from spem.gates.attention import Attention, keep_start, multiply, refuse_identity
 from spem.gates.layers import Conv2d, LayerNorm, Linear
 from spem.kernels.reference import pool_mean, upcast
 
@@ -54,6 +54,7 @@ class PSA(Attention):
         self.place_value = Conv2d(channels, width, 1, bias=False)
         for layer in (self.channel_query, self.channel_value, self.place_query, self.place_value):
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            keep_start(layer)
         self.up = _build_up(channels, width, layout)
         if init == "identity":
             self.start_at_identity(4, self.up[-1], self.place_query)

@@ -71,9 +71,12 @@ class Bottleneck(Block):
 
 
 def initialise(model: nn.Module) -> None:
-    """Draw the convolutions from Normal(0, √(2 / (k·k·C_out))); the rest keeps its start."""
+    """Draw the convolutions from Normal(0, √(2 / (k·k·C_out))); the rest keeps its start.
+
+    So do layers of gates that `spem.gates.attention.keep_start` names.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not getattr(module, "keeps_start", False):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
