@@ -30,7 +30,7 @@ def replayed(model, plain):
 def test_the_same_gates_come_back(gate, at, init):
     model = Net().eval()
     if init == "identity" and gate in WITHOUT_IDENTITY:
-        with pytest.raises(ValueError, match="no start at the identity.*give init='paper'"):
+        with pytest.raises(ValueError, match=r"no start at the identity.*give init='paper'"):
             attach(model, gate, at=at, **OPTIONS[gate] | {"init": init})
         assert repr(model) == repr(Net())
         return

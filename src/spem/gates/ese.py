@@ -19,8 +19,8 @@ class ESE(DescriptorGate):
 
     Args:
         channels: C.
-        activation: "hard", or "sigmoid" for σ in the place of hsig, as Ultralytics' ChannelAttention has
-            it.
+        activation: "hard", or "sigmoid" for σ in the place of hsig, as Ultralytics'
+            ChannelAttention has it.
         init: "paper", PyTorch's linear layer, or "identity", the layer at 0 and gain 2.
         **pooling: the descriptor, see `DescriptorGate`.
 
