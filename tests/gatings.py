@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from spem.gates import GATES, Attention, create_gate
+from spem.gates.attention import NoIdentityError
 from spem.norm import GatedBatchNorm2d
 
 # One of each family: of pooled values, with layers, with a norm, of the feature map, sharing.
@@ -25,8 +26,10 @@ OPTIONS["fcanet"] |= {"frequencies": "top4"}
 def _starts_at_identity(name):
     try:
         create_gate(name, 64, init="identity", **OPTIONS.get(name, {}))
-    except ValueError as error:
-        return "has no start at the identity" not in str(error)
+    except NoIdentityError:
+        return False
+    except ValueError:  # has no such option
+        return True
     return True
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from gatings import OPTIONS, WITHOUT_IDENTITY
+from gatings import EACH_GATE, OPTIONS, WITHOUT_IDENTITY
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,7 +107,7 @@ def test_dianet_of_a_preactivation_network_has_norms_of_its_own():
 
 
 @pytest.mark.parametrize("name", ["resnet8", "preresnet11", "vgg11", "densenet10", "attention56"])
-@pytest.mark.parametrize("gate", sorted(spem.GATES))
+@pytest.mark.parametrize("gate", EACH_GATE)
 def test_every_gate_trains_in_every_family(name, gate):
     model = create_model(name, gate, **OPTIONS.get(gate, {}))
     logits = model(torch.randn(2, 3, 32, 32))

@@ -162,10 +162,16 @@ def keep_start(*layers: nn.Module) -> None:
         vars(layer).update(keeps_start=True)
 
 
+class NoIdentityError(ValueError):
+    """A gate was asked for a start at the identity that it does not have."""
+
+
 def refuse_identity(name: str, init: str, reason: str) -> None:
-    """Raise ValueError where a gate without a start at the identity is asked for one."""
+    """Raise NoIdentityError where a gate without a start at the identity is asked for one."""
     if init == "identity":
-        raise ValueError(f"{name} has no start at the identity, for {reason}: give init='paper'")
+        raise NoIdentityError(
+            f"{name} has no start at the identity, for {reason}: give init='paper'"
+        )
 
 
 def multiply(x: Tensor, multiplier: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The parameters of gates are float32 but for those that somebody assigned or load
 (`load_state_dict(…, assign=True)`, `parameter.data = …`); PyTorch's own layers refuse these.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -42,5 +43,11 @@ class LayerNorm(_InInputDtype, nn.LayerNorm):
     """A normalisation of the last dimension in the dtype of its input."""
 
 
-class GroupNorm(_InInputDtype, nn.GroupNorm):
+class _TraceableGroupNorm(nn.GroupNorm):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        # PyTorch's asks about sizes, which a trace cannot answer, and refuses single values.
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class GroupNorm(_InInputDtype, _TraceableGroupNorm):
     """A normalisation of groups of channels in the dtype of its input."""

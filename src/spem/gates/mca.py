@@ -80,7 +80,7 @@ class _Axis(nn.Module):
         spread = var > 0
         # The gradient of the root is infinite at 0.
         deviation = var.where(spread, 1).sqrt().where(spread, 0)
-        first, second = 0.5 + upcast(self.weight).sigmoid()
+        first, second = (0.5 + upcast(self.weight).sigmoid()).unbind()
         mixed = first * mean.squeeze(others) + second * deviation
         return self.conv(mixed[:, None])[:, 0].sigmoid()
 
