@@ -49,6 +49,10 @@ class Attention(FxLeaf):
     """
 
     gain: Tensor
+    # How it is carried out. "pooled": a multiplier, and perhaps an offset, of each channel from its
+    # pooled values; "quadratic": σ of a quadratic function of each value, with coefficients from
+    # the pooled values; "strips": from the means of rows and columns; "map": in passes of its own.
+    family = "map"
     # Names of parameters that the authors train without weight decay.
     no_weight_decay: tuple[str, ...] = ()
     # Where `create_model` puts the gate by default, see `spem.models.placement`.

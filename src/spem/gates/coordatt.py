@@ -31,6 +31,8 @@ class CoordAtt(Attention):
         2021 (arXiv 2103.02907).
     """
 
+    family = "strips"
+
     def __init__(self, channels: int, *, reduction: int = 32, init: str = "paper"):
         super().__init__(channels, init)
         check_whole("reduction", reduction)

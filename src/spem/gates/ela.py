@@ -32,6 +32,8 @@ class ELA(Attention):
         2403.01123). No code of the authors was found.
     """
 
+    family = "strips"
+
     def __init__(
         self,
         channels: int,

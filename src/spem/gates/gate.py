@@ -30,6 +30,7 @@ class Gate(Attention):
         init: see `Attention`.
     """
 
+    family = "pooled"
     statistics: tuple[str, ...] = STATISTICS
     # Whether it reads `statistics` alone, which the norm before it pools in its own pass. A gate
     # that pools in another way says False and defines `pool_map`.

@@ -56,6 +56,7 @@ class GC(Gate):
         check_finite("eps", eps)
         self.pooling, self.fusion = pooling, fusion
         self.reads_statistics_only = pooling == "avg"
+        self.family = "pooled" if self.reads_statistics_only else "map"
         self.mask = Conv2d(channels, 1, 1) if pooling == "att" else None
         self.mul = _Transform(channels, width, eps) if fusion != "add" else None
         self.add = _Transform(channels, width, eps) if fusion != "mul" else None

@@ -68,6 +68,7 @@ class GE(Gate):
             refuse_identity("GE", init, reason)
         self.variant, self.extent, self.map_size = variant, extent, map_size
         self.reads_statistics_only = variant == "minus" and extent is None
+        self.family = "pooled" if self.reads_statistics_only else "map"
         self.bn = self.fc1 = self.fc2 = None
         if map_size is not None:
             self.kernel = nn.Parameter(torch.empty(channels, map_size, map_size))

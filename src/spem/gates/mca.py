@@ -36,6 +36,8 @@ class MCA(Attention):
         Intelligence 126 (2023) 107079.
     """
 
+    family = "strips"
+
     def __init__(self, channels: int, *, channel_gate: bool = True, init: str = "paper"):
         super().__init__(channels, init)
         check_switch("channel_gate", channel_gate)

@@ -26,6 +26,8 @@ class NAM(Attention):
         Workshops (arXiv 2111.12419). Its spatial part was never released.
     """
 
+    family = "quadratic"
+
     def __init__(self, channels: int, *, init: str = "paper"):
         super().__init__(channels, init)
         refuse_identity("NAM", init, "its multipliers follow the feature map from the start")

@@ -34,6 +34,8 @@ class SA(Attention):
         ICASSP 2021 (arXiv 2102.00240). The authors' 64 groups are meant for ImageNet's widths.
     """
 
+    family = "quadratic"
+
     def __init__(self, channels: int, *, groups: int = 64, init: str = "paper"):
         super().__init__(channels, init)
         refuse_identity("SA", init, "it permutes the channels")

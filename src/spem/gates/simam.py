@@ -32,6 +32,7 @@ class SimAM(Attention):
         Convolutional Neural Networks", ICML 2021.
     """
 
+    family = "quadratic"
     placement = "conv3x3"
 
     def __init__(self, channels: int, *, e_lambda: float = 1e-4, init: str = "paper"):
