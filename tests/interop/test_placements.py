@@ -95,8 +95,7 @@ def test_an_example_measures_blocks_of_branches(name, at, channels, gate):
     model = torchvision.models.get_model(
         name.split()[1], num_classes=5, **({"init_weights": False} if "google" in name else {})
     ).eval()
-    options |= {"frequencies": "top4"} if gate == "fcanet" else {}
-    options |= {"reduction": 4} if "reduction" in spem.gates.gate_options(gate) else {}
+    options = options | {"reduction": 4} if "reduction" in spem.gates.gate_options(gate) else {}
     (entry,) = attach(model, gate, at=at, example=torch.randn(1, 3, 64, 64), **options)
     assert entry.channels == channels
     model(torch.randn(1, 3, 64, 64))

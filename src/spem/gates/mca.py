@@ -83,7 +83,7 @@ class _Axis(nn.Module):
         # The gradient of the root is infinite at 0.
         deviation = var.where(spread, 1).sqrt().where(spread, 0)
         first, second = (0.5 + upcast(self.weight).sigmoid()).unbind()
-        mixed = first * mean.squeeze(others) + second * deviation
+        mixed = first * mean.flatten(1) + second * deviation
         return self.conv(mixed[:, None])[:, 0].sigmoid()
 
 
@@ -93,7 +93,7 @@ def _count_taps(channels: int) -> int:
     taps -= 1 - taps % 2
     if taps < 1:
         raise ValueError(
-            f"channels is {channels}: MCA's rule gives its channel gate no kernel there; write"
-            " channel_gate=False"
+            f"channels is {channels}, must be 1 or at least 4: MCA's rule gives its channel gate no"
+            " kernel there; or write channel_gate=False"
         )
     return taps
