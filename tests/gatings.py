@@ -8,8 +8,9 @@ from spem.gates import GATES, Attention, create_gate
 from spem.gates.attention import NoIdentityError
 from spem.norm import GatedBatchNorm2d
 
-# One of each family: of pooled values, with layers, with a norm, of the feature map, sharing.
-FAMILIES = ("spem", "se", "srm", "cbam", "dianet")
+# One of each family: of pooled values, with layers, with a norm, of the feature map, sharing,
+# that adds, of rows and columns, without parameters.
+FAMILIES = ("spem", "se", "srm", "cbam", "dianet", "gc", "coordatt", "simam")
 # Values to parametrize: in `make test` those, in `make test-gates` the others.
 EACH_GATE = [
     *FAMILIES,
