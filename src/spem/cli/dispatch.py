@@ -13,13 +13,13 @@ from spem._messages import describe_error, printable
 from spem.cli.apply import evaluate, predict
 from spem.cli.commands import (
     find_learning_rate,
-    list_gates,
     report,
     report_gates,
     search_placement,
     show_data,
     train,
 )
+from spem.cli.gates import list_gates
 from spem.cli.networks import list_models
 from spem.cli.parser import CompletionAction, Parser, fail, say
 from spem.cli.trained import Trained, TrainedRuns
