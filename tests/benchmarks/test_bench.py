@@ -80,7 +80,7 @@ def test_wrong_flags_are_refused(change, message, tmp_path):
 @pytest.mark.parametrize("group", ["training", "inference"])
 def test_networks_of_ours_alone_take_every_gate(gate, group):
     axes = {"groups": [group], "forms": ["ours"], "gates": [gate], "size": 16}
-    plan = replace(PLAN, models={"resnet8": 4}, **axes)
+    plan = replace(PLAN, models={"resnet11": 4}, **axes)
     rows = [row for _, row in measure(plan, Settings(CPU, 2, 1, memory=False))]
     assert [row["state"] for row in rows] == ["ok"] * len(rows)
     assert rows[-1]["gate"] == gate
