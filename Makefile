@@ -11,7 +11,7 @@ INTEROP := .venv-interop
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-unit test-install test-interop test-hard test-gates lint format \
-	types bench bench-loader bench-tuning bench-gpu bench-loop clean
+	types bench bench-guide bench-guide-gpu bench-loader bench-tuning bench-gpu bench-loop clean
 
 # pyright's wrapper otherwise warns of every newer release than the tested one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -82,6 +82,18 @@ bench-gpu: $(INSTALLED)  ## measure the speeds a GPU is to reach
 	$(BENCH) --device cuda --pairs 20 --only '[operations,tail]' --gates '[spem]' \
 		--cases '[ours]' --no-memory || red=1; \
 	$(BENCH) --device cuda --report; exit $$red
+
+GATE_RESULTS := benchmarks/results/gates
+
+bench-guide: $(INSTALLED)  ## time every gate on the CPU and write docs/choosing-a-gate.md
+	$(BENCH) --only '[training,inference]' --models '[resnet164]' --batch 16 --formats '[NHWC]' \
+		--gates '[all]' --cases '[ours]' --pairs 6 --no-memory --out $(GATE_RESULTS)-cpu.csv; \
+	red=$$?; $(BIN)/python -m docs.choosing; exit $$red
+
+bench-guide-gpu: $(INSTALLED)  ## time every gate on a GPU
+	$(BENCH) --device cuda --only '[training,inference]' --models '[resnet164]' --batch 128 \
+		--dtypes '[float32]' --formats '[NHWC]' --gates '[all]' --cases '[ours]' --pairs 20 \
+		--no-memory --out $(GATE_RESULTS)-cuda.csv
 
 bench-loop: $(INSTALLED)  ## time the training loop beside a bare PyTorch loop
 	$(BIN)/python benchmarks/training_loop.py

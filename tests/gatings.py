@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from spem.gates import GATES, Attention, create_gate
+from spem.gates.attention import NoIdentityError
 from spem.norm import GatedBatchNorm2d
 
-# One of each family: of pooled values, with layers, with a norm, of the feature map, sharing.
-FAMILIES = ("spem", "se", "srm", "cbam", "dianet")
+# One of each family: of pooled values, with layers, with a norm, of the feature map, sharing,
+# that adds, of rows and columns, without parameters.
+FAMILIES = ("spem", "se", "srm", "cbam", "dianet", "gc", "coordatt", "simam")
 # Values to parametrize: in `make test` those, in `make test-gates` the others.
 EACH_GATE = [
     *FAMILIES,
@@ -17,7 +19,24 @@ EACH_GATE = [
 # For narrow networks.
 OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
 OPTIONS |= {name: {"reduction": 4} for name in ("cbam", "spa", "hpda", "fcanet")}
+OPTIONS |= {"lct": {"groups": 4}, "sa": {"groups": 2}, "ema": {"factor": 4}}
+OPTIONS |= {name: {"reduction": 4} for name in ("gc", "bam")}
 OPTIONS["fcanet"] |= {"frequencies": "top4"}
+
+
+def _starts_at_identity(name):
+    try:
+        create_gate(name, 64, init="identity", **OPTIONS.get(name, {}))
+    except NoIdentityError:
+        return False
+    except ValueError:  # has no such option
+        return True
+    return True
+
+
+# `attach` asks for that start unless the options name another.
+WITHOUT_IDENTITY = tuple(name for name in GATES if not _starts_at_identity(name))
+OPTIONS |= {name: {**OPTIONS.get(name, {}), "init": "paper"} for name in WITHOUT_IDENTITY}
 
 
 def randomise(module, seed=0):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.bench.imagenet import SIZE, ImageNetResNet50
-from spem import kernels
+from spem import GATES, kernels
 from spem._messages import unknown
 from spem.models import create_model
 
@@ -24,8 +24,16 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 DTYPES = {name: getattr(torch, name) for name in (*PRECISIONS, "float64")}  # the last: the truth
 FORMATS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
 IMAGENET = "imagenet50"  # beside the networks of create_model
-# Only the channel half of CBAM follows from pooled values.
-GATE_OPTIONS: dict[str, dict[str, Any]] = {"cbam": {"spatial": False}}
+# Only the channel half of CBAM follows from pooled values; WHOLE is the module. The other options
+# have no default, or one that does not fit the widths of the networks for CIFAR.
+WHOLE = "cbam whole"
+GATE_OPTIONS: dict[str, dict[str, Any]] = {
+    "cbam": {"spatial": False},
+    "srp": {"rho": 0.5},
+    "sa": {"groups": 8},
+}
+# What `--gates '[all]'` means; those beside `POOLED` have no other form than ours.
+ALL_GATES = tuple(WHOLE if gate == "cbam" else gate for gate in GATES)
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Case:
         shape: of the map, or of the images.
         dtype: one of `PRECISIONS`; networks keep float32 weights and run under autocast.
         format: a key of `FORMATS`.
-        gate: a key of `GATES`, or "none".
+        gate: a key of `GATES`, `WHOLE` or "none".
         form: "torch": separate operations behind `nn.BatchNorm2d`; "ours": this library; "today":
             as users write gates today; "timm": the gates of timm.
         way: "whole" for torch.compile, "graph" for one CUDA graph of all that is timed, else an
@@ -85,7 +93,7 @@ class Plan:
             "group": (self.groups, GROUPS),
             "dtype": (self.dtypes, PRECISIONS),
             "memory format": (self.formats, FORMATS),
-            "gate": (self.gates, POOLED),
+            "gate": (self.gates, self._known_gates()),
             "case": (self.forms, FORMS),
         }
         for kind, (names, allowed) in known.items():
@@ -99,6 +107,10 @@ class Plan:
                 bench_network(name, None)
         with kernels.use(self.kernels):
             pass
+
+    def _known_gates(self) -> Sequence[str]:
+        ours = {*self.forms} <= {"ours", "eager"} and {*self.groups} <= {*NETWORK_GROUPS}
+        return (*POOLED, *ALL_GATES) if ours else POOLED
 
     def cases(self) -> Iterator[Case]:
         """Yield the cases, those with one baseline in a row."""
@@ -160,9 +172,16 @@ def check_names(kind: str, names: Iterable[str], allowed: Iterable[str]) -> None
             raise unknown(kind, name, known)
 
 
+def gate_of(name: str | None) -> tuple[str | None, dict[str, Any]]:
+    """Return the key in `GATES` and the options of a gate of a case."""
+    if name == WHOLE:
+        return "cbam", {}
+    return name, {} if name is None else GATE_OPTIONS.get(name, {})
+
+
 def bench_network(name: str, gate: str | None) -> nn.Module:
     """Return a network of this name, of bottlenecks where it has the choice and they fit."""
-    options = {} if gate is None else GATE_OPTIONS.get(gate, {})
+    gate, options = gate_of(gate)
     if name == IMAGENET:
         return ImageNetResNet50(gate, options)
     family, depth = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.bench import report as bench_report
 from benchmarks.bench import table as bench_table
-from benchmarks.bench.cases import FORMS, GROUPS, POOLED, Plan
+from benchmarks.bench.cases import ALL_GATES, FORMS, GROUPS, POOLED, Plan
 from benchmarks.bench.loop import Settings, measure
 from spem._messages import unknown
 from spem.compare.timing import device_name, fastest_kernels
@@ -59,7 +59,8 @@ def bench(
         shapes: maps for operations and tail, each like 64x256x8x8.
         dtypes: of [float32,bfloat16,float16].
         formats: of [NHWC,NCHW]; both if not given.
-        gates: gates that read pooled values; on the CPU those of its table if not given.
+        gates: gates that read pooled values; on the CPU those of its table if not given. Training
+            and inference of ours alone take every gate, [all] of them.
         cases: columns beside plain, of [ours,eager,today,timm,whole,graph]; all that the device has
             if not given. whole: plain, SPEM and timm's compiled whole by torch.compile, which takes
             minutes; graph: on a GPU, plain, ours and SPEM of today as one CUDA graph.
@@ -91,7 +92,7 @@ def bench(
         shapes=[_shape(text) for text in shapes or _SHAPES[kind]],
         dtypes=dtypes or _DTYPES[kind],
         formats=formats or ["NHWC", "NCHW"],
-        gates=gates or _GATES[kind],
+        gates=list(ALL_GATES) if gates == ["all"] else gates or _GATES[kind],
         forms=cases or [form for form in FORMS if form != "graph" or kind == "cuda"],
         kernels=fastest_kernels(where) if kernels == "auto" else kernels,
         size=size,

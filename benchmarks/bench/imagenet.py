@@ -1,4 +1,4 @@
-"""ImageNet's ResNet-50, with a gate at the end of every residual branch."""
+"""ImageNet's ResNet-50, with gates."""
 
 from typing import Any
 
@@ -18,14 +18,17 @@ class ImageNetResNet50(nn.Module):
     Args:
         gate: a key of `GATES`, or None.
         options: keyword arguments of the gate.
+        placement: of `PLACEMENTS`; None: what the authors of the gate do.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1; with the
         stride where torchvision has it.
     """
 
-    def __init__(self, gate: str | None, options: dict[str, Any]):
+    def __init__(
+        self, gate: str | None, options: dict[str, Any], placement: str | None = "residual"
+    ):
         super().__init__()
-        gates = Placement(gate, options, "residual" if gate else None)
+        gates = Placement(gate, options, placement if gate else None)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = GatedBatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
@@ -35,6 +38,7 @@ class ImageNetResNet50(nn.Module):
             for index in range(blocks):
                 self.stages.append(Bottleneck(width, planes, 1 if index else stride, gates))
                 width = 4 * planes
+            self.stages.extend(gates.between(width))
         self.fc = nn.Linear(width, 1000)
         initialise(self)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import formulations
-from benchmarks.bench.cases import GATE_OPTIONS, Case, bench_network
+from benchmarks.bench.cases import Case, bench_network, gate_of
 from spem.gates import Attention, Gate, create_gate
 from spem.gates.gate import present
 from spem.norm import GatedBatchNorm2d
@@ -65,10 +65,11 @@ def add_relu(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
 
 
 def _gate(gate: nn.Module | None, x: Tensor) -> Tensor:
-    if not isinstance(gate, Gate):
+    if not isinstance(gate, Gate) or gate.family != "pooled":
         return x if gate is None else gate(x)
-    multiplier = gate.multiplier(gate.pool_map(x))
-    return x * multiplier.to(x.dtype)[:, :, None, None]
+    multiplier, offset = gate.transform(gate.pool_map(x))
+    out = x * multiplier.to(x.dtype)[:, :, None, None]
+    return out if offset is None else out + offset.to(x.dtype)[:, :, None, None]
 
 
 def _norm_of_input(norm: Steps, x: Tensor) -> Tensor:
@@ -96,8 +97,8 @@ class Tail(nn.Module):
 
     def __init__(self, channels: int, gate: str | None):
         super().__init__()
-        options = {} if gate is None else GATE_OPTIONS.get(gate, {})
-        made = None if gate is None else create_gate(gate, channels, **options)
+        key, options = gate_of(gate)
+        made = None if key is None else create_gate(key, channels, **options)
         self.norm = GatedBatchNorm2d(channels, gate=made)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:

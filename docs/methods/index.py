@@ -8,10 +8,10 @@ from spem.gates import GATES, Gate, create_gate
 
 PAGE = Path(__file__).with_name("README.md")
 CHANNELS = 64
-# Where an option has no default.
-NEEDED = {"srp": {"rho": 0.5}}
+# Where an option has no default, or one that does not fit.
+NEEDED = {"srp": {"rho": 0.5}, "sa": {"groups": 32}}
 HEADER = f"""\
-| name | key | paper | statistics | parameters at {CHANNELS} channels | reads |
+| name | key | paper | statistics | parameters at {CHANNELS} channels | family |
 |---|---|---|---|---|---|
 """
 
@@ -19,7 +19,7 @@ HEADER = f"""\
 def papers(key: str) -> str:
     """Return title, venue and year of every paper that the gate's page cites."""
     citation = PAGE.with_name(f"{key}.md").read_text(encoding="utf-8").split("## Citation\n")[1]
-    found = re.findall(r"\*([^*]+)\*\.\s((?:[^.,]+ )?\d{4})\b", citation)
+    found = re.findall(r"\*([^*]+)\*\.\s((?:[^.,]+\s)?\d{4})\b", citation)
     return "; ".join(" ".join(f"{title}, {venue}".split()) for title, venue in found)
 
 
@@ -29,9 +29,8 @@ def row(key: str) -> str:
     pooled = isinstance(gate, Gate)
     statistics = ", ".join(gate.statistics) or "none" if pooled else "–"
     parameters = sum(p.numel() for p in gate.parameters())
-    reads = "pooled values" if pooled else "the feature map"
     cells = (f"[{GATES[key].__name__}]({key}.md)", f"`{key}`", papers(key), statistics)
-    return f"| {' | '.join(cells)} | {parameters:,} | {reads} |\n"
+    return f"| {' | '.join(cells)} | {parameters:,} | {gate.family} |\n"
 
 
 def rendered() -> str:

@@ -8,7 +8,7 @@ from benchmarks.bench import networks as bench_networks
 from benchmarks.bench import table as bench_table
 from benchmarks.bench.__main__ import main
 from benchmarks.bench.capture import fresh_dynamo
-from benchmarks.bench.cases import Case, Plan
+from benchmarks.bench.cases import ALL_GATES, Case, Plan
 from benchmarks.bench.cli import bench
 from benchmarks.bench.loop import Settings, measure
 from benchmarks.bench.memory import case_memory
@@ -50,6 +50,7 @@ SMALL = {
     [
         ({"only": ["training", "sleep"]}, "sleep"),
         ({"gates": ["sge"]}, "sge"),
+        ({"gates": ["all"]}, "cbam whole"),
         ({"formats": ["HWCN"]}, "HWCN"),
         ({"dtypes": ["int8"]}, "int8"),
         ({"cases": ["yesterday"]}, "yesterday"),
@@ -67,6 +68,22 @@ def test_wrong_flags_are_refused(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         bench(**SMALL | {"out": str(tmp_path / "x.csv")} | change)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        pytest.param(gate, marks=() if gate in ("gc", "cbam whole", "simam") else pytest.mark.gates)
+        for gate in ALL_GATES
+    ],
+)
+@pytest.mark.parametrize("group", ["training", "inference"])
+def test_networks_of_ours_alone_take_every_gate(gate, group):
+    axes = {"groups": [group], "forms": ["ours"], "gates": [gate], "size": 16}
+    plan = replace(PLAN, models={"resnet11": 4}, **axes)
+    rows = [row for _, row in measure(plan, Settings(CPU, 2, 1, memory=False))]
+    assert [row["state"] for row in rows] == ["ok"] * len(rows)
+    assert rows[-1]["gate"] == gate
 
 
 def test_a_plan_begins_each_place_with_the_plain_network():

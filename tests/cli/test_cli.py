@@ -236,8 +236,48 @@ def test_whatever_computes_keeps_freed_memory(capsys, monkeypatch, command):
 def test_gates_are_listed_with_their_parameters(capsys, channels):
     assert main(["gates", "--channels", str(channels)]) == 0
     printed = capsys.readouterr().out
-    assert re.search(rf"│ spem\W+{4 * channels + 2}\W", printed)
+    assert re.search(rf"│ spem\W+pooled\W+{4 * channels + 2}\W", printed)
     assert all(re.search(rf"│ {name} +│", printed) for name in spem.GATES)
+
+
+def listed(capsys, *words):
+    """Run `spem gates` and return the rows of its table."""
+    assert main(["gates", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    return [row for row in rows if row[0]]
+
+
+def test_gates_are_listed_with_their_family_and_sorted_by_it(capsys):
+    rows = listed(capsys)
+    assert [row[0] for row in rows] == [*spem.GATES]
+    assert all(len(row) == 3 for row in rows)
+    families = dict(row[:2] for row in rows)
+    assert {
+        "se": "pooled",
+        "simam": "quadratic",
+        "mca": "strips",
+        "cbam": "map",
+        "gc": "map",
+    }.items() <= families.items()
+    assert {*families.values()} == {"pooled", "quadratic", "strips", "map"}
+    for place, key in enumerate(["name", "family"]):
+        found = [row[place] for row in listed(capsys, "--sort", key)]
+        assert found == sorted(found)
+    counts = [row[2] for row in listed(capsys, "--sort", "parameters")]
+    known = [int(count.replace(",", "")) for count in counts if count != "-"]
+    assert known == sorted(known)
+    assert counts[len(known) :] == ["-", "-"]
+    assert (
+        refusal(capsys, "gates", "--sort", "size")
+        == "unknown sort 'size'; known: name, family, parameters"
+    )
+
+
+def test_the_long_form_names_the_methods_and_says_what_a_gate_lacks(capsys):
+    assert main(["gates", "--long"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("Squeeze-and-Excitation", "method", "'rho'"))
 
 
 def test_from_training_to_prediction(capsys, tmp_path):

@@ -1,10 +1,12 @@
 """Options that are refused, and gates that a user adds."""
 
+from inspect import signature
+
 import pytest
 import torch
 from torch import nn
 
-from spem import kernels
+from spem import attach, kernels
 from spem.gates import GATES, SPEM, Gate, create_gate, gate_options, register
 from spem.models import create_model
 from spem.norm import GatedBatchNorm2d
@@ -78,6 +80,12 @@ EVERY_OPTION = [(name, option) for name in GATES for option in gate_options(name
 def test_bad_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         create_gate(name, CHANNELS, **options)
+
+
+@pytest.mark.parametrize("call", [attach, create_model])
+def test_no_option_has_the_name_of_an_argument_that_it_is_given_beside(call):
+    taken = signature(call).parameters.keys() - {"init"}
+    assert [option for _, option in EVERY_OPTION if option in taken] == []
 
 
 @pytest.mark.parametrize(("name", "option"), EVERY_OPTION)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gatings import WITHOUT_IDENTITY
 from mapped_cards import case_id
 from torch import nn
 
@@ -30,6 +31,24 @@ ADDED = [
     ("asr", {"both": True}, 412_272),
     ("danet", {"attention": "position"}, 1_945_494),
     ("danet", {"attention": "channel"}, 54),
+    ("coordatt", {}, 210_960),
+    ("simam", {}, 0),
+    ("ema", {}, 16_128),
+    ("triplet", {}, 16_200),
+    ("ese", {}, 1_556_352),
+    ("gc", {}, 211_230),
+    ("sa", {"groups": 8}, 3_024),
+    ("ge", {}, 0),
+    ("bam", {}, 413_838),
+    ("scse", {}, 1_568_502),
+    ("scse", {"reduction": 16}, 210_222),
+    ("nam", {}, 16_128),
+    ("mca", {}, 846),
+    ("grn", {}, 16_128),
+    ("psa", {}, 3_104_640),
+    ("psa", {"layout": "sequential"}, 2_631_888),
+    ("ela", {}, 145_152),
+    ("lct", {}, 16_128),
 ]
 
 
@@ -91,8 +110,72 @@ def test_the_multipliers_at_the_start(name, options, value, tolerance):
         torch.testing.assert_close(ratio, torch.full_like(x, value), atol=5e-5, rtol=0)
 
 
-NEEDED = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
-IDENTITIES = [(name, NEEDED.get(name, {})) for name in GATES] + [
+# Of maps from a normal distribution, (8, 64, 8, 8): mean and deviation of y/x over the positions.
+DRAWN_STARTS = [
+    ("gc", {}, 1, 0),
+    ("gc", {"fusion": "mul"}, 0.5, 0),
+    ("grn", {}, 1, 0),
+    ("simam", {}, 0.674, 0.062),
+    ("coordatt", {}, 0.248, 0.066),
+    ("ema", {}, 0.53, 0.15),
+    ("triplet", {}, 0.50, 0.13),
+    ("ese", {}, 0.498, 0.018),
+    ("bam", {}, 1.51, 0.08),
+    ("scse", {}, 0.493, 0.099),
+    ("nam", {}, 0.500, 0.004),
+    ("mca", {}, 0.484, 0.022),
+    ("ge", {}, 0.497, 0.031),
+    ("ela", {}, 0.29, 0.09),
+    ("psa", {}, 1.00, 0.07),
+    ("psa", {"layout": "sequential"}, 0.25, 0.06),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "value", "deviation"), DRAWN_STARTS, ids=case_id)
+def test_the_multipliers_of_normal_maps_at_the_start(name, options, value, deviation):
+    """The published figures are those of one draw of the layers, which is not known here."""
+    ratios = []
+    for seed in range(16):
+        torch.manual_seed(seed)
+        gate, x = create_gate(name, 64, **options), torch.randn(8, 64, 8, 8)
+        ratios.append(gate(x) / x)
+    means = torch.stack([ratio.mean() for ratio in ratios])
+    spread = torch.stack([ratio.std() for ratio in ratios])
+    for found, published in ((means, value), (spread, deviation)):
+        slack = 0.005 + 4 * found.std().item()
+        assert found.mean().item() == pytest.approx(published, abs=slack)
+
+
+# Because of the permutation y/x says nothing: here in the order of the input.
+def test_sa_starts_with_one_multiplier():
+    gate, x = create_gate("sa", 64, groups=8), torch.randn(8, 64, 8, 8)
+    back = gate(x).unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+    torch.testing.assert_close(back / x, torch.full_like(x, 0.7311), atol=5e-5, rtol=0)
+
+
+# Their multipliers follow the feature map, or the channels are permuted, from the start.
+def test_only_gates_that_follow_the_map_from_the_start_lack_an_identity():
+    assert set(WITHOUT_IDENTITY) == {"simam", "nam", "sa", "ge", "psa"}
+
+
+@pytest.mark.parametrize("name", WITHOUT_IDENTITY)
+def test_a_gate_without_an_identity_start_says_why(name):
+    with pytest.raises(ValueError, match=r"has no start at the identity, for .* init='paper'"):
+        create_gate(name, 64, init="identity")
+
+
+NEEDED = {"srp": {"rho": 0.5}, "sge": {"groups": 4}, "ema": {"factor": 4}, "lct": {"groups": 4}}
+IDENTITIES = [(name, NEEDED.get(name, {})) for name in GATES if name not in WITHOUT_IDENTITY] + [
+    ("psa", {"layout": "sequential"}),
+    ("ge", {"variant": "theta", "map_size": 5}),
+    ("ge", {"variant": "plus", "map_size": 5}),
+    ("ela", {"skip": True}),
+    ("bam", {"fuse": "sum"}),
+    ("scse", {"fuse": "sum"}),
+    ("gc", {"fusion": "both", "pooling": "avg"}),
+    ("ese", {"activation": "sigmoid"}),
+    ("triplet", {"spatial": False}),
+    ("mca", {"channel_gate": False}),
     ("spa", {"variant": "tmm-a"}),
     ("cbam", {"spatial": False}),
     ("lsas", {"order": 3}),

@@ -13,7 +13,10 @@ from torch import nn
 from spem.gates import GATES, create_gate
 
 # Where none of the defaults fits 16 channels, or there is none.
-OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}}
+OPTIONS = {"srp": {"rho": 0.5}, "ema": {"factor": 4}}
+OPTIONS |= {name: {"groups": 4} for name in ("sge", "sa", "lct")}
+# They add to each position, too: in half precision a sum has the errors of both its terms.
+ADDING = ("gc", "grn")
 VARIANTS = [
     *((name, OPTIONS.get(name, {})) for name in GATES),
     ("se", {"pool": "adaptive", "bias": False}),
@@ -50,6 +53,7 @@ def test_every_parameter_learns(name, options):
     learned, names = set(), {key for key, _ in network(name, options).named_parameters()}
     for _ in range(4):
         model, x = network(name, options), batch() + torch.randn(4, CHANNELS, 1, 1)
+        x.requires_grad_()  # some gates have no parameters
         loss = (model(x) * torch.randn_like(x)).sum()
         terms = [gate.auxiliary_loss() for gate in model]
         sum((term for term in terms if term is not None), loss).backward()
@@ -90,7 +94,7 @@ def test_a_copy_draws_what_its_original_draws():
 def test_the_state_travels(name, options):
     model, other = network(name, options).eval(), network(name, options).eval()
     x = batch()
-    assert not torch.equal(other(x), model(x))
+    assert torch.equal(other(x), model(x)) == (not [*model.parameters()])
     other.load_state_dict(load(save(model.state_dict())))
     assert torch.equal(other(x), model(x))
 
@@ -119,8 +123,9 @@ def test_half_precision(name, options, training):
     model, x = network(name, options).train(training), batch().bfloat16()
     for module in (model, copy.deepcopy(model).bfloat16()):
         out = seeded(module, x)
-        assert {p.dtype for p in module.parameters()} == {torch.float32}
-        torch.testing.assert_close(out, seeded(module, x.float()).bfloat16())
+        assert {p.dtype for p in module.parameters()} <= {torch.float32}
+        atol = 2**-7 if name in ADDING else 1e-5
+        torch.testing.assert_close(out, seeded(module, x.float()).bfloat16(), rtol=0.016, atol=atol)
 
 
 @EACH

@@ -47,7 +47,7 @@ def is_fused(model):
 @pytest.mark.parametrize("gate", EACH_GATE)
 def test_a_fused_block_computes_the_function_of_its_own_pass(gate, name, backend, training):
     model = first_block(name).train(training)
-    options = {k: v for k, v in OPTIONS.get(gate, {}).items() if k != "groups"}
+    options = {k: v for k, v in OPTIONS.get(gate, {}).items() if k != "init"}
     spem.attach(model, gate, at="*.bn3" if "bottle" in name else "*.bn2", init=None, **options)
     randomise(model)
     x = torch.randn(2, model[0].conv1.in_channels, 7, 9, dtype=torch.float64)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gatings import EACH_GATE, randomise_norms
+from gatings import EACH_GATE, OPTIONS, randomise_norms
 from PIL import Image
 
 import spem
@@ -70,8 +70,7 @@ def fill_cache(name, tmp_path, model):
 def test_a_network_of_a_library_has_gates_classes_and_channels_as_asked(name, gate, folder):
     options = {"reduction": 2} if "reduction" in gate_options(gate) else {}
     options |= {"groups": 4} if "groups" in gate_options(gate) else {}
-    options |= {"rho": 0.5} if gate == "srp" else {}
-    options |= {"frequencies": "top8"} if gate == "fcanet" else {}
+    options = OPTIONS.get(gate, {}) | options
     model = create_model(name_of(name, folder), gate, 5, 1, at="stage", **options).eval()
     assert model(X[:, :1]).shape == (2, 5)
     assert spem.attachment(model)["gate"] == gate

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from gatings import EACH_GATE, OPTIONS, randomise
+from gatings import EACH_GATE, OPTIONS, WITHOUT_IDENTITY, randomise
 
 import spem
 from spem import attach, attachment
@@ -95,8 +95,8 @@ def test_an_example_measures_blocks_of_branches(name, at, channels, gate):
     model = torchvision.models.get_model(
         name.split()[1], num_classes=5, **({"init_weights": False} if "google" in name else {})
     ).eval()
-    options |= {"frequencies": "top4"} if gate == "fcanet" else {}
-    options |= {"reduction": 4} if "reduction" in spem.gates.gate_options(gate) else {}
+    if "reduction" in spem.gates.gate_options(gate):
+        options = options | {"reduction": 4}
     (entry,) = attach(model, gate, at=at, example=torch.randn(1, 3, 64, 64), **options)
     assert entry.channels == channels
     model(torch.randn(1, 3, 64, 64))
@@ -161,6 +161,40 @@ def test_named_placements_of_yolo_survive_fusing_and_predicting(name, at):
         gate.register_forward_hook(lambda gate, *_: ran.append(gate))
     detector.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)
     assert len({*ran}) == len(gates)  # of the copy that it makes
+
+
+# network: a pattern of names, and how many modules have one
+PATTERNS = {
+    "resnet18": ("layer*.*.bn2", 8),
+    "mobilenet_v2": ("features.*.conv.1.1", 16),
+    "yolo11n": ("model.[2468]", 4),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "yolo11n" else pytest.mark.gates) for n in PATTERNS]
+)
+@pytest.mark.parametrize("gate", EACH_GATE)
+def test_every_gate_goes_where_a_pattern_of_names_says(gate, name):
+    at, count = PATTERNS[name]
+    plain = yolo(f"{name}.yaml").model.eval() if "yolo" in name else build(f"torchvision {name}")
+    model, x = copy.deepcopy(plain), torch.rand(2, 3, 64, 64)
+    report = attach(model, gate, at=at, example=x, **OPTIONS.get(gate, {}))
+    assert len(report) == count
+    expected, found = (out[0] if isinstance(out := m(x), tuple) else out for m in (plain, model))
+    assert torch.equal(found, expected) or gate in WITHOUT_IDENTITY
+    changed = randomise(model)(x)
+    changed = changed[0] if isinstance(changed, tuple) else changed
+    assert changed.isfinite().all()
+    assert not torch.equal(changed, expected)
+    twin = copy.deepcopy(plain)
+    attach(twin, **json.loads(json.dumps(attachment(model))))
+    twin.load_state_dict(model.state_dict())
+    again = twin(x)
+    assert torch.equal(again[0] if isinstance(again, tuple) else again, changed)
+    spem.detach(model)
+    assert model.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_predicting_with_gates_in_the_norms_names_a_placement_that_works():

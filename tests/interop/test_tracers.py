@@ -33,7 +33,7 @@ def drawn(name, options):
     """A small network in evaluation mode with a gate on a norm and one on a convolution."""
     torch.manual_seed(0)
     model = small()
-    attach(model, name, at=["1", "3"], init="paper", **options)
+    attach(model, name, at=["1", "3"], **{"init": "paper"} | options)
     for parameter in model.parameters():
         parameter.data.add_(0.3 * torch.randn_like(parameter))
     model(torch.randn(8, 3, 12, 12))

@@ -58,7 +58,7 @@ OPTIONS = {
     "groups": (1, 2, 4, 64),
     "dct_size": (1, 4, 7),
     "frequencies": ("top1", "top2", "low8", "bot4", "top16"),
-    "variant": ("icme-a", "icme-b", "icme-c", "tmm-a", "tmm-b", "tmm-c"),
+    "variant": ("icme-a", "icme-b", "icme-c", "tmm-a", "tmm-b", "tmm-c", "minus"),
     "source_channels": (None, 3),
     "order": (0, 1, 2, 3),
     "leader": (None,),
@@ -68,6 +68,19 @@ OPTIONS = {
     "branches": (2, 3),
     "margin": (1.0,),
     "weight": (0.5,),
+    "e_lambda": (1e-4, 0.1),
+    "activation": ("hard", "sigmoid"),
+    "pooling": ("att", "avg"),
+    "fusion": ("add", "mul", "both"),
+    "factor": (1, 2, 4),
+    "dilation": (1, 4),
+    "fuse": ("product", "max", "sum"),
+    "window": ("gap", "square"),
+    "extent": (None, 2, 4),
+    "map_size": (None,),  # the sizes of the maps differ
+    "skip": (False, True),
+    "layout": ("parallel", "sequential"),
+    "channel_gate": (False, True),
 }
 
 

@@ -56,7 +56,7 @@ def network(name, options, at="1"):
         nn.Conv2d(C, C, 3, padding=1),
         nn.BatchNorm2d(C),
     )
-    spem.attach(model, name, at=[at, str(int(at) + 3)], init="paper", **options)
+    spem.attach(model, name, at=[at, str(int(at) + 3)], **{"init": "paper"} | options)
     for parameter in model.parameters():
         parameter.data.add_(0.3 * torch.randn_like(parameter))
     model(torch.randn(8, 3, 12, 12))  # moves the running statistics

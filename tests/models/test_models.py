@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from gatings import EACH_GATE, OPTIONS, WITHOUT_IDENTITY
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import spem
 from spem import create_model
+from spem.gates import GC, PSA, gate_options
+from spem.models.placement import PLACEMENTS
 from spem.norm import GatedBatchNorm2d
 
 # (depth, classes) -> (plain, SPEM); METHODS of the paper's group, SPEM of basic blocks by 4C + 2.
@@ -103,15 +106,10 @@ def test_dianet_of_a_preactivation_network_has_norms_of_its_own():
     assert sum(p.numel() for p in model.parameters()) == 1_938_234
 
 
-GATE_OPTIONS = {"srp": {"rho": 0.5}, "sge": {"groups": 4}, "cbam": {"reduction": 4}}
-GATE_OPTIONS |= {name: {"reduction": 4} for name in ("fcanet", "spa", "hpda")}
-GATE_OPTIONS["fcanet"] |= {"frequencies": "top4"}
-
-
 @pytest.mark.parametrize("name", ["resnet8", "preresnet11", "vgg11", "densenet10", "attention56"])
-@pytest.mark.parametrize("gate", sorted(spem.GATES))
+@pytest.mark.parametrize("gate", EACH_GATE)
 def test_every_gate_trains_in_every_family(name, gate):
-    model = create_model(name, gate, **GATE_OPTIONS.get(gate, {}))
+    model = create_model(name, gate, **OPTIONS.get(gate, {}))
     logits = model(torch.randn(2, 3, 32, 32))
     (logits.square().mean() + spem.auxiliary_loss(model)).backward()
     gradients = {n: p.grad for n, p in model.named_parameters()}
@@ -119,8 +117,31 @@ def test_every_gate_trains_in_every_family(name, gate):
     assert model.eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
 
 
+@pytest.mark.parametrize("gate", [gate for gate in spem.GATES if gate not in WITHOUT_IDENTITY])
+@torch.no_grad()
+def test_networks_leave_gates_at_the_identity_where_they_start(gate):
+    options = OPTIONS.get(gate, {})
+    if "init" in gate_options(gate):
+        options = options | {"init": "identity"}
+    model = create_model("resnet8", gate, **options)
+    gates = [m for m in model.modules() if isinstance(m, spem.Attention)]
+    assert gates
+    for module in gates:
+        x = torch.randn(2, module.channels, 6, 5)
+        assert torch.equal(module(x), x)
+
+
+def test_networks_leave_the_layers_that_a_gate_draws_itself():
+    model = create_model("resnet164", "gc")
+    mask = [m.mask.weight for m in model.modules() if isinstance(m, GC)][-1]
+    assert mask.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.2)
+    model = create_model("resnet164", "psa")
+    query = [m.place_query.weight for m in model.modules() if isinstance(m, PSA)][-1]
+    assert query.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
+
+
 @pytest.mark.parametrize("name", ["resnet8", "preresnet11", "vgg11", "densenet10", "attention56"])
-@pytest.mark.parametrize("placement", ["residual", "conv", "norm", "last-stage"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
 def test_gates_work_wherever_they_are_placed(name, placement):
     model = create_model(name, "gct", placement=placement)
     gates = {n: p for n, p in model.named_parameters() if n.endswith("gamma")}

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from foreign import X
-from gatings import EACH_GATE, OPTIONS, randomise
+from gatings import EACH_GATE, OPTIONS, WITHOUT_IDENTITY, randomise
 from torch import nn
 
 from spem import attach
@@ -140,7 +140,8 @@ def test_such_a_block_is_refused_with_a_placement_that_works(kind, gate):
         attach(model, gate, at="1", channels=8, **options)
     assert model.state_dict().keys() == plain.state_dict().keys()
     attach(model, gate, at=str(caught.value).split("'")[3], example=X, **options)
-    assert torch.equal(model.eval()(X), plain.eval()(X))
+    if gate not in WITHOUT_IDENTITY:
+        assert torch.equal(model.eval()(X), plain.eval()(X))
     twin = pickle.loads(pickle.dumps(randomise(model)))
     assert torch.equal(twin(X), model(X))
     calls = []

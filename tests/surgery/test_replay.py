@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 import torch
 from foreign import Net, X
-from gatings import EACH_GATE, OPTIONS, randomise
+from gatings import EACH_GATE, OPTIONS, WITHOUT_IDENTITY, randomise
 from torch import nn
 
 import spem.surgery.attachment as attachment_module
@@ -29,7 +29,12 @@ def replayed(model, plain):
 @pytest.mark.parametrize("init", ["identity", "paper"])
 def test_the_same_gates_come_back(gate, at, init):
     model = Net().eval()
-    attach(model, gate, at=at, init=init, **OPTIONS.get(gate, {}))
+    if init == "identity" and gate in WITHOUT_IDENTITY:
+        with pytest.raises(ValueError, match=r"no start at the identity.*give init='paper'"):
+            attach(model, gate, at=at, **OPTIONS[gate] | {"init": init})
+        assert repr(model) == repr(Net())
+        return
+    attach(model, gate, at=at, **OPTIONS.get(gate, {}) | {"init": init})
     twin = replayed(randomise(model), Net())
     assert torch.equal(twin(X), model(X))
     assert repr(twin) == repr(model)

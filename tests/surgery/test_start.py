@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from gatings import EACH_GATE, randomise, randomise_norms
+from gatings import EACH_GATE, OPTIONS, WITHOUT_IDENTITY, randomise, randomise_norms
 from torch import nn
 
 from spem.export.weights import start_from
@@ -27,16 +27,15 @@ def trained(gate=None, **options):
 @pytest.mark.parametrize("gate", EACH_GATE)
 def test_gates_that_weights_lack_start_as_asked_and_those_that_are_there_are_loaded(gate):
     plain = trained()
-    options = {"init": "identity"} if "init" in gate_options(gate) else {}
-    others = {"groups": 4} if "groups" in gate_options(gate) else {}
-    others |= {"rho": 0.5} if gate == "srp" else {}
-    model = create_model("resnet8", gate, placement="residual", **options, **others).eval()
+    has_identity = "init" in gate_options(gate) and gate not in WITHOUT_IDENTITY
+    options = OPTIONS.get(gate, {}) | ({"init": "identity"} if has_identity else {})
+    model = create_model("resnet8", gate, placement="residual", **options).eval()
     started = start_from_state(model, plain.state_dict(), "plain")
     assert started == ([], False)
-    if options:
+    if has_identity:
         torch.testing.assert_close(model(X), plain(X), rtol=1e-5, atol=1e-5)
-    again = trained(gate, placement="residual", **options, **others)
-    model = create_model("resnet8", gate, placement="residual", **options, **others).eval()
+    again = trained(gate, placement="residual", **options)
+    model = create_model("resnet8", gate, placement="residual", **options).eval()
     has_gates = any(p for p in again.state_dict() if p not in plain.state_dict())
     assert start_from_state(model, again.state_dict(), "gated") == ([], True)
     assert has_gates

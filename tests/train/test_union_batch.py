@@ -2,6 +2,7 @@
 
 import os
 
+import gatings
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from spem.train.synchronised import synchronise
 
 # One of each family; `make test-gates` has all.
 FAMILIES = ("spem", "srm", "cbam", "iebn")
-OPTIONS = {"srp": {"rho": 1.0}, "sge": {"groups": 4}}
+OPTIONS = gatings.OPTIONS | {"srp": {"rho": 1.0}}
 STEPS, IMAGES = 20, 8
 
 

@@ -154,28 +154,6 @@ def find_learning_rate(
     say(f"the loss over the rate: {path}, {path.with_suffix('.csv').name}")
 
 
-def list_gates(*, channels: int = 64) -> None:
-    """List the known gates and the parameters that each adds.
-
-    Args:
-        channels: number of channels of the feature map.
-    """
-    from spem.gates import GATES, create_gate
-
-    if channels < 1:
-        raise ValueError(f"channels is {channels}, must be at least 1")
-
-    def row(name: str) -> tuple[str, int | None, str]:
-        method = (GATES[name].__doc__ or "").partition("\n")[0]
-        try:
-            gate = create_gate(name, channels)
-        except ValueError as error:  # an option without a default, or a width that it cannot have
-            return name, None, f"{method} ({error})"
-        return name, sum(parameter.numel() for parameter in gate.parameters()), method
-
-    show(["gate", f"parameters at {channels} channels", "method"], map(row, GATES))
-
-
 def search_placement(
     recipe_keys: dict[str, Any],
     *,

@@ -13,7 +13,6 @@ from spem._messages import describe_error, printable
 from spem.cli.apply import evaluate, predict
 from spem.cli.commands import (
     find_learning_rate,
-    list_gates,
     report,
     report_gates,
     search_placement,
@@ -21,6 +20,7 @@ from spem.cli.commands import (
     train,
 )
 from spem.cli.explain import explain_pictures
+from spem.cli.gates import list_gates
 from spem.cli.networks import list_models
 from spem.cli.parser import CompletionAction, Parser, fail, say
 from spem.cli.trained import Trained, TrainedRuns

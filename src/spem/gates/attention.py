@@ -49,6 +49,10 @@ class Attention(FxLeaf):
     """
 
     gain: Tensor
+    # How it is carried out. "pooled": a multiplier, and perhaps an offset, of each channel from its
+    # pooled values; "quadratic": σ of a quadratic function of each value, with coefficients from
+    # the pooled values; "strips": from the means of rows and columns; "map": in passes of its own.
+    family = "map"
     # Names of parameters that the authors train without weight decay.
     no_weight_decay: tuple[str, ...] = ()
     # Where `create_model` puts the gate by default, see `spem.models.placement`.
@@ -83,6 +87,7 @@ class Attention(FxLeaf):
         self.gain.fill_(gain)
         for parameter in (p for layer in layers for p in layer.parameters()):
             nn.init.zeros_(parameter)
+        keep_start(*layers)
 
     @classmethod
     def options_at(cls, place: Place, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +158,24 @@ class Attention(FxLeaf):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `model.half()` comes through here: multipliers are float32, as all statistics are.
         return super()._apply(lambda t: upcast(fn(t)) if t.is_floating_point() else fn(t), recurse)
+
+
+def keep_start(*layers: nn.Module) -> None:
+    """Have networks that draw all their convolutions leave these layers of a gate as they are."""
+    for layer in layers:
+        vars(layer).update(keeps_start=True)
+
+
+class NoIdentityError(ValueError):
+    """A gate was asked for a start at the identity that it does not have."""
+
+
+def refuse_identity(name: str, init: str, reason: str) -> None:
+    """Raise NoIdentityError where a gate without a start at the identity is asked for one."""
+    if init == "identity":
+        raise NoIdentityError(
+            f"{name} has no start at the identity, for {reason}: give init='paper'"
+        )
 
 
 def multiply(x: Tensor, multiplier: Tensor) -> Tensor:

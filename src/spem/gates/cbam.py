@@ -10,21 +10,14 @@ from spem._checks import check_choice, check_normalises, check_odd, check_switch
 from spem._messages import shorten
 from spem.functional import Pooled, pool, recalibrate
 from spem.gates.attention import Attention, multiply
-from spem.gates.gate import hidden_width, present
+from spem.gates.gate import hidden_width, measure_length, present
 from spem.gates.layers import BatchNorm2d, Conv2d, Linear
 from spem.kernels.reference import upcast
-
-
-def _measure_length(pooled: Pooled, x: Tensor) -> Tensor:
-    squares = pooled.count * (present(pooled.var) + present(pooled.mean).square())
-    # The gradient of the root at 0 is infinite; that of the clamp is 0 there.
-    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
-
 
 _POOLS: dict[str, tuple[tuple[str, ...], Callable[[Pooled, Tensor], Tensor]]] = {
     "avg": (("mean",), lambda pooled, x: present(pooled.mean)),
     "max": (("max",), lambda pooled, x: present(pooled.max)),
-    "lp": (("mean", "var"), _measure_length),
+    "lp": (("mean", "var"), lambda pooled, x: measure_length(pooled)),
     "lse": ((), lambda pooled, x: upcast(x).flatten(2).logsumexp(-1)),
 }
 

@@ -123,8 +123,8 @@ def _make_excitation(gate: Any) -> Excitation | None:
 
     def function(values: Values, count: Any, tensors: Sequence[Tensor]) -> Coefficients:
         pooled = Pooled.of(values, count)
-        multiplier, updates = call_with(alive(), "multiplier", tensors, pooled)
-        return Coefficients(multiplier, None, updates)
+        (scale, shift), updates = call_with(alive(), "transform", tensors, pooled)
+        return Coefficients(scale, shift, updates)
 
     key = ("gate", kind_of(gate))
     return Excitation(function, number(key), gate.statistics, tensors_of(gate))

@@ -30,6 +30,7 @@ class Gate(Attention):
         init: see `Attention`.
     """
 
+    family = "pooled"
     statistics: tuple[str, ...] = STATISTICS
     # Whether it reads `statistics` alone, which the norm before it pools in its own pass. A gate
     # that pools in another way says False and defines `pool_map`.
@@ -68,6 +69,16 @@ class Gate(Attention):
             )
         return self.report_multiplier(multiplier)
 
+    def offset(self, pooled: Pooled) -> Tensor | None:
+        """Return what is added to every position of a channel, (N, C) or (1, C); None: nothing."""
+        return None
+
+    def transform(self, pooled: Pooled) -> tuple[Tensor, Tensor | None]:
+        """Return the multipliers and the offset, see `multiplier` and `offset`."""
+        multiplier = self.multiplier(pooled)
+        with torch.autocast(self.gain.device.type, enabled=False):
+            return multiplier, self.offset(pooled)
+
     def deployed(self) -> "Gate":
         """Return what serves in this gate's place in inference: the same multiplier, fewer steps.
 
@@ -88,8 +99,9 @@ class Gate(Attention):
             shift: (C,).
             bias: the norm's own bias β, (C,), which shift contains.
         """
-        multiplier = self.multiplier(pooled.affine(scale, shift))
-        return multiplier * scale, multiplier * shift
+        multiplier, offset = self.transform(pooled.affine(scale, shift))
+        shift = multiplier * shift
+        return multiplier * scale, shift if offset is None else shift + offset
 
     def forward(
         self,
@@ -99,7 +111,7 @@ class Gate(Attention):
         *,
         overwrite: bool = False,
     ) -> Tensor:
-        """Return relu(multiplier · x + residual).
+        """Return relu(multiplier · x + offset + residual).
 
         Args:
             x: (N, C, H, W).
@@ -115,15 +127,20 @@ class Gate(Attention):
         if residual is not None:
             check_residual(x, residual)
         if not self.reads_statistics_only:
-            multiplier = self.multiplier(self.pool_map(x)).expand(x.shape[:2])
-            return recalibrate(x, multiplier, None, residual, relu)
+            multiplier, offset = self._transform_all(self.pool_map(x), x)
+            return recalibrate(x, multiplier, offset, residual, relu)
         backend = kernels.chosen_for_pipeline(x)
         if fused.serves(backend) and (excitation := gate_excitation(self)):
             return fused.apply(backend, excitation, x, residual, relu, overwrite, self)
         pooled_map = backend.pool(x, self.statistics)
         pooled = Pooled.of(pooled_map.values, count_positions(x))
-        multiplier = self.multiplier(pooled).expand(x.shape[:2])
-        return pooled_map.recalibrate(multiplier, None, residual, relu, overwrite)
+        multiplier, offset = self._transform_all(pooled, x)
+        return pooled_map.recalibrate(multiplier, offset, residual, relu, overwrite)
+
+    def _transform_all(self, pooled: Pooled, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        multiplier, offset = self.transform(pooled)
+        offset = None if offset is None else offset.expand(x.shape[:2])
+        return multiplier.expand(x.shape[:2]), offset
 
 
 def has_hooks(module: nn.Module | None) -> bool:
@@ -167,6 +184,13 @@ def present(statistic: Tensor | None) -> Tensor:
     if statistic is None:
         raise ValueError("the pooled values lack a statistic that this gate reads")
     return statistic
+
+
+def measure_length(pooled: Pooled) -> Tensor:
+    """Return √Σx² of each channel, (N, C), whose gradient is 0 where all x are 0."""
+    squares = pooled.count * (present(pooled.var) + present(pooled.mean).square())
+    # The gradient of the root at 0 is infinite; that of the clamp is 0 there.
+    return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
 
 def degrees_of_freedom(count: int | Tensor) -> int | Tensor:

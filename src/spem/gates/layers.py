@@ -4,6 +4,7 @@ The parameters of gates are float32 but for those that somebody assigned or load
 (`load_state_dict(…, assign=True)`, `parameter.data = …`); PyTorch's own layers refuse these.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -36,3 +37,17 @@ class BatchNorm1d(_InInputDtype, nn.BatchNorm1d):
 
 class BatchNorm2d(_InInputDtype, nn.BatchNorm2d):
     """A batch normalisation of (N, C, H, W) in the dtype of its input."""
+
+
+class LayerNorm(_InInputDtype, nn.LayerNorm):
+    """A normalisation of the last dimension in the dtype of its input."""
+
+
+class _TraceableGroupNorm(nn.GroupNorm):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        # PyTorch's asks about sizes, which a trace cannot answer, and refuses single values.
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class GroupNorm(_InInputDtype, _TraceableGroupNorm):
+    """A normalisation of groups of channels in the dtype of its input."""

@@ -39,10 +39,7 @@ class SGE(Attention):
 
     def __init__(self, channels: int, *, groups: int = 64, eps: float = 1e-5, init: str = "paper"):
         super().__init__(channels, init)
-        if not is_whole(groups) or groups < 1 or channels % groups:
-            raise ValueError(
-                f"groups is {shorten(groups)}, must be a divisor of the {channels} channels"
-            )
+        check_groups(groups, channels)
         check_finite("eps", eps)
         self.groups, self.eps = groups, eps
         self.weight = nn.Parameter(torch.zeros(groups))
@@ -71,3 +68,11 @@ class SGE(Attention):
             weight, bias = self.weight[:, None, None], self.bias[:, None, None]
             multiplier = self.gain * (weight * s + bias).sigmoid()
         return multiply(x, multiplier.repeat_interleave(self.channels // self.groups, 1))
+
+
+def check_groups(groups: int, channels: int, name: str = "groups") -> None:
+    """Raise ValueError unless a number of groups divides the channels; `name` is the option's."""
+    if not is_whole(groups) or groups < 1 or channels % groups:
+        raise ValueError(
+            f"{name} is {shorten(groups)}, must be a divisor of the {channels} channels"
+        )

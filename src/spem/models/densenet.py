@@ -22,7 +22,7 @@ class DenseLayer(nn.Module):
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
         self.conv1 = build_conv(in_channels, 4 * GROWTH, 1, 1, gates)
         self.bn2 = GatedBatchNorm2d(4 * GROWTH, gate=gates.norm(4 * GROWTH))
-        self.conv2 = build_conv(4 * GROWTH, GROWTH, 3, 1, gates)
+        self.conv2 = build_conv(4 * GROWTH, GROWTH, 3, 1, gates, last=True)
         self.branch_gate = gates.residual(GROWTH, in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,10 +64,9 @@ class DenseNet(nn.Module):
         self.transitions = nn.ModuleList()
         for stage in range(3):
             gates.start_stage(last=stage == 2, size=32 >> stage)
-            self.blocks.append(
-                nn.Sequential(*(DenseLayer(width + i * GROWTH, gates) for i in range(layers)))
-            )
+            dense = [DenseLayer(width + i * GROWTH, gates) for i in range(layers)]
             width += layers * GROWTH
+            self.blocks.append(nn.Sequential(*dense, *gates.between(width)))
             if stage < 2:
                 self.transitions.append(_Transition(width, width // 2, gates))
                 width //= 2

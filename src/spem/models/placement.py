@@ -9,7 +9,7 @@ from spem._checks import check_choice
 from spem.gates import GATES, Attention, Place, create_gate_at
 from spem.surgery.slots import check_mask
 
-PLACEMENTS = ("residual", "conv", "norm", "last-stage")
+PLACEMENTS = ("residual", "conv", "norm", "last-stage", "conv3x3", "between-stages")
 
 
 class Placement:
@@ -20,8 +20,9 @@ class Placement:
         options: keyword arguments of the gate.
         placement: "residual": at the end of every residual branch (VGG: behind every norm;
             DenseNet: on the new channels); "conv": before every convolution; "norm": on every norm
-            but those of shortcuts; "last-stage": as "residual", in the last stage only. None: what
-            the authors of the gate do.
+            but those of shortcuts; "last-stage": as "residual", in the last stage only; "conv3x3":
+            behind the last 3×3 convolution of every block, before its norm; "between-stages": on
+            the output of every stage but the last. None: what the authors of the gate do.
         mask: 0 or 1 for every place, in their order; places with 0 get no gate. None: all do.
 
     Raises:
@@ -79,12 +80,26 @@ class Placement:
         """Return the gate for the input of a convolution, or None."""
         return self._build(channels) if self.placement == "conv" else None
 
+    def inner(self, channels: int) -> Attention | None:
+        """Return the gate for the output of a block's last 3×3 convolution, or None."""
+        return self._build(channels) if self.placement == "conv3x3" else None
+
+    def between(self, channels: int) -> list[Attention]:
+        """Return the gate for the output of a stage before another one, or nothing."""
+        gate = self._build(channels) if self.placement == "between-stages" else None
+        return [] if gate is None or self._last_stage else [gate]
+
     def finish(self) -> None:
-        """Check the mask against the number of places there were.
+        """Check that there were places, and the mask against their number.
 
         Raises:
-            ValueError: the mask has another length.
+            ValueError: there were none, or the mask has another length.
         """
+        if self.gate is not None and not self.places:
+            raise ValueError(
+                f"this network has no place {self.placement!r} for gate {self.gate}: name another"
+                f" placement of {', '.join(PLACEMENTS)}"
+            )
         if self.mask is not None and len(self.mask) != self.places:
             raise ValueError(f"mask has {len(self.mask)} values, the network {self.places} places")
 
@@ -131,13 +146,44 @@ class GatedConv2d(nn.Conv2d):
         return super().forward(input if self.input_gate is None else self.input_gate(input))
 
 
-def build_conv(
-    in_channels: int, channels: int, size: int, stride: int, gates: Placement, bias: bool = False
-) -> nn.Conv2d:
-    """Build a `GatedConv2d` where gates sit on inputs of convolutions, else PyTorch's own layer.
+class Conv2dThenGate(nn.Conv2d):
+    """A 3×3 convolution with a gate on its output, before the norm that follows.
 
-    Tools that look for convolutions, as quantisers do, know no other class. Arguments as there.
+    Args:
+        in_channels, channels: of its input and its output.
+        stride: of the kernel.
+        gate: for the output.
+        bias: whether it has a bias.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, gate: Attention | None, bias: bool
+    ):
+        super().__init__(in_channels, channels, 3, stride, 1, bias=bias)
+        self.gate = gate
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Conv2d)
+        """Return the gated output of the convolution."""
+        out = super().forward(input)
+        return out if self.gate is None else self.gate(out)
+
+
+def build_conv(
+    in_channels: int,
+    channels: int,
+    size: int,
+    stride: int,
+    gates: Placement,
+    bias: bool = False,
+    last: bool = False,
+) -> nn.Conv2d:
+    """Build a convolution with a gate where gates sit at convolutions, else PyTorch's own layer.
+
+    Tools that look for convolutions, as quantisers do, know no other class. Arguments as those of
+    `GatedConv2d`; `last` says whether it is the last 3×3 convolution of a block.
     """
     if gates.placement == "conv":
         return GatedConv2d(in_channels, channels, size, stride, gates, bias)
+    if last and gates.placement == "conv3x3":
+        return Conv2dThenGate(in_channels, channels, stride, gates.inner(channels), bias)
     return nn.Conv2d(in_channels, channels, size, stride, size // 2, bias=bias)

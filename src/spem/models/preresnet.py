@@ -49,7 +49,7 @@ class PreBasicBlock(PreBlock):
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
         self.conv1 = build_conv(in_channels, planes, 3, stride, gates)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = build_conv(planes, planes, 3, 1, gates)
+        self.conv2 = build_conv(planes, planes, 3, 1, gates, last=True)
         self.close(in_channels, planes, stride, gates)
 
     def branch(self, x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class PreBottleneck(PreBlock):
         self.bn1 = GatedBatchNorm2d(in_channels, gate=gates.norm(in_channels))
         self.conv1 = build_conv(in_channels, planes, 1, 1, gates)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = build_conv(planes, planes, 3, stride, gates)
+        self.conv2 = build_conv(planes, planes, 3, stride, gates, last=True)
         self.bn3 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
         self.conv3 = build_conv(planes, channels, 1, 1, gates)
         self.close(in_channels, channels, stride, gates)

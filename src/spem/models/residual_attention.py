@@ -111,6 +111,7 @@ class ResidualAttentionNet(nn.Module):
             gates.start_stage(last=False, size=32 >> stage)
             layers.append(_build_unit(width, channels, 2 if stage else 1, gates))
             layers += [_AttentionModule(channels, 2 - stage, gates) for _ in range(count)]
+            layers += gates.between(channels)
             width = channels
         gates.start_stage(last=True, size=8)
         layers += [_build_unit(512, 1024, 1, gates), *_build_units(2, 1024, gates)]

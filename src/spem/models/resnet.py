@@ -33,7 +33,7 @@ class BasicBlock(Block):
         super().__init__()
         self.conv1 = build_conv(in_channels, planes, 3, stride, gates)
         self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = build_conv(planes, planes, 3, 1, gates)
+        self.conv2 = build_conv(planes, planes, 3, 1, gates, last=True)
         last = gates.residual(planes, in_channels) or gates.norm(planes)
         self.bn2 = GatedBatchNorm2d(planes, gate=last)
         self.downsample = _build_shortcut(in_channels, planes, stride, gates)
@@ -55,7 +55,7 @@ class Bottleneck(Block):
         channels = planes * self.expansion
         self.conv1 = build_conv(in_channels, planes, 1, 1, gates)
         self.bn1 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
-        self.conv2 = build_conv(planes, planes, 3, stride, gates)
+        self.conv2 = build_conv(planes, planes, 3, stride, gates, last=True)
         self.bn2 = GatedBatchNorm2d(planes, gate=gates.norm(planes))
         self.conv3 = build_conv(planes, channels, 1, 1, gates)
         last = gates.residual(channels, in_channels) or gates.norm(channels)
@@ -71,9 +71,12 @@ class Bottleneck(Block):
 
 
 def initialise(model: nn.Module) -> None:
-    """Draw the convolutions from Normal(0, √(2 / (k·k·C_out))); the rest keeps its start."""
+    """Draw the convolutions from Normal(0, √(2 / (k·k·C_out))); the rest keeps its start.
+
+    So do layers of gates that `spem.gates.attention.keep_start` names.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not getattr(module, "keeps_start", False):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
@@ -127,6 +130,7 @@ class ResNet(nn.Module):
                 stride = 1 if index or planes == 16 else 2
                 stage.append(block(width, planes, stride, gates))
                 width = planes * block.expansion
+            stage.extend(gates.between(width))
         self.layer1, self.layer2, self.layer3 = stages
         if self.norm_last:
             self.bn = GatedBatchNorm2d(width, gate=gates.norm(width))

@@ -15,7 +15,7 @@ class VGGLayer(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, gates: Placement):
         super().__init__()
-        self.conv = build_conv(in_channels, channels, 3, 1, gates, bias=True)
+        self.conv = build_conv(in_channels, channels, 3, 1, gates, bias=True, last=True)
         gate = gates.residual(channels, in_channels) or gates.norm(channels)
         self.bn = GatedBatchNorm2d(channels, gate=gate)
 
@@ -49,6 +49,7 @@ class VGG(nn.Module):
             for _ in range(count):
                 self.features.append(VGGLayer(width, channels, gates))
                 width = channels
+            self.features.extend(gates.between(width))
             self.features.append(nn.MaxPool2d(2))
         self.fc = nn.Linear(512, num_classes)
         initialise(self)

@@ -86,13 +86,16 @@ def find_gates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Attentio
     """Yield every gate that a module of a model applies.
 
     These are the gates in the attribute `gate`, where `attach` and `GatedBatchNorm2d` keep them,
-    and in the attribute that a class of blocks names as its `gate_attribute`.
+    in the attribute that a class of blocks names as its `gate_attribute`, and between the other
+    modules of an `nn.Sequential`.
 
     Yields:
         The name of the module, the module, the name of its attribute, and the gate there.
     """
     for name, module in model.named_modules():
-        for attribute in dict.fromkeys(("gate", getattr(module, "gate_attribute", "gate"))):
+        own = ("gate", getattr(module, "gate_attribute", "gate"))
+        listed = module._modules if isinstance(module, nn.Sequential) else ()
+        for attribute in dict.fromkeys((*own, *listed)):
             gate = getattr(module, attribute, None)
             if isinstance(gate, Attention):
                 yield name, module, attribute, gate

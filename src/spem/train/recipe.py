@@ -70,7 +70,8 @@ class Recipe:
             with multipliers of exactly 1; none: identity in a network of another library with
             trained weights, else paper. With `weights` that have the gate, these count.
         gate_options: keyword arguments of the gate, for example `{alpha: 0.1}`.
-        placement: residual, conv, norm or last-stage; none: what the gate's authors do.
+        placement: residual, conv, norm, last-stage, conv3x3 or between-stages; none: what the
+            gate's authors do.
         at: where gates go in a network of another library: residual, stage, depthwise, a pattern of
             names of modules like 'layer4.*.bn2', or a list of these; none: residual.
         mask: 0 or 1 for every place of a gate, in order; none: gates at all of them.

@@ -1,0 +1,57 @@
+"""SimAM: each position is weighed by its distance from the mean of its channel."""
+
+from torch import Tensor
+
+from spem._checks import check_finite
+from spem.functional import count_positions
+from spem.gates.attention import Attention, multiply, refuse_identity
+from spem.gates.gate import degrees_of_freedom
+from spem.kernels.reference import pool_mean, upcast
+
+
+class SimAM(Attention):
+    """Simple, parameter-free attention.
+
+    With μ the mean of a channel, d = (x − μ)² and v = Σd / (HW − 1): multiplier
+    σ(d / (4·(v + λ)) + ½), of every position. No parameters.
+
+    A feature map of a single position has no unbiased variance: the authors' code returns NaN;
+    here d is 0 and the multiplier σ(½).
+
+    Args:
+        channels: C.
+        e_lambda: λ. The authors train ImageNet networks with 0.1; their value for CIFAR was not
+            found.
+        init: "paper"; the multipliers are at least σ(½) = 0.62 and follow the feature map, so no
+            constant factor makes them 1 and there is no start at the identity.
+
+    Raises:
+        ValueError: e_lambda is negative, or init is "identity".
+
+    Source: Yang, Zhang, Li and Xie, "SimAM: A Simple, Parameter-Free Attention Module for
+        Convolutional Neural Networks", ICML 2021.
+    """
+
+    family = "quadratic"
+    placement = "conv3x3"
+
+    def __init__(self, channels: int, *, e_lambda: float = 1e-4, init: str = "paper"):
+        super().__init__(channels, init)
+        refuse_identity("SimAM", init, "its multipliers follow the feature map from the start")
+        check_finite("e_lambda", e_lambda)
+        self.e_lambda = e_lambda
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the recalibrated feature map, (N, C, H, W).
+
+        Raises:
+            ValueError: x has other channels than the gate was built for.
+        """
+        self.check_map(x)
+        count = count_positions(x)
+        wide = upcast(x)
+        squares = (wide - pool_mean(wide)[:, :, None, None]).square()
+        values = degrees_of_freedom(count)
+        divisor = values if isinstance(values, Tensor) else max(values, 1)
+        var = squares.sum((2, 3), keepdim=True) / divisor
+        return multiply(x, (squares / (4 * (var + self.e_lambda)) + 0.5).sigmoid())
