@@ -8,10 +8,11 @@ from parity import assert_parity
 from torch.autograd import gradcheck, gradgradcheck
 
 from spem import kernels
-from spem.functional import STATISTICS, Pooled, pool, recalibrate
+from spem.functional import STATISTICS, Pooled, Sigmoid, pool, recalibrate
 from spem.gates import create_gate
 
 IMPLEMENTATIONS = ["reference", "eager", "compiled"]
+ONES = torch.ones(1, 2)
 SHAPES = [(2, 3, 4, 5), (1, 1, 1, 1), (2, 17, 7, 7), (3, 1, 13, 17), (0, 3, 2, 2)]
 
 
@@ -92,6 +93,49 @@ def test_recalibrate_gradcheck(implementation, relu, shifted, added):
     assert gradcheck(function, (x, scale, shift, residual))
 
 
+def weighed(x, scale, shift, slope, offset, square, centre):
+    """A recalibration with a sigmoid by its definition."""
+    logits = square * (x - centre).square() + slope * x + offset
+    return (scale * x + shift) * logits.sigmoid()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (1, 17, 1, 1)])
+def test_recalibrate_by_a_sigmoid_gradcheck(implementation, shape, channels_last):
+    x, residual = (maps(shape, channels_last).requires_grad_() for _ in range(2))
+    given = [torch.randn(shape[:2], dtype=torch.float64, requires_grad=True) for _ in range(6)]
+
+    def function(x, residual, scale, shift, *four):
+        return recalibrate(x, scale, shift, residual, True, Sigmoid(*four))
+
+    expected = (weighed(x, *(t[..., None, None] for t in given)) + residual).relu()
+    torch.testing.assert_close(function(x, residual, *given), expected, atol=1e-12, rtol=0)
+    assert gradcheck(function, (x, residual, *given))
+    assert gradgradcheck(function, (x, residual, *given))
+
+
+def test_the_parts_of_a_sigmoid_may_be_left_out(implementation):
+    x, scale = maps((2, 3, 3, 4)), torch.randn(2, 3, dtype=torch.float64)
+    parts = [torch.randn(2, 3, dtype=torch.float64) for _ in range(4)]
+    zero = torch.zeros_like(scale)
+    for left_out in ((2, 3), (0,), (0, 2, 3)):
+        given = [None if i in left_out else t for i, t in enumerate(parts)]
+        out = recalibrate(x, scale, sigmoid=Sigmoid(*given))
+        filled = (scale, zero, *(zero if t is None else t for t in given))
+        expected = weighed(x, *(t[..., None, None] for t in filled))
+        torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sigmoid_saturates_and_hands_nan_on(implementation, dtype):
+    x = torch.tensor([-1e30, -1e3, -90, 0, 90, 1e3, 1e30, float("nan")], dtype=dtype).view(
+        1, 1, 1, 8
+    )
+    one, zero = torch.ones(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
+    out = recalibrate(x, zero, one, sigmoid=Sigmoid(one, zero)).flatten()
+    torch.testing.assert_close(out, x.flatten().sigmoid() + 0 * x.flatten(), equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_low_precision_by_the_tolerance_rule(implementation, dtype):
     x, residual = maps((4, 8, 13, 17), dtype=dtype), maps((4, 8, 13, 17), dtype=dtype)
@@ -156,6 +200,18 @@ def test_only_what_is_asked_for_is_pooled():
             r"residual is \(1, 2, 1, 1\)",
         ),
         (
+            lambda: recalibrate(torch.ones(1, 2, 3, 3), ONES, sigmoid=Sigmoid(None, 1)),
+            "offset is 1",
+        ),
+        (
+            lambda: recalibrate(torch.ones(1, 2, 3, 3), ONES, sigmoid=Sigmoid(torch.ones(2), ONES)),
+            r"slope is \(2,\)",
+        ),
+        (
+            lambda: recalibrate(torch.ones(1, 2, 3, 3), ONES, sigmoid=Sigmoid(None, ONES, ONES)),
+            "square needs centre",
+        ),
+        (
             lambda: Pooled(None, None, torch.ones(1, 2), None, 1).affine(
                 torch.ones(2), torch.ones(2)
             ),
@@ -185,7 +241,7 @@ def test_a_forced_backend_says_why_it_cannot_serve():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("gate", ["se", "srm", "spem"])
+@pytest.mark.parametrize("gate", ["se", "srm", "spem", "simam"])
 def test_eager_gates_are_differentiable_twice(gate, channels_last):
     module = create_gate(gate, 6).double().eval()
     x = torch.randn(2, 6, 5, 4, dtype=torch.float64)
@@ -195,7 +251,7 @@ def test_eager_gates_are_differentiable_twice(gate, channels_last):
         assert gradgradcheck(module, (x.requires_grad_(),))
 
 
-@pytest.mark.parametrize("gate", ["se", "srm", "spem"])
+@pytest.mark.parametrize("gate", ["se", "srm", "spem", "simam"])
 def test_eager_gates_work_under_the_transforms_of_torch_func(gate):
     module = create_gate(gate, 6).double().eval()
     x = torch.randn(3, 6, 5, 4, dtype=torch.float64, requires_grad=True)

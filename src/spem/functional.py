@@ -1,7 +1,7 @@
 """Pooling and recalibration: the two stages of channel attention that read the feature map."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from spem import kernels
 from spem._checks import check_names, check_switch, check_tensor, sizes_are_known
 from spem._messages import unknown
+from spem.kernels.backend import Sigmoid
 from spem.kernels.tracing import is_exported
 
 STATISTICS = ("mean", "var", "max", "min")
@@ -95,8 +96,12 @@ def recalibrate(
     shift: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
+    sigmoid: Sigmoid | None = None,
 ) -> Tensor:
     """Compute relu(scale·x + shift + residual) (stage 3 of channel attention).
+
+    With a sigmoid relu((scale·x + shift)·σ(slope·x + offset + square·(x − centre)²) + residual): a
+    multiplier of each position that follows from x and a few values of its channel.
 
     Args:
         x: (N, C, H, W), floating point.
@@ -104,24 +109,30 @@ def recalibrate(
         shift: (N, C), added to every position of a channel.
         residual: (N, C, H, W), in the dtype of x.
         relu: whether negative results become 0.
+        sigmoid: its coefficients, each (N, C); square and slope may be None for 0, and centre
+            without a square.
 
     Returns:
         (N, C, H, W) in the dtype and memory format of x.
 
     Raises:
-        ValueError: a shape or dtype does not fit x.
+        ValueError: a shape or dtype does not fit x, or a square has no centre.
     """
     check_map("x", x)
     _check_multipliers("scale", scale, x)
-    if shift is not None:
-        _check_multipliers("shift", shift, x)
+    given = {"shift": shift, **(sigmoid._asdict() if sigmoid else {})}
+    for name, value in given.items():
+        if value is not None or name == "offset":
+            _check_multipliers(name, value, x)
+    if sigmoid is not None and sigmoid.square is not None and sigmoid.centre is None:
+        raise ValueError("square needs centre, the value from which distances are squared")
     check_switch("relu", relu)
     if residual is not None:
         check_residual(x, residual)
-    return kernels.chosen(x).recalibrate(x, scale, shift, residual, relu)
+    return kernels.chosen(x).recalibrate(x, scale, shift, residual, relu, sigmoid=sigmoid)
 
 
-def _check_multipliers(name: str, value: Tensor, x: Tensor) -> None:
+def _check_multipliers(name: str, value: Any, x: Tensor) -> None:
     """Raise ValueError unless a tensor has one real number for each channel of each image of x."""
     check_tensor(name, value)
     wrong = value.is_complex() or value.layout is not torch.strided

@@ -28,9 +28,14 @@ from spem.functional import (
     count_positions,
     recalibrate,
 )
-from spem.gates.affine import merge_moments, norm_coefficients, resolve_ties
+from spem.gates.affine import (
+    merge_moments,
+    norm_coefficients,
+    resolve_ties,
+    track_statistics,
+)
 from spem.gates.attention import Attention
-from spem.gates.gate import Gate, gated, has_hooks, present
+from spem.gates.gate import Gate, expand, gated, has_hooks, present
 from spem.gates.norm_excitation import norm_excitation
 from spem.kernels import fused
 from spem.kernels.backend import Backend
@@ -120,7 +125,10 @@ class GatedBatchNorm2d(FxLeaf, nn.BatchNorm2d):
         # gate reads more than the statistics.
         backend, gate = kernels.chosen_for_pipeline(x), cast(Any, self.gate)
         if self._takes_one_pass(backend, x):
-            return self._run_one_pass(backend, x, gate, residual, relu)
+            if gate is None or not gate.permutes:
+                return self._run_one_pass(backend, x, gate, residual, relu)
+            out = gate.permute(self._run_one_pass(backend, x, gate, None, False))
+            return gated(None, out, residual, relu)
         # Batch normalisation keeps its input for the backward pass: its output may be overwritten.
         out = self._normalise_only(backend, x)
         if isinstance(gate, Gate) and gate.reads_input:
@@ -170,13 +178,14 @@ class GatedBatchNorm2d(FxLeaf, nn.BatchNorm2d):
         pooled = Pooled.of(pooled_map.values, count_positions(x))
         mean, var = running or self._batch_moments(pooled)
         a, b, bias = norm_coefficients(mean, var, self.weight, self.bias, self.eps)
+        coefficients = a, b, None
         if gate is not None:
             if not gate.reads_input:
                 pooled = resolve_ties(pooled, upcast(x[:, :, 0, 0].detach()), a)
-            a, b = gate.coefficients(pooled, a, b, bias)
-        a, b = a.expand(x.shape[:2]), b.expand(x.shape[:2])
+            coefficients = gate.coefficients(pooled, a, b, bias)
+        a, b, sigmoid = expand(coefficients, x)
         added = residual if residual is None else residual.to(wide.dtype)
-        return pooled_map.recalibrate(a, b, added, relu).to(x.dtype)
+        return pooled_map.recalibrate(a, b, added, relu, sigmoid=sigmoid).to(x.dtype)
 
     def _gate_by_input(
         self, gate: Gate, x: Tensor, out: Tensor, residual: Tensor | None, relu: bool
@@ -187,8 +196,8 @@ class GatedBatchNorm2d(FxLeaf, nn.BatchNorm2d):
         zeros = upcast(x.new_zeros(self.num_features))
         ones = torch.ones_like(zeros)
         bias = self.bias if self.affine else zeros
-        a, b = gate.coefficients(gate.pool_map(x), ones, zeros, bias)
-        return recalibrate(out, a, b, residual, relu)
+        a, b, _ = gate.coefficients(gate.pool_map(x), ones, zeros, bias)
+        return recalibrate(out, present(a), b, residual, relu)
 
     def _check_and_count_batch(self, x: Tensor) -> None:
         if self.training or self.running_mean is None:
@@ -257,25 +266,6 @@ class GatedBatchNorm2d(FxLeaf, nn.BatchNorm2d):
         count = torch.tensor(len(means), device=means.device)
         dist.all_reduce(count)
         return int(count)
-
-
-def track_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
-    """Update the running statistics of a norm, if it has any, by those of a batch.
-
-    Args:
-        norm: a BatchNorm.
-        mean: of the batch, (C,).
-        variance: of the batch, unbiased, (C,).
-    """
-    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
-        return
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if momentum is None:  # a cumulative average
-            momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
-    for buffer, value in ((norm.running_mean, mean), (norm.running_var, variance)):
-        buffer.lerp_(value.to(buffer.dtype), 0.0 if momentum is None else momentum)
 
 
 def check_values(count: int) -> None:

@@ -18,6 +18,7 @@ from rounding import check, moved
 
 from spem import kernels
 from spem.functional import STATISTICS
+from spem.kernels.backend import Sigmoid
 from spem.kernels.cpu import custom_ops
 from spem.kernels.cpu.passes import COMPILED
 from spem.kernels.reference import REFERENCE
@@ -35,33 +36,40 @@ class Operations:
         self.given, text = draw_maps(numbers, generator, shape, self.dtype)
         self.wanted = tuple(s for s in STATISTICS if numbers.random() < 0.6)
         self.relu, self.pooled = numbers.random() < 0.5, numbers.random() < 0.7
-        for name in ("scale", "shift", *self.wanted):
+        self.gated = numbers.random() < 0.4
+        gated = Sigmoid._fields if self.gated else ()
+        for name in ("scale", "shift", *gated, *self.wanted):
             value = torch.randn((n, c), generator=generator, dtype=torch.float64)
             self.given[name] = value.to(wide(self.dtype))
-        if numbers.random() < 0.3:
-            self.given["shift"] = None
+        for names in (["shift"], ["slope"], ["square", "centre"]):
+            if numbers.random() < 0.3:
+                self.given |= dict.fromkeys(names)
         self.gradient = numbers.random() < 0.8
         self.text = f"{text}, {self.wanted}, relu {self.relu}, pooled {self.pooled}"
+        self.text += f", sigmoid {self.gated}"
         self._divide_by_magnitudes()
         if self.relu:
             rectified(partial(self.compute, REFERENCE, False), self.given, self.dtype)
 
     def _divide_by_magnitudes(self):
         magnitude = self.given["x"].abs().max().item() or 1.0
-        for name in self.wanted:
-            self.given[name] /= max(magnitude ** (2 if name == "var" else 1), 1e-30)
+        powers = {"slope": 1, "square": 2, "centre": -1, "var": 2}
+        for name in (*self.wanted, *powers):
+            if self.given.get(name) is not None:
+                self.given[name] /= max(magnitude ** powers.get(name, 1), 1e-30)
 
     def compute(self, backend, relu, given, values=None):
         x, scale = given["x"], given["scale"]
         rest = (given["shift"], given["residual"], relu)
+        sigmoid = Sigmoid(*map(given.get, Sigmoid._fields)) if self.gated else None
         if not self.pooled:
-            return backend.recalibrate(x, scale, *rest)
+            return backend.recalibrate(x, scale, *rest, sigmoid=sigmoid)
         pooled_map = backend.pool(x, self.wanted)
         for name, value in pooled_map.values.items():
             scale = scale + given[name] * value
         if values is not None:
             values.update(pooled_map.values)
-        return pooled_map.recalibrate(scale, *rest)
+        return pooled_map.recalibrate(scale, *rest, sigmoid=sigmoid)
 
     def run(self, backend, given):
         leaves = {

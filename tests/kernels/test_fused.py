@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from fused_cases import FORMATS, compare, draw, drawn, run
+from gatings import OPTIONS
 from parity import assert_parity
 from torch import nn
 from torch.nn.utils import prune
@@ -13,13 +14,17 @@ import spem
 from spem import gates, kernels
 from spem.norm import GatedBatchNorm2d
 
-POOLED = ["spem", "se", "eca", "srm", "iebn"]  # one of each kind: a norm, a convolution, …
+# One of each kind: a norm, a convolution, …, a sigmoid of each position.
+POOLED = ["spem", "se", "eca", "srm", "iebn", "nam"]
+MORE = ("simam", "sa", "gc", "grn", "lct", "ese")
+POOLED += [pytest.param(name, marks=pytest.mark.gates) for name in MORE]
 POOLED += [pytest.param(n, marks=pytest.mark.gates) for n in ("gct", "ie", "sem", "lsas", "dianet")]
 
 
 @pytest.mark.parametrize("name", POOLED)
 def test_a_gated_norm_equals_eager(name):
-    norm = GatedBatchNorm2d(16, gate=drawn(spem.create_gate(name, 16))).double()
+    gate = spem.create_gate(name, 16, **OPTIONS.get(name, {}))
+    norm = GatedBatchNorm2d(16, gate=drawn(gate)).double()
     norm.weight.data.copy_(torch.linspace(-2, 2, 16).round())  # negative, zero and positive
     nn.init.normal_(norm.bias)
     for training in (True, False):
@@ -28,6 +33,17 @@ def test_a_gated_norm_equals_eager(name):
             x = torch.randn(shape, dtype=torch.float64).to(memory_format=layout)
             residual = torch.randn_like(x)
             compare(norm, x, residual)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("name", ["nam", *(pytest.param(n, marks=pytest.mark.gates) for n in MORE)])
+def test_a_gate_alone_equals_eager(name, layout):
+    options = OPTIONS.get(name, {}) | ({"pooling": "avg"} if name == "gc" else {})
+    gate = drawn(spem.create_gate(name, 16, **options)).double()
+    for training in (True, False):
+        x = torch.randn(3, 16, 5, 7, dtype=torch.float64).to(memory_format=layout)
+        compare(gate.train(training), x, torch.randn_like(x))
+        compare(gate, x, None, False)
 
 
 @pytest.mark.parametrize("layout", FORMATS)

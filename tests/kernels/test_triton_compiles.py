@@ -72,12 +72,14 @@ def compiled(monkeypatch, tmp_path, request):
     return code
 
 
-def launch_all(x):
+def launch_all(x, number=2):
+    """Launch all kernels, with this number of coefficients."""
     values, places = torch.empty(x.shape[:2]), torch.empty(x.shape[:2], dtype=torch.int32)
+    coefficients = (values,) * number
     pool(x, True)
-    recalibrate(x, values, values, x, True)
-    sums(x, x, x)
-    input_gradient(x, x, *(values,) * 4, places, values, places, values)
+    recalibrate(x, coefficients, x, True)
+    sums(x, x, x, coefficients)
+    input_gradient(x, x, coefficients, *(values,) * 3, places, values, places, values)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +93,9 @@ def launch_all(x):
     ],
     indirect=["compiled"],
 )
-def test_kernels_compile(compiled, shape, layout, dtype):
-    launch_all(torch.empty(shape, dtype=dtype, memory_format=layout))
+@pytest.mark.parametrize("number", [2, 4, 6])
+def test_kernels_compile(compiled, shape, layout, dtype, number):
+    launch_all(torch.empty(shape, dtype=dtype, memory_format=layout), number)
     assert len(compiled) >= 4
     for name, code in compiled.items():
         # A fixed seed repeats: no sum may depend on who comes first.
@@ -102,9 +105,10 @@ def test_kernels_compile(compiled, shape, layout, dtype):
 
 @pytest.mark.parametrize("compiled", [HOPPER], indirect=True)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_maps_are_read_in_whole_vectors(compiled, layout):
+@pytest.mark.parametrize("number", [2, 6])
+def test_maps_are_read_in_whole_vectors(compiled, layout, number):
     x = torch.empty((4, 64, 32, 32), dtype=torch.bfloat16, memory_format=layout)
-    launch_all(x)
+    launch_all(x, number)
     loads = compiled["_pool_kernel"].count("ld.global.v4.b32")
     pool(x, False)  # with extrema, values at position 0 are loaded alone
     assert compiled["_pool_kernel"].count("ld.global.v4.b32") == loads

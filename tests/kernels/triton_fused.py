@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from gatings import build_gated
+from gatings import OPTIONS, build_gated
 from parity import assert_parity
 from torch import nn
 from triton_maps import DEVICE
@@ -18,11 +18,12 @@ from spem.kernels import fused, inductor
 from spem.kernels.triton.passes import TRITON
 from spem.norm import GatedBatchNorm2d
 
-OTHERS = ("eca", "gct", "ie", "iebn", "sem", "lsas", "dianet", "cbam")
+OTHERS = ("eca", "gct", "ie", "iebn", "sem", "lsas", "dianet", "cbam", "simam", "sa", "gc", "grn")
 POOLED = [
     "spem",
     "se",
     "srm",
+    "nam",
     None,
     *(pytest.param(name, marks=pytest.mark.gates) for name in OTHERS),
 ]
@@ -30,7 +31,7 @@ FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 def drawn_norm(name, channels=16):
-    options = {"spatial": False} if name == "cbam" else {}
+    options = {"spatial": False} if name == "cbam" else OPTIONS.get(name, {})
     gate = None if name is None else spem.create_gate(name, channels, **options)
     norm = GatedBatchNorm2d(channels, gate=gate)
     for parameter in norm.parameters():
@@ -119,7 +120,7 @@ def test_a_network_compiles_one_kernel_each_way_for_norms_with_and_without_a_gat
     assert inductor.count() - before <= 4
 
 
-@pytest.mark.parametrize("gate", ["se", "dianet"])
+@pytest.mark.parametrize("gate", ["se", "dianet", "simam"])
 def test_gradients_of_gradients_are_those_of_the_reference(gate):
     norm = build_gated(gate, "norm", 16).to(DEVICE)
     x = torch.randn(3, 16, 5, 6, device=DEVICE, requires_grad=True)

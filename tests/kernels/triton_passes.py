@@ -45,7 +45,8 @@ def test_recalibrate(shape, layout, dtype):
 
     for options in [(0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 1)]:
         shifted, added, relu = map(bool, options)
-        out = recalibrate(x, a, b if shifted else None, residual if added else None, relu)
+        shift = b if shifted else None
+        out = recalibrate(x, (a, shift), residual if added else None, relu)
         assert kept(out, x)
         expected = (definition(kind, *options) for kind in (dtype, torch.float64))
         check(out, *expected, str(options))
@@ -108,10 +109,11 @@ def test_input_gradient(shape, layout, dtype):
         return full
 
     for used in [["d"], ["d", "scale"], *([term] for term in TERMS[2:]), TERMS]:
-        arguments = {name: value[name] for name in used if name != "d"}
+        arguments = {name: value[name] for name in used if name not in ("d", "scale")}
         dx = input_gradient(
             d if "d" in used else None,
             x,
+            (value["scale"] if "scale" in used else None, None),
             mean=moments.mean,
             argmax=moments.argmax,
             argmin=moments.argmin,
@@ -150,12 +152,11 @@ def segment_by_kernels(x, gamma, beta, residual, cotangent):
     moments = pool(x, True)
     inputs = [value.detach().requires_grad_() for value in (*moments[:4], gamma, beta)]
     a, b = head(inputs[:4], *inputs[4:])
-    out = recalibrate(x, a.detach(), b.detach(), residual, True)
+    out = recalibrate(x, (a.detach(), b.detach()), residual, True)
     d, (sum_dx, sum_d) = sums(cotangent, out, x)
     dmean, dvar, dmax, dmin, dgamma, dbeta = torch.autograd.grad((a, b), inputs, (sum_dx, sum_d))
-    dx = input_gradient(
-        d, x, a.detach(), moments.mean, dmean, dvar, moments.argmax, dmax, moments.argmin, dmin
-    )
+    others = moments.mean, dmean, dvar, moments.argmax, dmax, moments.argmin, dmin
+    dx = input_gradient(d, x, (a.detach(), None), *others)
     return out, dx, dgamma, dbeta, d
 
 
@@ -173,6 +174,52 @@ def test_the_whole_segment_equals_autograd(shape, layout, dtype):
     names = ("out", "dx", "dgamma", "dbeta", "dresidual")
     for name, *three in zip(names, actual, naive, truth, strict=True):
         check(*three, name)
+
+
+def weighed(x, coefficients):
+    """A recalibration with a sigmoid by separate operations of PyTorch."""
+    scale, shift, slope, offset, *more = (t[..., None, None] for t in coefficients)
+    logits = slope * x + offset + (more[0] * (x - more[1]).square() if more else 0)
+    return (scale * x + shift) * logits.sigmoid()
+
+
+def weighed_by_autograd(x, coefficients, grad, dtype):
+    """The result, its gradient of x, and those of the coefficients for each image."""
+    x = x.detach().to(dtype).requires_grad_()
+    expanded = [t.expand(x.shape[:2]).to(dtype).requires_grad_() for t in coefficients]
+    out = weighed(x, expanded)
+    dx, *found = torch.autograd.grad(out, [x, *expanded], grad.to(dtype))
+    return out.detach(), dx, torch.stack(found)
+
+
+@pytest.mark.parametrize(("shape", "layout"), [*CASES[:-3:2], *CASES[-3:]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sigmoids(shape, layout, dtype):
+    x, grad = maps(shape, layout, dtype), maps(shape, "transposed", dtype)
+    for images, number in ((True, 4), (True, 6), (False, 6)):  # of each image, or of all
+        given = shape if images else (1, *shape[1:])
+        coefficients = tuple(values(given, dtype) for _ in range(number))
+        coefficients = coefficients if images else tuple(t[0] for t in coefficients)
+        actual = recalibrate(x, coefficients, None, False)
+        _, gradients = sums(grad, None, x, coefficients)
+        dx = input_gradient(grad, x, coefficients)
+        assert kept(actual, x)
+        assert kept(dx, x)
+        naive = weighed_by_autograd(x, coefficients, grad, wide(dtype))
+        truth = weighed_by_autograd(x, coefficients, grad, torch.float64)
+        for found in zip((actual, dx, gradients), naive, truth, strict=True):
+            check(*found, f"each image {images}")
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_sums_of_sigmoids_that_several_programs_share(layout):
+    x, grad = (maps((1, 2, 172, 196), layout) for _ in range(2))
+    coefficients = tuple(values((1, 2)) for _ in range(6))
+    out = recalibrate(x, coefficients, None, True)
+    d, gradients = sums(grad, out, x, coefficients)
+    assert torch.equal(d, torch.where(out > 0, grad, 0))
+    naive, truth = (weighed_by_autograd(x, coefficients, d, t)[2] for t in (x.dtype, torch.float64))
+    check(gradients, naive, truth, "sums")
 
 
 @pytest.mark.parametrize("layout", FORMATS)

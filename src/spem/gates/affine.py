@@ -58,6 +58,25 @@ def update_running(old: Tensor, observed: Tensor, momentum: float | Tensor) -> T
     return (old + momentum * (observed - old)).to(old.dtype)
 
 
+def track_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    """Update the running statistics of a norm, if it has any, by those of a batch.
+
+    Args:
+        norm: a BatchNorm.
+        mean: of the batch, (C,).
+        variance: of the batch, unbiased, (C,).
+    """
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
+    momentum = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if momentum is None:  # a cumulative average
+            momentum = norm.num_batches_tracked.to(mean.dtype).reciprocal()
+    for buffer, value in ((norm.running_mean, mean), (norm.running_var, variance)):
+        buffer.lerp_(value.to(buffer.dtype), 0.0 if momentum is None else momentum)
+
+
 def resolve_ties(pooled: Pooled, first: Tensor | None, scale: Tensor) -> Pooled:
     """Take both extrema from the first position where the scale of a norm is 0.
 

@@ -12,14 +12,14 @@ from torch.func import functional_call
 
 from spem.functional import Pooled
 from spem.gates.affine import norm_coefficients, update_running
-from spem.gates.layers import BatchNorm1d, Conv1d
+from spem.gates.layers import BatchNorm1d, BatchNorm2d, Conv1d
 from spem.kernels.fused import Coefficients, Excitation, Values, number
 from spem.kernels.reference import upcast
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_multiplier_hooks")
 _PLAIN = (bool, int, float, str, type(None))
 # An own gate may have PyTorch's.
-_NORMS = (nn.BatchNorm1d, BatchNorm1d)
+_NORMS = (nn.BatchNorm1d, BatchNorm1d, BatchNorm2d)
 _CONVS = (nn.Conv1d, Conv1d)
 # Longer convolutions are left to the library: each tap is a line of what is compiled.
 _MOST_TAPS = 16
@@ -39,7 +39,7 @@ def compilable(gate: Any) -> bool:
         vars(type(gate)).get("traceable", False)
         and gate.reads_statistics_only
         and not gate._multiplier_hooks
-        and "excite" not in vars(gate)
+        and not {"excite", "logits"} & vars(gate).keys()
         and not any(m._forward_hooks or m._forward_pre_hooks for m in gate.modules())
         and all(type(norm) in _NORMS for norm in norms)
     )
@@ -123,8 +123,8 @@ def _make_excitation(gate: Any) -> Excitation | None:
 
     def function(values: Values, count: Any, tensors: Sequence[Tensor]) -> Coefficients:
         pooled = Pooled.of(values, count)
-        (scale, shift), updates = call_with(alive(), "transform", tensors, pooled)
-        return Coefficients(scale, shift, updates)
+        (scale, shift, sigmoid), updates = call_with(alive(), "transform", tensors, pooled)
+        return Coefficients(scale, shift, updates, sigmoid)
 
     key = ("gate", kind_of(gate))
     return Excitation(function, number(key), gate.statistics, tensors_of(gate))
@@ -182,7 +182,9 @@ def _copy_for_compiler(module: nn.Module) -> nn.Module:
         vars(copy)[place] = dict(vars(module)[place])
     for name, part in module.named_children():
         copy._modules[name] = _copy_for_compiler(part)
-    if type(module) in _NORMS:
+    if type(module) is BatchNorm2d:
+        copy.__class__ = _FunctionalBatchNorm2d
+    elif type(module) in _NORMS:
         copy.__class__ = _FunctionalBatchNorm1d
     elif type(module) in _CONVS and _is_short(cast(nn.Conv1d, module)):
         copy.__class__ = _ShiftedConv1d
@@ -203,16 +205,28 @@ class _FunctionalBatchNorm1d(nn.BatchNorm1d):
             mean = x.mean(0)
             squares = (x - mean).square().sum(0)
             var = squares / x.shape[0]
-            if self.track_running_stats and norm.running_mean is not None:
-                norm.num_batches_tracked = seen = norm.num_batches_tracked + 1
-                share = seen.double().reciprocal() if self.momentum is None else self.momentum
-                unbiased = squares / (x.shape[0] - 1)
-                norm.running_mean = update_running(norm.running_mean, mean, share)
-                norm.running_var = update_running(norm.running_var, unbiased, share)
+            _assign_statistics(self, mean, squares / (x.shape[0] - 1))
         scale, shift, _ = norm_coefficients(
             mean.double(), var.double(), self.weight, self.bias, self.eps
         )
         return (scale * x + shift).to(input.dtype)
+
+
+class _FunctionalBatchNorm2d(BatchNorm2d):
+    """A BatchNorm2d that assigns new running statistics instead of writing into the old ones."""
+
+    def track(self, mean: Tensor, variance: Tensor) -> None:
+        """See `BatchNorm2d.track`."""
+        _assign_statistics(self, mean, variance)
+
+
+def _assign_statistics(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    if not norm.track_running_stats or norm.running_mean is None:
+        return
+    norm.num_batches_tracked = seen = norm.num_batches_tracked + 1
+    share = seen.double().reciprocal() if norm.momentum is None else norm.momentum
+    norm.running_mean = update_running(norm.running_mean, mean, share)
+    norm.running_var = update_running(norm.running_var, variance, share)
 
 
 def _is_short(conv: nn.Conv1d) -> bool:

@@ -1,5 +1,7 @@
 """The base class `Gate`: the pipeline of all gates that read pooled values."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,10 @@ from spem.functional import (
 from spem.gates.attention import Attention
 from spem.gates.excitation import gate_excitation
 from spem.kernels import fused
+from spem.kernels.backend import Sigmoid
+
+# Scale, shift and sigmoid of a recalibration; None leaves out a factor or a term.
+Transform = tuple[Tensor | None, Tensor | None, Sigmoid | None]
 
 
 class Gate(Attention):
@@ -40,6 +46,8 @@ class Gate(Attention):
     # Whether the multipliers are a function of the pooled values, parameters, buffers and plain
     # options alone, so that one kernel serves all gates of a kind. Not inherited: each class says.
     traceable = False
+    # Whether `permute` moves the channels of what was recalibrated, to which a residual is added.
+    permutes = False
     # Whether the gain is known to be 1, so that `multiplier` need not multiply by it.
     unit_gain = False
 
@@ -73,11 +81,18 @@ class Gate(Attention):
         """Return what is added to every position of a channel, (N, C) or (1, C); None: nothing."""
         return None
 
-    def transform(self, pooled: Pooled) -> tuple[Tensor, Tensor | None]:
-        """Return the multipliers and the offset, see `multiplier` and `offset`."""
+    def transform(self, pooled: Pooled) -> Transform:
+        """Return the multipliers, the offset and None, see `multiplier` and `offset`.
+
+        None stands for the sigmoid that a `PositionGate` has.
+        """
         multiplier = self.multiplier(pooled)
         with torch.autocast(self.gain.device.type, enabled=False):
-            return multiplier, self.offset(pooled)
+            return multiplier, self.offset(pooled), None
+
+    def permute(self, x: Tensor) -> Tensor:
+        """Return a copy of x, (N, C, H, W), in the order of channels of a gate that `permutes`."""
+        raise NotImplementedError(f"{type(self).__name__} does not define permute")
 
     def deployed(self) -> "Gate":
         """Return what serves in this gate's place in inference: the same multiplier, fewer steps.
@@ -88,10 +103,8 @@ class Gate(Attention):
         self.unit_gain = bool((self.gain == 1).all())
         return self
 
-    def coefficients(
-        self, pooled: Pooled, scale: Tensor, shift: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return a and b, (N, C), such that the gated norm of x is a·x + b.
+    def coefficients(self, pooled: Pooled, scale: Tensor, shift: Tensor, bias: Tensor) -> Transform:
+        """Return a and b, (N, C), such that the gated norm of x is a·x + b, and a sigmoid or None.
 
         Args:
             pooled: the pooled values of the norm's input x.
@@ -99,9 +112,9 @@ class Gate(Attention):
             shift: (C,).
             bias: the norm's own bias β, (C,), which shift contains.
         """
-        multiplier, offset = self.transform(pooled.affine(scale, shift))
-        shift = multiplier * shift
-        return multiplier * scale, shift if offset is None else shift + offset
+        multiplier, offset, _ = self.transform(pooled.affine(scale, shift))
+        shift = present(multiplier) * shift
+        return present(multiplier) * scale, shift if offset is None else shift + offset, None
 
     def forward(
         self,
@@ -126,21 +139,36 @@ class Gate(Attention):
         check_switch("relu", relu)
         if residual is not None:
             check_residual(x, residual)
+        if self.permutes and (relu or residual is not None):
+            return gated(None, self(x, overwrite=overwrite), residual, relu)
+        out = self._recalibrate(x, residual, relu, overwrite)
+        return self.permute(out) if self.permutes else out
+
+    def _recalibrate(
+        self, x: Tensor, residual: Tensor | None, relu: bool, overwrite: bool
+    ) -> Tensor:
         if not self.reads_statistics_only:
-            multiplier, offset = self._transform_all(self.pool_map(x), x)
-            return recalibrate(x, multiplier, offset, residual, relu)
+            multiplier, offset, _ = expand(self.transform(self.pool_map(x)), x)
+            return recalibrate(x, present(multiplier), offset, residual, relu)
         backend = kernels.chosen_for_pipeline(x)
         if fused.serves(backend) and (excitation := gate_excitation(self)):
             return fused.apply(backend, excitation, x, residual, relu, overwrite, self)
         pooled_map = backend.pool(x, self.statistics)
         pooled = Pooled.of(pooled_map.values, count_positions(x))
-        multiplier, offset = self._transform_all(pooled, x)
-        return pooled_map.recalibrate(multiplier, offset, residual, relu, overwrite)
+        scale, shift, sigmoid = expand(self.transform(pooled), x)
+        return pooled_map.recalibrate(scale, shift, residual, relu, overwrite, sigmoid)
 
-    def _transform_all(self, pooled: Pooled, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        multiplier, offset = self.transform(pooled)
-        offset = None if offset is None else offset.expand(x.shape[:2])
-        return multiplier.expand(x.shape[:2]), offset
+
+def expand(transform: Transform, x: Tensor) -> Transform:
+    """Return the coefficients of a recalibration for each image of x, (N, C)."""
+    scale, shift, sigmoid = transform
+    size = x.shape[:2]
+    wide = None if sigmoid is None else [None if t is None else t.expand(size) for t in sigmoid]
+    return (
+        None if scale is None else scale.expand(size),
+        None if shift is None else shift.expand(size),
+        None if wide is None else Sigmoid(*cast(Any, wide)),
+    )
 
 
 def has_hooks(module: nn.Module | None) -> bool:

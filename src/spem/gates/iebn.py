@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from spem.functional import Pooled
+from spem.gates.gate import Transform
 from spem.gates.ie import IE
 
 
@@ -30,9 +31,7 @@ class IEBN(IE):
     reads_input = True
     placement = "norm"
 
-    def coefficients(
-        self, pooled: Pooled, scale: Tensor, shift: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def coefficients(self, pooled: Pooled, scale: Tensor, shift: Tensor, bias: Tensor) -> Transform:
         """Return a and b, (N, C), such that the norm of x is a·x + b."""
         multiplier = self.multiplier(pooled)
-        return multiplier * scale, multiplier * (shift - bias) + bias
+        return multiplier * scale, multiplier * (shift - bias) + bias, None

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from spem.gates.affine import track_statistics
+
 
 class _InInputDtype(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of PyTorch's layers)
@@ -37,6 +39,10 @@ class BatchNorm1d(_InInputDtype, nn.BatchNorm1d):
 
 class BatchNorm2d(_InInputDtype, nn.BatchNorm2d):
     """A batch normalisation of (N, C, H, W) in the dtype of its input."""
+
+    def track(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the running statistics by those of a batch, (C,), the variance unbiased."""
+        track_statistics(self, mean, variance)
 
 
 class LayerNorm(_InInputDtype, nn.LayerNorm):

@@ -65,11 +65,11 @@ def _find_coefficients(
     pooled = Pooled.of(values, count)
     if not gate.reads_input:
         pooled = resolve_ties(pooled, values.get("first"), scale)
-    (scale, shift), written = call_with(
+    (scale, shift, sigmoid), written = call_with(
         gate, "coefficients", tensors[own:], pooled, scale, shift, bias
     )
     updates |= {own + index: value for index, value in written.items()}
-    return Coefficients(scale, shift, updates)
+    return Coefficients(scale, shift, updates, sigmoid)
 
 
 def _compute_norm(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from spem._checks import check_module
 from spem.gates.attention import Attention
 from spem.gates.gate import Gate
+from spem.gates.position import PositionGate
 
 
 class GateStatistics(NamedTuple):
@@ -31,11 +32,15 @@ class GateStatistics(NamedTuple):
 
 
 def pooled_gates(model: nn.Module) -> dict[str, Gate]:
-    """Return the gates of a model that read pooled values, by name, in the model's order.
+    """Return the gates of a model that give one multiplier a channel, by name, in its order.
 
     Gates inside of other gates, as ASR has, are left out.
     """
-    gates = {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
+    gates = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Gate) and not isinstance(module, PositionGate)
+    }
     return {n: g for n, g in gates.items() if not any(n.startswith(f"{m}.") for m in gates)}
 
 

@@ -2,16 +2,20 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import group_norm
 
 from spem._messages import shorten
 from spem._schema import is_whole
-from spem.gates.attention import Attention, refuse_identity
+from spem.functional import Pooled
+from spem.gates.attention import refuse_identity
+from spem.gates.gate import present
 from spem.gates.layers import GroupNorm
-from spem.kernels.memory_format import match_format
+from spem.gates.position import Logits, PositionGate
+from spem.kernels.memory_format import make_dense
 from spem.kernels.reference import pool_mean, upcast
 
 
-class SA(Attention):
+class SA(PositionGate):
     """Shuffle Attention.
 
     C is cut into G groups of 2k consecutive channels, which share all parameters. The first half X₀
@@ -34,7 +38,10 @@ class SA(Attention):
         ICASSP 2021 (arXiv 2102.00240). The authors' 64 groups are meant for ImageNet's widths.
     """
 
-    family = "quadratic"
+    traceable = True
+    normalises = True
+    permutes = True
+    statistics = ("mean", "var")
 
     def __init__(self, channels: int, *, groups: int = 64, init: str = "paper"):
         super().__init__(channels, init)
@@ -51,23 +58,40 @@ class SA(Attention):
         self.sbias = nn.Parameter(torch.ones(width))
         self.gn = GroupNorm(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the recalibrated feature map with its channels interleaved, (N, C, H, W).
+    def logits(self, pooled: Pooled) -> Logits:
+        """Return slope and offset, where the slope of the first halves is 0, and None."""
+        grouped = (self.groups, 2, -1)
+        means, second = present(pooled.mean).unflatten(1, grouped).unbind(2)
+        _, var = present(pooled.var).unflatten(1, grouped).unbind(2)
+        scale = (var + self.gn.eps).rsqrt() * self.gn.weight
+        slope = self.sweight * scale
+        offset = self.sweight * (self.gn.bias - second * scale) + self.sbias
+        slopes = torch.stack([torch.zeros_like(slope), slope], 2).flatten(1)
+        offsets = torch.stack([self.cweight * means + self.cbias, offset], 2).flatten(1)
+        return slopes, offsets, None
 
-        Raises:
-            ValueError: x has other channels than the gate was built for.
-        """
-        self.check_map(x)
-        with torch.autocast(x.device.type, enabled=False):
-            halves = upcast(x).unflatten(1, (self.groups, 2, -1))
-            first, second = (half.flatten(0, 1) for half in halves.unbind(2))
-            means = pool_mean(first)[:, :, None, None]
-            channel = (self._spread(self.cweight) * means + self._spread(self.cbias)).sigmoid()
-            places = self._spread(self.sweight) * self.gn(second) + self._spread(self.sbias)
-            gated = torch.stack([first * channel, second * places.sigmoid()], 1)
-            mixed = gated.unflatten(0, (-1, self.groups)).flatten(1, 3)
-        shuffled = mixed.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
-        return match_format(shuffled.to(x.dtype), x)
+    def weigh(self, x: Tensor) -> Tensor:
+        """See `PositionGate.weigh`."""
+        x = make_dense(x)
+        cweight, cbias, sweight, sbias = (
+            upcast(t) for t in (self.cweight, self.cbias, self.sweight, self.sbias)
+        )
+        width = len(cweight)
+        first, second = upcast(x).reshape(-1, 2 * width, *x.shape[2:]).chunk(2, 1)
+        channel = (cweight * pool_mean(first) + cbias).sigmoid()[:, :, None, None]
+        weight, bias = sweight * upcast(self.gn.weight), sweight * upcast(self.gn.bias) + sbias
+        places = group_norm(second, width, weight, bias, self.gn.eps).sigmoid_()
+        mixed = torch.cat([first * channel, second * places], 1).view(x.shape)
+        return _interleave(mixed.to(x.dtype), not x.is_contiguous())
 
-    def _spread(self, parameter: Tensor) -> Tensor:
-        return upcast(parameter)[:, None, None]
+    def permute(self, x: Tensor) -> Tensor:
+        """Return x with its channels interleaved."""
+        return _interleave(x, not x.is_contiguous())
+
+
+def _interleave(x: Tensor, last: bool) -> Tensor:
+    """Return x, (N, C, H, W), with its halves of channels interleaved, in NHWC if `last`."""
+    halves = x.unflatten(1, (2, -1))
+    if last:
+        return halves.permute(0, 3, 4, 2, 1).flatten(3).movedim(3, 1)
+    return halves.transpose(1, 2).flatten(1, 2)

@@ -1,15 +1,16 @@
 """SimAM: each position is weighed by its distance from the mean of its channel."""
 
+import torch
 from torch import Tensor
 
 from spem._checks import check_finite
-from spem.functional import count_positions
-from spem.gates.attention import Attention, multiply, refuse_identity
-from spem.gates.gate import degrees_of_freedom
-from spem.kernels.reference import pool_mean, upcast
+from spem.functional import Pooled
+from spem.gates.attention import refuse_identity
+from spem.gates.gate import degrees_of_freedom, present
+from spem.gates.position import Logits, PositionGate
 
 
-class SimAM(Attention):
+class SimAM(PositionGate):
     """Simple, parameter-free attention.
 
     With μ the mean of a channel, d = (x − μ)² and v = Σd / (HW − 1): multiplier
@@ -32,8 +33,9 @@ class SimAM(Attention):
         Convolutional Neural Networks", ICML 2021.
     """
 
-    family = "quadratic"
     placement = "conv3x3"
+    traceable = True
+    statistics = ("mean", "var")
 
     def __init__(self, channels: int, *, e_lambda: float = 1e-4, init: str = "paper"):
         super().__init__(channels, init)
@@ -41,17 +43,10 @@ class SimAM(Attention):
         check_finite("e_lambda", e_lambda)
         self.e_lambda = e_lambda
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the recalibrated feature map, (N, C, H, W).
-
-        Raises:
-            ValueError: x has other channels than the gate was built for.
-        """
-        self.check_map(x)
-        count = count_positions(x)
-        wide = upcast(x)
-        squares = (wide - pool_mean(wide)[:, :, None, None]).square()
-        values = degrees_of_freedom(count)
+    def logits(self, pooled: Pooled) -> Logits:
+        """Return None, ½ and 1 / (4·(v + λ))."""
+        values = degrees_of_freedom(pooled.count)
         divisor = values if isinstance(values, Tensor) else max(values, 1)
-        var = squares.sum((2, 3), keepdim=True) / divisor
-        return multiply(x, (squares / (4 * (var + self.e_lambda)) + 0.5).sigmoid())
+        var = present(pooled.var) * (pooled.count / divisor)
+        square = (4 * (var + self.e_lambda)).reciprocal()
+        return None, torch.full_like(square, 0.5), square

@@ -12,18 +12,24 @@ the reference's operations under autograd instead.
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from spem.kernels import reference
-from spem.kernels.backend import Backend, PooledMap
+from spem.kernels.backend import Backend, PooledMap, Sigmoid
 from spem.kernels.memory_format import make_dense, match_format
 from spem.kernels.tracing import is_batched
 
 # Tensors (N, C) by the name of their statistic.
 Values = dict[str, Tensor]
+# Scale and shift, also slope and offset of a sigmoid, also its square and centre: all (N, C), or
+# all (C,) for all images. None: a shift without a sigmoid, or a scale for passes that need none.
+Recalibration = tuple[Tensor | None, ...]
+Six = tuple[
+    Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None
+]
 
 
 class PassesBackend(Backend):
@@ -55,27 +61,29 @@ class PassesBackend(Backend):
     def run_recalibrate(
         self,
         x: Tensor,
-        scale: Tensor,
-        shift: Tensor | None,
+        coefficients: Recalibration,
         residual: Tensor | None,
         relu: bool,
         overwrite: bool = False,
     ) -> Tensor:
-        """Return relu(scale·x + shift + residual), in the memory of x with `overwrite`.
-
-        scale and shift are (N, C), or (C,) for all images.
-        """
+        """Return the recalibrated x, see `Backend.recalibrate`, in its memory with `overwrite`."""
 
     @abstractmethod
     def run_sums(
-        self, grad: Tensor, out: Tensor | None, x: Tensor, masked: bool = True
+        self,
+        grad: Tensor,
+        out: Tensor | None,
+        x: Tensor,
+        coefficients: Recalibration,
+        masked: bool = True,
     ) -> tuple[Tensor | None, Tensor]:
-        """Return the gradient before the ReLU, and those of scale and shift, (2, N, C).
+        """Return the gradient before the ReLU, and those of the coefficients, (2, 4 or 6, N, C).
 
         Args:
             grad: of the recalibrated feature map.
             out: the recalibrated feature map; None where there was no ReLU.
             x: the feature map that was recalibrated.
+            coefficients: by which; without a sigmoid their number alone counts.
             masked: whether the first is wanted; without, it may be None.
         """
 
@@ -87,7 +95,7 @@ class PassesBackend(Backend):
         stack: Tensor | None,
         gradients: Values,
         grad: Tensor | None,
-        scale: Tensor | None,
+        coefficients: Recalibration,
         out: Tensor | None = None,
     ) -> Tensor:
         """Return the gradient of x from those of its statistics and of its recalibration.
@@ -98,7 +106,8 @@ class PassesBackend(Backend):
             stack: what `run_pool` returned; None if nothing was pooled.
             gradients: of the statistics, each (N, C); one that is left out is 0.
             grad: of the recalibrated feature map, before the ReLU, or behind it if `out` is given.
-            scale: by which x was recalibrated, (N, C) or (C,).
+            coefficients: by which x was recalibrated; a scale of None is 1. The shift counts with
+                a sigmoid only.
             out: the recalibrated feature map, if `run_sums` returned no gradient before the ReLU.
         """
 
@@ -114,28 +123,60 @@ class PassesBackend(Backend):
     def recalibrate(
         self,
         x: Tensor,
-        scale: Tensor,
+        scale: Tensor | None,
         shift: Tensor | None,
         residual: Tensor | None,
         relu: bool,
         overwrite: bool = False,
+        sigmoid: Sigmoid | None = None,
     ) -> Tensor:
         """See `Backend.recalibrate`; the memory of x is not taken."""
-        return _recalibrate(None, self, make_dense(x), scale, shift, residual, relu)
+        x = make_dense(x)
+        return _recalibrate(None, self, x, scale, shift, residual, relu, overwrite, sigmoid)
+
+
+def list_coefficients(
+    scale: Tensor | None, shift: Tensor | None, sigmoid: Sigmoid | None
+) -> Recalibration:
+    """Return the coefficients of a recalibration as passes take them, all of one shape."""
+    if sigmoid is None:
+        return scale, shift
+    zeros = torch.zeros_like(sigmoid.offset)
+    four = sigmoid if sigmoid.square is not None else sigmoid[:2]
+    filled = (zeros if t is None else t for t in (shift, *four))
+    return (torch.ones_like(zeros) if scale is None else scale, *filled)
+
+
+def pad_coefficients(coefficients: Recalibration) -> Six:
+    """Return the coefficients with None for those of a sigmoid that are not there."""
+    return cast(Six, (*coefficients, *[None] * (6 - len(coefficients))))
+
+
+def keep_for_backward(coefficients: Recalibration) -> Recalibration:
+    """Return the coefficients without a shift that the backward pass does not need."""
+    scale, *others = coefficients
+    return (scale, *others) if len(others) > 1 else (scale, None)
+
+
+def are_per_channel(coefficients: Recalibration) -> bool:
+    """Return whether the coefficients are (C,), the same for all images."""
+    return coefficients[0] is not None and coefficients[0].dim() == 1
 
 
 def _recalibrate(
     link: dict[str, Any] | None,
     backend: PassesBackend,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     shift: Tensor | None,
     residual: Tensor | None,
     relu: bool,
     overwrite: bool = False,
+    sigmoid: Sigmoid | None = None,
 ) -> Tensor:
     residual = None if residual is None else match_format(residual, x)
-    return _Recalibrate.apply(link, backend, relu, x, scale, shift, residual)
+    coefficients = list_coefficients(scale, shift, sigmoid)
+    return _Recalibrate.apply(link, backend, relu, x, residual, *coefficients)
 
 
 class _Pool(torch.autograd.Function):
@@ -155,12 +196,12 @@ class _Pool(torch.autograd.Function):
         x, stack = ctx.saved_tensors
         named = zip(ctx.wanted, grads, strict=True)
         gradients = {name: value for name, value in named if value is not None}
-        scale = ctx.link.pop("scale", None)
+        coefficients = ctx.link.pop("coefficients", (None, None))
         if torch.is_grad_enabled():
             return None, None, None, _differentiate_pooling(x, gradients, grad)
         refuse_batched(grad, *grads)
         grad = None if grad is None else match_format(grad, x)
-        dx = ctx.backend.run_input_gradient(x, ctx.wanted, stack, gradients, grad, scale)
+        dx = ctx.backend.run_input_gradient(x, ctx.wanted, stack, gradients, grad, coefficients)
         return None, None, None, dx
 
 
@@ -172,37 +213,39 @@ class _Recalibrate(torch.autograd.Function):
         backend: PassesBackend,
         relu: bool,
         x: Tensor,
-        scale: Tensor,
-        shift: Tensor | None,
         residual: Tensor | None,
+        *coefficients: Tensor | None,
     ):
-        out = backend.run_recalibrate(x, scale, shift, residual, relu)
+        out = backend.run_recalibrate(x, coefficients, residual, relu)
         ctx.link, ctx.backend = link, backend
-        ctx.save_for_backward(x, scale, out if relu else None)
+        kept = keep_for_backward(coefficients)
+        ctx.save_for_backward(x, out if relu else None, *kept)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, scale, out = ctx.saved_tensors
-        _, _, _, needs_x, needs_scale, needs_shift, needs_residual = ctx.needs_input_grad
+        x, out, *kept = ctx.saved_tensors
+        coefficients = tuple(kept)
+        needs_x, needs_residual, *needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
             if ctx.link is not None:
                 # What comes back to x from here is scaled: nothing else may be left to scale.
                 ctx.link["twice"] = True
-            found = differentiate_recalibration(x, scale, out, grad)
+            found = differentiate_recalibration(x, coefficients, out, grad)
             return None, None, None, *keep_needed(found, ctx.needs_input_grad[3:])
         refuse_batched(grad)
-        d, sums = ctx.backend.run_sums(match_format(grad, x), out, x)
+        d, sums = ctx.backend.run_sums(match_format(grad, x), out, x, coefficients)
         dx = None
         if needs_x and (ctx.link is None or "twice" in ctx.link):
-            dx = ctx.backend.run_input_gradient(x, (), None, {}, d, scale)
+            dx = ctx.backend.run_input_gradient(x, (), None, {}, d, coefficients)
         elif needs_x:
-            # Not the gradient of x yet: `_Pool` multiplies by the scale, which is detached since
+            # Not the gradient of x yet: `_Pool` takes the coefficients, which are detached since
             # the link must not hold the graph that holds the link.
-            ctx.link["scale"], dx = scale.detach(), d
-        dscale = sums[0].to(scale.dtype) if needs_scale else None
-        dshift = sums[1] if needs_shift else None
-        return None, None, None, dx, dscale, dshift, d if needs_residual else None
+            detached = (None if t is None else t.detach() for t in coefficients)
+            ctx.link["coefficients"], dx = tuple(detached), d
+        kinds = [sums.dtype if t is None else t.dtype for t in coefficients]
+        found = [s.to(kind) for s, kind in zip(sums, kinds, strict=True)]
+        return None, None, None, dx, d if needs_residual else None, *keep_needed(found, needs)
 
 
 def refuse_batched(*gradients: Tensor | None) -> None:
@@ -234,18 +277,24 @@ def _differentiate_pooling(x: Tensor, gradients: Values, grad: Tensor | None) ->
 
 
 def differentiate_recalibration(
-    x: Tensor, scale: Tensor, out: Tensor | None, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, scale, shift and residual as differentiable functions.
+    x: Tensor, coefficients: Recalibration, out: Tensor | None, grad: Tensor
+) -> list[Tensor | None]:
+    """Return the gradients of x, the residual and the coefficients as differentiable functions.
 
     Args:
         x: the feature map that was recalibrated.
-        scale: (N, C) or (C,).
+        coefficients: by which; a shift that is not kept has a gradient all the same.
         out: the recalibrated feature map; None where there was no ReLU.
         grad: the gradient of the recalibrated feature map.
     """
     d = grad if out is None else grad * (out > 0)
-    wide, images = reference.upcast(d), (0,) if scale.dim() == 1 else ()
-    dscale = (wide * x).sum((*images, 2, 3)).to(scale.dtype)
-    dx = (wide * scale[..., None, None]).to(x.dtype)
-    return dx, dscale, wide.sum((*images, 2, 3)), d
+    scale, shift, *four = coefficients
+    scale = x.new_ones(x.shape[:2]) if scale is None else scale
+    shift = torch.zeros_like(scale) if shift is None else shift
+    given = [t for t in (x, scale, shift, *four) if t is not None]
+    # Views: what a coefficient is computed from is not differentiated here.
+    ends = [t.view_as(t).requires_grad_() for t in given]
+    sigmoid = Sigmoid(*ends[3:]) if four else None
+    result = reference.recalibrate(ends[0], ends[1], ends[2], None, False, sigmoid)
+    dx, *others = torch.autograd.grad(result, ends, d, create_graph=True)
+    return [dx, d, *others]

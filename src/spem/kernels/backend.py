@@ -12,14 +12,30 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 
+class Sigmoid(NamedTuple):
+    """A multiplier of every position: σ(slope·x + offset + square·(x − centre)²).
+
+    Attributes:
+        slope: (N, C), or None for 0.
+        offset: (N, C).
+        square: (N, C), or None for 0.
+        centre: (N, C), where `square` is given.
+    """
+
+    slope: Tensor | None
+    offset: Tensor
+    square: Tensor | None = None
+    centre: Tensor | None = None
+
+
 class PooledMap(NamedTuple):
     """A feature map that was pooled and is to be recalibrated.
 
     Attributes:
         values: the statistics by name, each (N, C), differentiable.
-        recalibrate: (scale, shift, residual, relu, overwrite=False) -> relu(scale·x + shift +
-            residual), see `Backend.recalibrate`. To be called at most once: its backward
-            hands one scale to that of the pooling.
+        recalibrate: (scale, shift, residual, relu, overwrite=False, sigmoid=None) -> the
+            recalibrated feature map, see `Backend.recalibrate`. To be called at most once: its
+            backward hands one set of coefficients to that of the pooling.
     """
 
     values: dict[str, Tensor]
@@ -52,21 +68,23 @@ class Backend(ABC):
     def recalibrate(
         self,
         x: Tensor,
-        scale: Tensor,
+        scale: Tensor | None,
         shift: Tensor | None,
         residual: Tensor | None,
         relu: bool,
         overwrite: bool = False,
+        sigmoid: Sigmoid | None = None,
     ) -> Tensor:
-        """Return relu(scale·x + shift + residual).
+        """Return relu(scale·x + shift + residual), or relu((scale·x + shift)·sigmoid + residual).
 
         Args:
             x: (N, C, H, W).
-            scale: (N, C).
+            scale: (N, C); None is 1, beside a sigmoid.
             shift: (N, C), or None.
             residual: in the shape and dtype of x, or None.
             relu: whether negative results become 0.
             overwrite: whether the result may take the memory of x where no gradient is asked for.
+            sigmoid: a factor of each position, which the residual does not have; None is 1.
         """
 
     def serves(self, x: Tensor) -> bool:

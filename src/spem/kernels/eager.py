@@ -1,15 +1,23 @@
 """The operations in eager mode: as in `reference`, with fewer passes over the feature map."""
 
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spem.kernels import reference
-from spem.kernels.backend import Backend, PooledMap
+from spem.kernels.autograd import (
+    differentiate_recalibration,
+    keep_needed,
+    list_coefficients,
+)
+from spem.kernels.backend import Backend, PooledMap, Sigmoid
 from spem.kernels.reference import pool_mean, pool_var, upcast
+from spem.kernels.tracing import is_batched
 
+_COEFFICIENTS = ("scale", "shift", *Sigmoid._fields)
 _MOMENTS = {"mean": pool_mean, "var": pool_var}
 
 
@@ -68,6 +76,94 @@ class _Pool(torch.autograd.Function):
         return total, None
 
 
+class _Weigh(torch.autograd.Function):
+    """(scale·x + shift)·sigmoid(x), of which the feature map and the sigmoid's values are kept."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, scale: Tensor | None, shift: Tensor | None, *sigmoid: Any
+    ) -> tuple[Tensor, Tensor]:
+        wide = upcast(x)
+        weight = _logits(wide, *sigmoid).sigmoid_()
+        return (_affine(wide, scale, shift) * weight).to(x.dtype), weight
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, _: None):
+        x, *coefficients, weight = ctx.saved_tensors
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
+        if torch.is_grad_enabled() or is_batched(grad):
+            gradients = _differentiate_weighing(x, coefficients, grad)
+            return tuple(keep_needed(gradients, ctx.needs_input_grad))
+        scale, shift, slope, _, square, centre = coefficients
+        needs = dict(zip(_COEFFICIENTS, ctx.needs_input_grad[1:], strict=True))
+        wide, d = upcast(x), upcast(grad)
+        found: dict[str, Tensor] = {}
+        total = d * weight
+        if needs["scale"]:
+            found["scale"] = (total * wide).sum((2, 3))
+        if needs["shift"]:
+            found["shift"] = total.sum((2, 3))
+        # The gradient of the logits.
+        inner = total * _affine(wide, scale, shift)
+        inner = inner.addcmul_(inner, weight, value=-1)
+        if scale is not None:
+            total = total.mul_(scale[..., None, None])
+        if needs["offset"]:
+            found["offset"] = inner.sum((2, 3))
+        if slope is not None:
+            total = total.addcmul_(inner, slope[..., None, None])
+            if needs["slope"]:
+                found["slope"] = (inner * wide).sum((2, 3))
+        if square is not None:
+            centred = wide - centre[..., None, None]
+            inner = inner.mul_(centred)
+            total = total.addcmul_(inner, square[..., None, None], value=2)
+            if needs["centre"]:
+                found["centre"] = -2 * square * inner.sum((2, 3))
+            if needs["square"]:
+                found["square"] = inner.mul_(centred).sum((2, 3))
+        return total.to(x.dtype), *map(found.get, _COEFFICIENTS)
+
+
+def _affine(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Return scale·x + shift, x itself where both are None."""
+    x = x if scale is None else x * scale[..., None, None]
+    return x if shift is None else x + shift[..., None, None]
+
+
+def _logits(
+    x: Tensor,
+    slope: Tensor | None,
+    offset: Tensor,
+    square: Tensor | None,
+    centre: Tensor | None,
+) -> Tensor:
+    """Return slope·x + offset + square·(x − centre)², in new memory."""
+    if square is None or centre is None:
+        logits = torch.zeros_like(x) if slope is None else x * slope[..., None, None]
+        return logits.add_(offset[..., None, None])
+    logits = (x - centre[..., None, None]).square_()
+    logits = torch.addcmul(offset[..., None, None], logits, square[..., None, None], out=logits)
+    return logits if slope is None else logits.addcmul_(x, slope[..., None, None])
+
+
+def _differentiate_weighing(
+    x: Tensor, coefficients: list[Tensor | None], grad: Tensor
+) -> list[Tensor | None]:
+    """Return the gradients of x and the coefficients as differentiable functions."""
+    scale, shift, *four = coefficients
+    filled = list_coefficients(scale, shift, Sigmoid(*cast(Any, four)))
+    dx, _, *others = differentiate_recalibration(x, filled, None, grad)
+    return [dx, *others, *[None] * (len(_COEFFICIENTS) - len(others))]
+
+
 def _extremum(x: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
     """Return the largest or smallest value of each channel and its first position, (N, C)."""
     if _format(x) is torch.channels_last:
@@ -105,18 +201,23 @@ class Eager(Backend):
     def recalibrate(
         self,
         x: Tensor,
-        scale: Tensor,
+        scale: Tensor | None,
         shift: Tensor | None,
         residual: Tensor | None,
         relu: bool,
         overwrite: bool = False,
+        sigmoid: Sigmoid | None = None,
     ) -> Tensor:
         """See `Backend.recalibrate`."""
+        if sigmoid is not None:
+            out, _ = _Weigh.apply(x, scale, shift, *sigmoid)
+            out = out if residual is None else out.add_(residual)
+            return out.relu_() if relu else out
         overwrite = overwrite and not torch.is_grad_enabled()
         if x.dtype is torch.float16 and torch.is_grad_enabled():
             # The gradient of the scale is a sum over positions, beyond the range of float16.
             return reference.recalibrate(x, scale, shift, residual, relu)
-        scale = scale.to(x.dtype)[:, :, None, None]
+        scale = cast(Tensor, scale).to(x.dtype)[:, :, None, None]
         added = residual if shift is None else shift.to(x.dtype)[:, :, None, None]
         if added is None:
             out = x.mul_(scale) if overwrite else x * scale

@@ -16,27 +16,32 @@ from torch import Tensor
 from spem.kernels import inductor, reference
 from spem.kernels.autograd import (
     PassesBackend,
+    Recalibration,
     Values,
     differentiate_recalibration,
+    keep_for_backward,
     keep_needed,
+    list_coefficients,
     refuse_batched,
 )
-from spem.kernels.backend import Backend
+from spem.kernels.backend import Backend, Sigmoid
 from spem.kernels.memory_format import make_dense, match_format
 
 
 class Coefficients(NamedTuple):
-    """What an excitation returns: the recalibration is scale·x + shift.
+    """What an excitation returns: the coefficients of `Backend.recalibrate`.
 
     Attributes:
-        scale: (N, C), or (C,) for all images.
+        scale: (N, C), or (C,) for all images; None is 1, beside a sigmoid.
         shift: in the shape of scale, or None.
         updates: new contents of some of the excitation's tensors, by their index.
+        sigmoid: of tensors (N, C), or (C,) for all images; or None.
     """
 
-    scale: Tensor
+    scale: Tensor | None
     shift: Tensor | None
     updates: dict[int, Tensor]
+    sigmoid: Sigmoid | None = None
 
 
 class Excitation(NamedTuple):
@@ -82,7 +87,7 @@ def apply(
     overwrite: bool = False,
     owner: object = None,
 ) -> Tensor:
-    """Return relu(scale·x + shift + residual) with the coefficients of an excitation.
+    """Recalibrate a feature map, see `Backend.recalibrate`, by the coefficients of an excitation.
 
     Args:
         backend: runs the passes over the feature map.
@@ -113,14 +118,17 @@ class _Fused(torch.autograd.Function):
         residual: Tensor | None,
         *tensors: Tensor,
     ):
-        out, scale, stack = _run(backend, excitation, relu, x, residual, tensors)
+        out, coefficients, stack = _run(backend, excitation, relu, x, residual, tensors)
         ctx.backend, ctx.excitation, ctx.owner = backend, excitation, owner
-        ctx.save_for_backward(x, out if relu else None, scale, stack, *tensors)
+        kept = keep_for_backward(coefficients)
+        ctx.number = len(kept)
+        ctx.save_for_backward(x, out if relu else None, stack, *kept, *tensors)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, out, scale, stack, *tensors = ctx.saved_tensors
+        x, out, stack, *saved = ctx.saved_tensors
+        coefficients, tensors = tuple(saved[: ctx.number]), saved[ctx.number :]
         backend, excitation = ctx.backend, ctx.excitation
         if torch.is_grad_enabled():
             found = _differentiate_by_reference(excitation, x, tensors, out, grad)
@@ -129,11 +137,12 @@ class _Fused(torch.autograd.Function):
         _, _, _, _, needs_x, needs_residual, *needs = ctx.needs_input_grad
         trained = tuple([i for i, needed in enumerate(needs) if needed])
         grad = match_format(grad, x)
-        d, sums = backend.run_sums(grad, out, x, needs_residual)
-        found = _differentiate(backend, excitation, trained, x, stack, tensors, scale.dim(), sums)
+        d, sums = backend.run_sums(grad, out, x, coefficients, needs_residual)
+        dimensions = cast(Tensor, coefficients[0]).dim()
+        found = _differentiate(backend, excitation, trained, x, stack, tensors, dimensions, sums)
         dx = None
         if needs_x:
-            rest = (grad, scale, out) if d is None else (d, scale)
+            rest = (grad, coefficients, out) if d is None else (d, coefficients)
             values = {n: found[n] for n in excitation.wanted if found.get(n) is not None}
             dx = backend.run_input_gradient(x, excitation.wanted, stack, values, *rest)
         dresidual = d if needs_residual else None
@@ -148,8 +157,8 @@ def _run(
     residual: Tensor | None,
     tensors: Sequence[Tensor],
     overwrite: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the result, the scale and the stack of pooled values, if there are any."""
+) -> tuple[Tensor, Recalibration, Tensor | None]:
+    """Return the result, the coefficients and the stack of pooled values, if there are any."""
     stack = backend.run_pool(x, excitation.wanted) if excitation.wanted else None
     n, c, *size = x.shape
     count = prod(size)
@@ -157,10 +166,10 @@ def _run(
     function = partial(_compute_coefficients, backend, excitation, count == 1)
     pooled = [] if stack is None else [stack]
     rest = [_as_tensor(count, x.device), *tensors]
-    scale, *shift = cast(Sequence[Tensor], inductor.call(function, key, pooled, rest, n, c))
-    shift = shift[0] if shift else None
-    out = backend.run_recalibrate(x, scale, shift, residual, relu, overwrite)
-    return out, scale, stack
+    found = tuple(inductor.call(function, key, pooled, rest, n, c))
+    coefficients = found if len(found) > 1 else (*found, None)
+    out = backend.run_recalibrate(x, coefficients, residual, relu, overwrite)
+    return out, coefficients, stack
 
 
 @cache
@@ -171,7 +180,7 @@ def _as_tensor(count: int, device: torch.device) -> Tensor:
 def _compute_coefficients(
     backend: PassesBackend, excitation: Excitation, single: bool, *given: Tensor
 ) -> list[Tensor]:
-    """Return scale and shift, and update the excitation's tensors (a function to compile)."""
+    """Return the coefficients, and update the excitation's tensors (a function to compile)."""
     values, (count, *tensors) = _split(backend, excitation, given)
     values = {name: values[name] for name in excitation.wanted}
     coefficients, updates = _broadcast(excitation, values, 1 if single else count, tensors)
@@ -193,12 +202,14 @@ def _split(
 def _broadcast(
     excitation: Excitation, values: Values, count: Tensor | int, tensors: Sequence[Tensor]
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
-    """Return scale and shift of an excitation in one shape, contiguous, and its updates."""
-    scale, shift, updates = excitation.function(values, count, tensors)
-    both = [scale] if shift is None else [scale, shift]
-    # A multiplier may be (1, C) for all images.
-    images = [next(iter(values.values()))] if values and scale.dim() == 2 else []
-    expanded = torch.broadcast_tensors(*both, *images)[: len(both)]
+    """Return the coefficients of an excitation in one shape, contiguous, and its updates."""
+    scale, shift, updates, sigmoid = excitation.function(values, count, tensors)
+    given = [t for t in list_coefficients(scale, shift, sigmoid) if t is not None]
+    given = torch.broadcast_tensors(*given)
+    # What is (1, C) is for all images. Of no pooled values it is for all, too.
+    images = [next(iter(values.values()))] if values and given[0].dim() == 2 else []
+    expanded = torch.broadcast_tensors(*given, *images)[: len(given)]
+    expanded = expanded if values else [t.flatten() for t in expanded]
     return [t.contiguous() for t in expanded], updates
 
 
@@ -262,9 +273,11 @@ def _differentiate_by_reference(
         values = reference.REFERENCE.pool(x, excitation.wanted).values
         first = {"first": reference.upcast(x[:, :, 0, 0].detach())} if "max" in values else {}
         count = x.shape[2] * x.shape[3]
-        (scale, *shift), _ = _broadcast(excitation, values | first, count, tensors)
-        dx, dscale, dshift, dresidual = differentiate_recalibration(x, scale, out, grad)
-    pairs = [(scale, dscale), *((end, dshift) for end in shift)]
+        coefficients, _ = _broadcast(excitation, values | first, count, tensors)
+        rest = [None] if len(coefficients) == 1 else []
+        given = (*coefficients, *rest)
+        dx, dresidual, *others = differentiate_recalibration(x, given, out, grad)
+    pairs = zip(coefficients, others, strict=False)
     ends = [(end, gradient) for end, gradient in pairs if end.requires_grad]
     leaves = [(i, t) for i, t in enumerate([x, *tensors]) if t.requires_grad]
     found: list[Tensor | None] = [None] * (1 + len(tensors))
@@ -278,5 +291,5 @@ def _differentiate_by_reference(
         )
         for (i, _), gradient in zip(leaves, gradients, strict=True):
             found[i] = gradient
-    found[0] = dx if found[0] is None else dx + found[0]
+    found[0] = dx if found[0] is None or dx is None else dx + found[0]
     return [found[0], dresidual, *found[1:]]

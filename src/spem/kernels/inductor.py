@@ -131,11 +131,20 @@ def _compile(
     return None if sizes.replacements else compiled.current_callable
 
 
-def build_library(source: str) -> ctypes.CDLL:
-    """Build a shared library of C++ for this processor, or find it in Inductor's cache."""
+def build_library(source: str, contracts: bool = False) -> ctypes.CDLL:
+    """Build a shared library of C++ for this processor, or find it in Inductor's cache.
+
+    Args:
+        source: of the library.
+        contracts: whether a product and a sum may be one instruction, which rounds once.
+    """
+    from torch._inductor import config
     from torch._inductor.codecache import CppCodeCache
 
-    return CppCodeCache.load(source)
+    known = hasattr(config.cpp, "enable_floating_point_contract_flag")
+    changed = {"cpp.enable_floating_point_contract_flag": "fast"} if contracts and known else {}
+    with config.patch(changed):
+        return CppCodeCache.load(source)
 
 
 def find_instructions(build: Callable[[], object]) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spem.kernels.backend import Backend, PooledMap
+from spem.kernels.backend import Backend, PooledMap, Sigmoid
 from spem.kernels.tracing import is_traced
 
 
@@ -42,18 +42,38 @@ def pool_min(x: Tensor) -> Tensor:
 
 
 def recalibrate(
-    x: Tensor, scale: Tensor, shift: Tensor | None, residual: Tensor | None, relu: bool
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    sigmoid: Sigmoid | None = None,
 ) -> Tensor:
-    """Compute relu(scale * x + shift + residual), rounded once to the dtype of x.
+    """Compute relu((scale·x + shift)·sigmoid(x) + residual), rounded once to the dtype of x.
 
-    x and residual are (N, C, H, W), scale and shift (N, C).
+    x and residual are (N, C, H, W), the coefficients (N, C) or (C,); None leaves out its term or
+    its factor.
     """
-    out = upcast(x) * scale[:, :, None, None]
+    wide = upcast(x)
+    out = wide if scale is None else wide * scale[..., None, None]
     if shift is not None:
-        out = out + shift[:, :, None, None]
+        out = out + shift[..., None, None]
+    if sigmoid is not None:
+        out = out * weigh(wide, sigmoid)
     if residual is not None:
         out = out + residual
     return (out.relu() if relu else out).to(x.dtype)
+
+
+def weigh(x: Tensor, sigmoid: Sigmoid) -> Tensor:
+    """Return σ(slope·x + offset + square·(x − centre)²), (N, C, H, W), of x in float32 or wider."""
+    logits = sigmoid.offset[..., None, None]
+    if sigmoid.slope is not None:
+        logits = logits + sigmoid.slope[..., None, None] * x
+    if sigmoid.square is not None and sigmoid.centre is not None:
+        distance = x - sigmoid.centre[..., None, None]
+        logits = logits + sigmoid.square[..., None, None] * distance.square()
+    return logits.sigmoid()
 
 
 _STATISTICS = {"mean": pool_mean, "var": pool_var, "max": pool_max, "min": pool_min}
@@ -71,14 +91,15 @@ class Reference(Backend):
     def recalibrate(
         self,
         x: Tensor,
-        scale: Tensor,
+        scale: Tensor | None,
         shift: Tensor | None,
         residual: Tensor | None,
         relu: bool,
         overwrite: bool = False,
+        sigmoid: Sigmoid | None = None,
     ) -> Tensor:
         """See `Backend.recalibrate`; the memory of x is never taken."""
-        return recalibrate(x, scale, shift, residual, relu)
+        return recalibrate(x, scale, shift, residual, relu, sigmoid)
 
     def prefers_own_norm(self, x: Tensor, gated: bool) -> bool:
         """See `Backend.prefers_own_norm`; a trace must not ask for the number of values."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from spem.kernels.backend import Backend, PooledMap
+from spem.kernels.backend import Backend, PooledMap, Sigmoid
 from spem.kernels.cpu.passes import COMPILED, why_not
 from spem.kernels.memory_format import make_dense, match_format
 from spem.kernels.reference import REFERENCE
@@ -65,7 +65,10 @@ def _recalibrate_pooled(
     residual: Tensor | None,
     relu: bool,
     overwrite: bool = False,
+    sigmoid: Sigmoid | None = None,
 ) -> Tensor:
+    if sigmoid is not None:  # Inductor makes one pass of it, and one of its gradients
+        return REFERENCE.recalibrate(x, scale, shift, residual, relu, sigmoid=sigmoid)
     residual = None if residual is None else match_format(residual, x)
     x = x.detach()  # its gradient flows through the pooling
     shift = None if shift is None else shift.contiguous()
@@ -116,7 +119,7 @@ def _pool_backward(
     changed = dict(zip(names, grads.unbind(), strict=True))
     changed = {name: changed[name] for name in ("mean", "var", "max", "min") if name in changed}
     grad = match_format(grad, x)
-    return COMPILED.run_input_gradient(x, names, values, changed, grad, scale)
+    return COMPILED.run_input_gradient(x, names, values, changed, grad, (scale, None))
 
 
 @_pool_backward.register_fake
@@ -134,7 +137,7 @@ def _recalibrate(
     residual: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    return COMPILED.run_recalibrate(x, scale, shift, residual, relu)
+    return COMPILED.run_recalibrate(x, (scale, shift), residual, relu)
 
 
 @_recalibrate.register_fake
@@ -162,7 +165,7 @@ _recalibrate.register_autograd(_differentiate_recalibrate, setup_context=_keep_r
 
 @custom_op("spem::sums", mutates_args=())
 def _sums(grad: Tensor, out: Tensor | None, x: Tensor) -> list[Tensor]:
-    d, sums = COMPILED.run_sums(grad, out, x)
+    d, sums = COMPILED.run_sums(grad, out, x, (None, None))
     return [sums] if out is None or d is None else [sums, d]
 
 

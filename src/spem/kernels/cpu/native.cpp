@@ -15,6 +15,8 @@
 #include <type_traits>
 #include <vector>
 
+#define INLINE inline __attribute__((always_inline))
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -90,6 +92,69 @@ template <class A, int W> inline A total(Vector<A, W> value) {
     std::memcpy(half, &value, sizeof half);
     return total<A, W / 2>(half[0] + half[1]);
   }
+}
+
+template <class A, int TERMS> struct Taylor {
+  A of[TERMS + 1] = {};  // 1 / k!
+  constexpr Taylor() {
+    double factorial = 1;
+    for (int k = 0; k <= TERMS; factorial *= ++k) of[k] = A(1 / factorial);
+  }
+};
+
+// σ(x) = 1 / (1 + exp(−x)): with −x = n·ln 2 + r, exp(−x) is 2ⁿ times Taylor's polynomial of r, whose
+// rest is below half an ulp. ln 2 is given in two parts, the first of which times n is exact.
+template <int W, class A> INLINE Vector<A, W> logistic(Vector<A, W> x) {
+  constexpr bool SINGLE = sizeof(A) == 4;
+  using Int = std::conditional_t<SINGLE, int32_t, int64_t>;
+  constexpr A high = SINGLE ? 0.693359375 : 0.693145751953125;
+  constexpr A low = SINGLE ? -2.12194440054690583e-4 : 1.42860682030941723212e-6;
+  constexpr A shift = SINGLE ? 12582912.0 : 6755399441055744.0;  // brings units to the last bit
+  constexpr A most = SINGLE ? 87 : 700;
+  constexpr int TERMS = SINGLE ? 7 : 13, BITS = SINGLE ? 23 : 52;
+  constexpr Taylor<A, TERMS> taylor;
+  const Vector<A, W> one = splat<A, W>(1);
+  x = x > most ? splat<A, W>(most) : x;
+  x = x < -most ? splat<A, W>(-most) : x;
+  const Vector<A, W> shifted = shift - x * A(1.44269504088896340736), n = shifted - shift;
+  const Vector<A, W> r = (-x - n * high) - n * low;
+  Vector<A, W> sum = splat<A, W>(taylor.of[TERMS]);
+#pragma GCC unroll 16
+  for (int k = TERMS - 1; k >= 0; k--) sum = taylor.of[k] + r * sum;
+  Vector<Int, W> bits, power = (Vector<Int, W>)shifted << BITS;  // 2ⁿ = the exponent of 1, plus n
+  std::memcpy(&bits, &sum, sizeof bits);
+  bits += power;
+  std::memcpy(&sum, &bits, sizeof sum);
+  return one / (one + (x == x ? sum : x));
+}
+
+// The coefficients of a recalibration (scale·x + shift)·σ(slope·x + offset + square·(x − centre)²).
+// NUMBER says which there are: the first 2 without a sigmoid, the first 4 without a square, or all.
+enum { SCALE, SHIFT, SLOPE, OFFSET, SQUARE, CENTRE, ALL };
+
+template <class A> struct Coefficients {
+  const A* of[ALL];  // null is 0
+  bool per_image;
+
+  // Writes the coefficients of a channel, `stride` apart.
+  template <int NUMBER>
+  void write(int64_t channels, int64_t image, int64_t c, A* to, int64_t stride) const {
+    int64_t from = per_image ? image * channels + c : c;
+    for (int i = 0; i < NUMBER; i++) to[i * stride] = of[i] ? of[i][from] : A(0);
+  }
+};
+
+// `centred` is x − centre, or x where there is no square.
+template <int W, int NUMBER, class A> INLINE Vector<A, W> centre(Vector<A, W> x, const Vector<A, W> k[]) {
+  if constexpr (NUMBER > SQUARE) return x - k[CENTRE];
+  return x;
+}
+
+template <int W, int NUMBER, class A>
+INLINE Vector<A, W> multiplier(Vector<A, W> x, Vector<A, W> centred, const Vector<A, W> k[]) {
+  Vector<A, W> logits = k[SLOPE] * x + k[OFFSET];
+  if constexpr (NUMBER > SQUARE) logits += k[SQUARE] * centred * centred;
+  return logistic<W, A>(logits);
 }
 
 // The largest number seen and its first position, for every lane.
@@ -353,39 +418,76 @@ template <class T, bool VAR, bool EXTREMA> struct Pool {
   }
 };
 
-// ---- the gradients of scale and shift ----
+// ---- the gradients of the coefficients ----
 
-template <class T, bool RELU, bool WRITE> struct Sums {
+template <class T, bool RELU, bool WRITE, int NUMBER> struct Sums {
   using A = Wide<T>;
+  static constexpr bool GATED = NUMBER > 2, SQUARES = NUMBER > SQUARE;
+  // Of d·x·σ, d·σ and, with u = d·(scale·x + shift)·σ′, of u·x, u, u·(x − centre)² and
+  // u·(x − centre). Without a sigmoid of d·x and d.
+  static constexpr int K = GATED ? NUMBER : 1;
   const T *grad, *result, *x;
-  T* d;
-  A *dscale, *dshift;
+  T *d;
+  Coefficients<A> given;
+  A* gradients;  // of the coefficients, each (n, c)
 
-  template <int W> inline void add(int64_t at, Vector<A, W>& products, Vector<A, W>& sum) const {
+  template <int W>
+  INLINE void add(int64_t at, Vector<A, W> sums[], const Vector<A, W> k[]) const {
     Vector<A, W> g = load<W>(grad + at);
     if constexpr (RELU) g = load<W>(result + at) <= 0 ? splat<A, W>(0) : g;
     if constexpr (WRITE) store<W>(d + at, g);
-    products += g * load<W>(x + at);
-    sum += g;
+    const Vector<A, W> v = load<W>(x + at);
+    if constexpr (GATED) {
+      const Vector<A, W> centred = centre<W, NUMBER, A>(v, k);
+      const Vector<A, W> weight = multiplier<W, NUMBER, A>(v, centred, k);
+      g *= weight;
+      const Vector<A, W> inner = g * (v * k[SCALE] + k[SHIFT]), u = inner - inner * weight;
+      sums[SLOPE] += u * v;
+      sums[OFFSET] += u;
+      if constexpr (SQUARES) {
+        const Vector<A, W> distance = u * centred;
+        sums[SQUARE] += distance * centred;
+        sums[CENTRE] += distance;
+      }
+    }
+    sums[SCALE] += g * v;
+    sums[SHIFT] += g;
+  }
+
+  void read(const Shape& s, int64_t image, int64_t c, A* k, int64_t stride) const {
+    if constexpr (GATED) given.template write<NUMBER>(s.c, image, c, k, stride);
+  }
+
+  // Writes the gradients of the coefficients k of a channel, `to` apart, from its sums.
+  void finish(const Shape& s, int64_t map, const A* sums, int64_t apart, const A* k,
+              int64_t stride) const {
+    const int64_t step = s.n * s.c;
+    for (int i = 0; i < NUMBER; i++) gradients[map + i * step] = sums[i * apart];
+    if constexpr (SQUARES) gradients[map + CENTRE * step] *= -2 * k[SQUARE * stride];
   }
 
   void positions_last(const Shape& s, int64_t map) const {
     constexpr int W = LANES<A>;
     const Sums own = *this;
-    Vector<A, W> products[UNROLLED] = {}, sum[UNROLLED] = {};
-    Vector<A, 1> more_products = {}, more = {};
+    A k[K] = {}, sums[NUMBER];
+    own.read(s, map / s.c, map % s.c, k, 1);
+    Vector<A, W> wide[K], part[UNROLLED][NUMBER] = {};
+    Vector<A, 1> narrow[K], more[NUMBER] = {};
+    for (int i = 0; i < K; i++) wide[i] = splat<A, W>(k[i]), narrow[i] = splat<A, 1>(k[i]);
     over<A>(map * s.l, (map + 1) * s.l, [&](auto size, int64_t at) {
       constexpr int B = decltype(size)::vectors, V = decltype(size)::lanes;
       if constexpr (V == W) {
 #pragma GCC unroll 4
-        for (int b = 0; b < B; b++) own.template add<W>(at + b * W, products[b], sum[b]);
+        for (int b = 0; b < B; b++) own.template add<W>(at + b * W, part[b], wide);
       } else {
-        for (int i = 0; i < V; i++) own.template add<1>(at + i, more_products, more);
+        for (int i = 0; i < V; i++) own.template add<1>(at + i, more, narrow);
       }
     });
-    for (int b = 1; b < UNROLLED; b++) products[0] += products[b], sum[0] += sum[b];
-    dscale[map] = more_products[0] + total<A, W>(products[0]);
-    dshift[map] = more[0] + total<A, W>(sum[0]);
+    for (int i = 0; i < NUMBER; i++) {
+      for (int b = 1; b < UNROLLED; b++) part[0][i] += part[b][i];
+      sums[i] = more[i][0] + total<A, W>(part[0][i]);
+    }
+    own.finish(s, map, sums, 1, k, 1);
   }
 
   void channels_last(const Shape& s, int64_t image, int64_t c0, int64_t c1) const {
@@ -394,35 +496,33 @@ template <class T, bool RELU, bool WRITE> struct Sums {
     // at once only where they are read nearly in order.
     const int64_t tile = s.c > UNROLLED * LANES<A> ? 4 : s.positions_of_a_tile<T>();
     const int64_t first = image * s.l * s.c;
-    A* const totals[2] = {dscale + image * s.c, dshift + image * s.c};
-    for (A* row : totals) std::fill(row + c0, row + c1, A(0));
-    Table<A, 2> partial(s.c);
-    A *const products = partial[0], *const sum = partial[1];
+    Table<A, 2 * NUMBER + K> state(s.c);
+    A *const totals = state[0], *const partial = state[NUMBER], *const table = state[2 * NUMBER];
+    for (int64_t c = c0; c < c1; c++) own.read(s, image, c, table + c, s.c);
     for (int64_t block = 0; block < s.l; block += BLOCK) {
       const int64_t end = std::min(block + BLOCK, s.l);
       for (int64_t p = block; p < end; p += tile)
         over<A>(c0, c1, [&](auto size, int64_t c) {
           constexpr int B = decltype(size)::vectors, W = decltype(size)::lanes;
-          Vector<A, W> own_products[B], own_sum[B];
+          Vector<A, W> part[B][NUMBER], k[B][K];
           for (int b = 0; b < B; b++) {
-            own_products[b] = load<W>(products + c + b * W);
-            own_sum[b] = load<W>(sum + c + b * W);
+            for (int i = 0; i < NUMBER; i++) part[b][i] = load<W>(partial + i * s.c + c + b * W);
+            if constexpr (GATED)
+              for (int i = 0; i < K; i++) k[b][i] = load<W>(table + i * s.c + c + b * W);
           }
           for (int64_t q = p; q < std::min(p + tile, end); q++) {
 #pragma GCC unroll 4
             for (int b = 0; b < B; b++)
-              own.template add<W>(first + q * s.c + c + b * W, own_products[b], own_sum[b]);
+              own.template add<W>(first + q * s.c + c + b * W, part[b], k[b]);
           }
-          for (int b = 0; b < B; b++) {
-            store<W>(products + c + b * W, own_products[b]);
-            store<W>(sum + c + b * W, own_sum[b]);
-          }
+          for (int b = 0; b < B; b++)
+            for (int i = 0; i < NUMBER; i++) store<W>(partial + i * s.c + c + b * W, part[b][i]);
         });
-      for (int64_t c = c0; c < c1; c++) {
-        totals[0][c] += products[c], totals[1][c] += sum[c];
-        products[c] = sum[c] = 0;
-      }
+      for (int i = 0; i < NUMBER; i++)
+        for (int64_t c = i * s.c + c0; c < i * s.c + c1; c++) totals[c] += partial[c], partial[c] = 0;
     }
+    for (int64_t c = c0; c < c1; c++)
+      own.finish(s, image * s.c + c, totals + c, s.c, table + c, s.c);
   }
 };
 
@@ -439,25 +539,22 @@ template <class Reduction> void reduce(const Shape& s, const Reduction& reductio
 
 // ---- passes that write one number for every number they read ----
 
-template <class T, bool RESIDUAL> struct Recalibrate {
+template <class T, bool RESIDUAL, int NUMBER> struct Recalibrate {
   using A = Wide<T>;
-  static constexpr int COEFFICIENTS = 2;
+  static constexpr int COEFFICIENTS = NUMBER;
   static constexpr bool EXTREMA = false;
   const T *x, *residual;
   T* out;
-  const A *scale, *shift;
-  bool per_image;
+  Coefficients<A> given;
   A floor;  // below which there is no result: 0 for a ReLU
 
-  // Writes the coefficients of a channel, `stride` apart.
   void coefficients(const Shape& s, int64_t image, int64_t c, A* to, int64_t stride) const {
-    int64_t from = per_image ? image * s.c + c : c;
-    to[0] = scale[from];
-    to[stride] = shift ? shift[from] : A(0);
+    given.template write<COEFFICIENTS>(s.c, image, c, to, stride);
   }
 
-  template <int W, bool> inline void apply(int64_t at, Vector<A, W>, const Vector<A, W> k[]) const {
-    Vector<A, W> value = load<W>(x + at) * k[0] + k[1];
+  template <int W, bool> INLINE void apply(int64_t at, Vector<A, W>, const Vector<A, W> k[]) const {
+    Vector<A, W> v = load<W>(x + at), value = v * k[SCALE] + k[SHIFT];
+    if constexpr (NUMBER > 2) value *= multiplier<W, NUMBER, A>(v, centre<W, NUMBER, A>(v, k), k);
     if constexpr (RESIDUAL) value += load<W>(residual + at);
     store<W>(out + at, value < floor ? splat<A, W>(floor) : value);
   }
@@ -466,14 +563,14 @@ template <class T, bool RESIDUAL> struct Recalibrate {
 template <class T> struct Gradients {
   const T *grad, *result, *x;
   T* dx;
-  const Wide<T> *scale, *mean, *dmean, *dvar, *dmax, *dmin, *argmax, *argmin;
-  bool per_image;
+  Coefficients<Wide<T>> recalibration;
+  const Wide<T> *mean, *dmean, *dvar, *dmax, *dmin, *argmax, *argmin;
 };
 
 // GRAD: 0 where x was only pooled, 1 with the gradient before the ReLU, 2 with that behind it.
-template <class T, int GRAD, bool VAR, bool PEAKS> struct InputGradient {
+template <class T, int GRAD, bool VAR, bool PEAKS, int NUMBER> struct InputGradient {
   using A = Wide<T>;
-  static constexpr int COEFFICIENTS = PEAKS ? 8 : 4;
+  static constexpr int POOLED = NUMBER > 2 ? NUMBER : 1, COEFFICIENTS = POOLED + (PEAKS ? 7 : 3);
   static constexpr bool EXTREMA = PEAKS;
   Gradients<T> given;
 
@@ -488,32 +585,42 @@ template <class T, int GRAD, bool VAR, bool PEAKS> struct InputGradient {
   void coefficients(const Shape& s, int64_t image, int64_t c, A* to, int64_t stride) const {
     const Gradients<T>& g = given;
     int64_t own = image * s.c + c;
-    to[0] = g.scale ? g.scale[g.per_image ? own : c] : A(1);
-    to[stride] = g.dmean ? g.dmean[own] / s.l : A(0);
-    to[2 * stride] = VAR ? 2 * g.dvar[own] / s.l : A(0);
-    to[3 * stride] = VAR ? g.mean[own] : A(0);
+    g.recalibration.template write<POOLED>(s.c, image, c, to, stride);
+    if (!g.recalibration.of[SCALE]) to[0] = 1;
+    to += POOLED * stride;
+    to[0] = g.dmean ? g.dmean[own] / s.l : A(0);
+    to[stride] = VAR ? 2 * g.dvar[own] / s.l : A(0);
+    to[2 * stride] = VAR ? g.mean[own] : A(0);
     if constexpr (EXTREMA) {
-      to[4 * stride] = g.dmax ? g.argmax[own] : A(-1);
-      to[5 * stride] = g.dmax ? g.dmax[own] : A(0);
-      to[6 * stride] = g.dmin ? g.argmin[own] : A(-1);
-      to[7 * stride] = g.dmin ? g.dmin[own] : A(0);
+      to[3 * stride] = g.dmax ? g.argmax[own] : A(-1);
+      to[4 * stride] = g.dmax ? g.dmax[own] : A(0);
+      to[5 * stride] = g.dmin ? g.argmin[own] : A(-1);
+      to[6 * stride] = g.dmin ? g.dmin[own] : A(0);
     }
   }
 
   // With APART unset, no extremum lies at the position.
   template <int W, bool APART>
-  inline void apply(int64_t at, Vector<A, W> position, const Vector<A, W> k[]) const {
+  INLINE void apply(int64_t at, Vector<A, W> position, const Vector<A, W> k[]) const {
     constexpr Vector<A, W> zero = {};
-    Vector<A, W> sum = k[1];
+    const Vector<A, W>* const pooled = k + POOLED;
+    Vector<A, W> sum = pooled[0];
     if constexpr (GRAD > 0) {
       Vector<A, W> d = load<W>(given.grad + at);
       if constexpr (GRAD > 1) d = load<W>(given.result + at) <= 0 ? zero : d;
-      sum += d * k[0];
+      if constexpr (NUMBER > 2) {
+        Vector<A, W> v = load<W>(given.x + at), centred = centre<W, NUMBER, A>(v, k);
+        Vector<A, W> weight = multiplier<W, NUMBER, A>(v, centred, k), slope = k[SLOPE];
+        if constexpr (NUMBER > SQUARE) slope += 2 * k[SQUARE] * centred;
+        sum += d * (weight * (k[SCALE] + (v * k[SCALE] + k[SHIFT]) * (1 - weight) * slope));
+      } else {
+        sum += d * k[SCALE];
+      }
     }
-    if constexpr (VAR) sum += (load<W>(given.x + at) - k[3]) * k[2];
+    if constexpr (VAR) sum += (load<W>(given.x + at) - pooled[2]) * pooled[1];
     if constexpr (EXTREMA && APART) {
-      sum += position == k[4] ? k[5] : zero;
-      sum += position == k[6] ? k[7] : zero;
+      sum += position == pooled[3] ? pooled[4] : zero;
+      sum += position == pooled[5] ? pooled[6] : zero;
     }
     store<W>(given.dx + at, sum);
   }
@@ -577,58 +684,67 @@ template <class T> void pool_maps(const Shape& s, const T* x, const Pooled<T>& o
   reduce(s, Pool<T, false, false>{x, out});
 }
 
-template <class T, class... Rest>
+template <class T, int NUMBER, class... Rest>
 void recalibrate_maps(const Shape& s, const T* x, const T* residual, Rest... rest) {
-  if (residual) return write(s, Recalibrate<T, true>{x, residual, rest...});
-  write(s, Recalibrate<T, false>{x, residual, rest...});
+  if (residual) return write(s, Recalibrate<T, true, NUMBER>{x, residual, rest...});
+  write(s, Recalibrate<T, false, NUMBER>{x, residual, rest...});
 }
 
-template <class T, class... Rest>
+template <class T, int NUMBER, class... Rest>
 void sum_maps(const Shape& s, const T* grad, const T* result, const T* x, T* d, Rest... rest) {
-  if (!result) return reduce(s, Sums<T, false, false>{grad, result, x, d, rest...});
-  if (!d) return reduce(s, Sums<T, true, false>{grad, result, x, d, rest...});
-  reduce(s, Sums<T, true, true>{grad, result, x, d, rest...});
+  if (!result) return reduce(s, Sums<T, false, false, NUMBER>{grad, result, x, d, rest...});
+  if (!d) return reduce(s, Sums<T, true, false, NUMBER>{grad, result, x, d, rest...});
+  reduce(s, Sums<T, true, true, NUMBER>{grad, result, x, d, rest...});
 }
 
-template <class T, int GRAD> void input_gradient_by(const Shape& s, const Gradients<T>& given) {
+template <class T, int GRAD, int NUMBER>
+void input_gradient_by(const Shape& s, const Gradients<T>& given) {
   bool extrema = given.dmax || given.dmin;
-  if (given.dvar && extrema) return write(s, InputGradient<T, GRAD, true, true>{given});
-  if (given.dvar) return write(s, InputGradient<T, GRAD, true, false>{given});
-  if (extrema) return write(s, InputGradient<T, GRAD, false, true>{given});
-  write(s, InputGradient<T, GRAD, false, false>{given});
+  if (given.dvar && extrema) return write(s, InputGradient<T, GRAD, true, true, NUMBER>{given});
+  if (given.dvar) return write(s, InputGradient<T, GRAD, true, false, NUMBER>{given});
+  if (extrema) return write(s, InputGradient<T, GRAD, false, true, NUMBER>{given});
+  write(s, InputGradient<T, GRAD, false, false, NUMBER>{given});
 }
 
-template <class T> void input_gradient_of_maps(const Shape& s, const Gradients<T>& given) {
-  if (!given.grad) return input_gradient_by<T, 0>(s, given);
-  if (!given.result) return input_gradient_by<T, 1>(s, given);
-  input_gradient_by<T, 2>(s, given);
+template <class T, int NUMBER>
+void input_gradient_of_maps(const Shape& s, const Gradients<T>& given) {
+  if (given.result) return input_gradient_by<T, 2, NUMBER>(s, given);
+  if (NUMBER > 2 || given.grad) return input_gradient_by<T, 1, NUMBER>(s, given);
+  if constexpr (NUMBER == 2) input_gradient_by<T, 0, NUMBER>(s, given);
 }
 
 }  // namespace
 
-// Functions for feature maps of type T; passes.py adds a line FUNCTIONS(T) for the type it needs.
+// Functions for feature maps of type T; passes.py adds the lines POOL(T) and RECALIBRATE(T, NUMBER)
+// for those that it needs, by the number of coefficients.
 #define SHAPE int64_t n, int64_t c, int64_t l, int64_t last, int64_t threads
 #define GIVEN Shape{n, c, l, last != 0, int(threads)}
-#define FUNCTIONS(T)                                                                              \
-  extern "C" void pool(SHAPE, const T* x, Wide<T>* mean, Wide<T>* var, Wide<T>* max,              \
-                       Wide<T>* min, Wide<T>* argmax, Wide<T>* argmin, Wide<T>* first) {          \
-    pool_maps<T>(GIVEN, x, {mean, var, max, min, argmax, argmin, first});                         \
-  }                                                                                               \
-  extern "C" void recalibrate(SHAPE, const T* x, const T* residual, T* out, const Wide<T>* scale, \
-                              const Wide<T>* shift, int64_t per_image, int64_t relu) {            \
-    Wide<T> floor = relu ? 0 : -std::numeric_limits<Wide<T>>::infinity();                         \
-    recalibrate_maps<T>(GIVEN, x, residual, out, scale, shift, per_image != 0, floor);            \
-  }                                                                                               \
-  extern "C" void sums(SHAPE, const T* grad, const T* result, const T* x, T* d, Wide<T>* dscale,  \
-                       Wide<T>* dshift) {                                                         \
-    sum_maps<T>(GIVEN, grad, result, x, d, dscale, dshift);                                       \
-  }                                                                                               \
-  extern "C" void input_gradient(                                                                 \
-      SHAPE, const T* grad, const T* result, const T* x, T* dx, const Wide<T>* scale,             \
-      const Wide<T>* mean, const Wide<T>* dmean, const Wide<T>* dvar, const Wide<T>* dmax,        \
-      const Wide<T>* dmin, const Wide<T>* argmax, const Wide<T>* argmin,                          \
-      int64_t per_image) {                                                                        \
-    Gradients<T> given{grad, result, x, dx, scale, mean, dmean, dvar, dmax, dmin, argmax, argmin, \
-                       per_image != 0};                                                           \
-    input_gradient_of_maps<T>(GIVEN, given);                                                      \
+#define COEFFICIENTS(T)                                                                    \
+  const Wide<T>*scale, const Wide<T>*shift, const Wide<T>*slope, const Wide<T>*offset,     \
+      const Wide<T>*square, const Wide<T>*centre
+#define RECALIBRATION(T) \
+  Coefficients<Wide<T>> { {scale, shift, slope, offset, square, centre}, per_image != 0 }
+#define POOL(T)                                                                            \
+  extern "C" void pool(SHAPE, const T* x, Wide<T>* mean, Wide<T>* var, Wide<T>* max,       \
+                       Wide<T>* min, Wide<T>* argmax, Wide<T>* argmin, Wide<T>* first) {   \
+    pool_maps<T>(GIVEN, x, {mean, var, max, min, argmax, argmin, first});                  \
+  }
+#define RECALIBRATE(T, NUMBER)                                                              \
+  extern "C" void recalibrate(SHAPE, const T* x, const T* residual, T* out,                \
+                              COEFFICIENTS(T), int64_t per_image, int64_t relu) {          \
+    Wide<T> floor = relu ? 0 : -std::numeric_limits<Wide<T>>::infinity();                  \
+    recalibrate_maps<T, NUMBER>(GIVEN, x, residual, out, RECALIBRATION(T), floor);          \
+  }                                                                                        \
+  extern "C" void sums(SHAPE, const T* grad, const T* result, const T* x, T* d,            \
+                       COEFFICIENTS(T), Wide<T>* gradients, int64_t per_image) {           \
+    sum_maps<T, NUMBER>(GIVEN, grad, result, x, d, RECALIBRATION(T), gradients);            \
+  }                                                                                        \
+  extern "C" void input_gradient(                                                          \
+      SHAPE, const T* grad, const T* result, const T* x, T* dx, COEFFICIENTS(T),           \
+      const Wide<T>* mean, const Wide<T>* dmean, const Wide<T>* dvar, const Wide<T>* dmax, \
+      const Wide<T>* dmin, const Wide<T>* argmax, const Wide<T>* argmin,                   \
+      int64_t per_image) {                                                                 \
+    Gradients<T> given{grad, result, x,    dx,   RECALIBRATION(T), mean,                   \
+                       dmean, dvar,  dmax, dmin, argmax,           argmin};                \
+    input_gradient_of_maps<T, NUMBER>(GIVEN, given);                                        \
   }

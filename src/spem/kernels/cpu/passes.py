@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from spem.kernels import inductor
-from spem.kernels.autograd import PassesBackend, Values
+from spem.kernels.autograd import (
+    PassesBackend,
+    Recalibration,
+    Values,
+    are_per_channel,
+    pad_coefficients,
+)
 
 # The dtypes of feature maps, with their names in C++ and the dtype in which they are computed.
 _TYPES = {
@@ -21,7 +27,7 @@ _TYPES = {
 # Positions are counted in the dtype of the computation, which is exact up to here.
 _MOST_POSITIONS = 1 << 24
 # How many addresses and flags each function of `native.cpp` takes, behind the shape.
-_ARGUMENTS = {"pool": (8, 0), "recalibrate": (5, 2), "sums": (6, 0), "input_gradient": (12, 1)}
+_ARGUMENTS = {"pool": (8, 0), "recalibrate": (9, 2), "sums": (11, 1), "input_gradient": (17, 1)}
 _EXTREMA = ("max", "min", "argmax", "argmin", "first")
 _POOLED = ("mean", "var", *_EXTREMA)
 # What the gradient of the feature map reads of the pooled values.
@@ -44,22 +50,32 @@ def why_not() -> str | None:
 
 
 @cache
-def _library(dtype: torch.dtype) -> ctypes.CDLL:
-    """Build the passes for one dtype, or find them in Inductor's cache."""
+def _library(dtype: torch.dtype, number: int = 2) -> ctypes.CDLL:
+    """Build the passes for one dtype, or find them in Inductor's cache.
+
+    The number is that of coefficients: those with a sigmoid are libraries apart, which few networks
+    need.
+    """
     source = files("spem.kernels.cpu").joinpath("native.cpp").read_text()
-    library = inductor.build_library(f"{source}\nFUNCTIONS({_TYPES[dtype][0]})\n")
+    kind = _TYPES[dtype][0]
+    lines = f"RECALIBRATE({kind}, {number})" + f"\nPOOL({kind})" * (number == 2)
+    library = inductor.build_library(f"{source}\n{lines}\n", contracts=number > 2)
     for name, (addresses, flags) in _ARGUMENTS.items():
+        if number > 2 and name == "pool":
+            continue
         kinds = [ctypes.c_int64] * 5 + [ctypes.c_void_p] * addresses + [ctypes.c_int64] * flags
         getattr(library, name).argtypes = kinds
     return library
 
 
 @cache
-def _function(name: str, dtype: torch.dtype) -> Any:
-    return getattr(_library(dtype), name)
+def _function(name: str, dtype: torch.dtype, number: int) -> Any:
+    return getattr(_library(dtype, number), name)
 
 
-def _call(name: str, x: Tensor, addresses: Iterable[int | None], *flags: bool) -> None:
+def _call(
+    name: str, x: Tensor, addresses: Iterable[int | None], *flags: bool, number: int = 2
+) -> None:
     """Call a function of `native.cpp`.
 
     Args:
@@ -67,10 +83,11 @@ def _call(name: str, x: Tensor, addresses: Iterable[int | None], *flags: bool) -
         x: gives dtype, shape and memory format; dense.
         addresses: of feature maps like x, or of contiguous tensors in the dtype of `_wide`.
         flags: further arguments.
+        number: of the coefficients of the recalibration.
     """
     n, c, height, width = x.shape
     last = not x.is_contiguous()
-    function = _function(name, x.dtype)
+    function = _function(name, x.dtype, number)
     function(n, c, height * width, last, torch.get_num_threads(), *addresses, *flags)
 
 
@@ -137,8 +154,7 @@ class Compiled(PassesBackend):
     def run_recalibrate(
         self,
         x: Tensor,
-        scale: Tensor,
-        shift: Tensor | None,
+        coefficients: Recalibration,
         residual: Tensor | None,
         relu: bool,
         overwrite: bool = False,
@@ -147,17 +163,26 @@ class Compiled(PassesBackend):
         out = x if overwrite else torch.empty_like(x)
         if overwrite:
             torch.autograd.graph.increment_version(x)
-        tensors = (x, residual, out, *_wide(x, scale, shift))
-        _call("recalibrate", x, _addresses(x, *tensors), scale.dim() == 2, relu)
+        wide = _wide(x, *pad_coefficients(coefficients))  # kept until the call
+        addresses = _addresses(x, x, residual, out, *wide)
+        flags = (not are_per_channel(coefficients), relu)
+        _call("recalibrate", x, addresses, *flags, number=len(coefficients))
         return out
 
     def run_sums(
-        self, grad: Tensor, out: Tensor | None, x: Tensor, masked: bool = True
+        self,
+        grad: Tensor,
+        out: Tensor | None,
+        x: Tensor,
+        coefficients: Recalibration,
+        masked: bool = True,
     ) -> tuple[Tensor | None, Tensor]:
         """See `PassesBackend.run_sums`."""
-        stack, addresses = _new_stack(x, 2)
+        stack, (first, *_) = _new_stack(x, len(coefficients))
         d = torch.empty_like(x) if masked and out is not None else None
-        _call("sums", x, [*_addresses(x, grad, out, x, d), *addresses])
+        wide = _wide(x, *pad_coefficients(coefficients if len(coefficients) > 2 else ()))
+        addresses = [*_addresses(x, grad, out, x, d, *wide), first]
+        _call("sums", x, addresses, not are_per_channel(coefficients), number=len(coefficients))
         return grad if out is None else d, stack
 
     def run_input_gradient(
@@ -167,7 +192,7 @@ class Compiled(PassesBackend):
         stack: Tensor | None,
         gradients: Values,
         grad: Tensor | None,
-        scale: Tensor | None,
+        coefficients: Recalibration,
         out: Tensor | None = None,
     ) -> Tensor:
         """See `PassesBackend.run_input_gradient`."""
@@ -175,11 +200,12 @@ class Compiled(PassesBackend):
         names = () if stack is None else self.pooled_names(wanted)
         mean, argmax, argmin = map(dict(zip(names, addresses, strict=True)).get, _READ)
         dx = torch.empty_like(x)
-        scale, *changed = _wide(x, scale, *map(gradients.get, ("mean", "var", "max", "min")))
-        scale_address, *others = _addresses(x, scale, *changed)
-        values = (scale_address, mean, *others, argmax, argmin)
-        per_image = scale is None or scale.dim() == 2
-        _call("input_gradient", x, [*_addresses(x, grad, out, x, dx), *values], per_image)
+        changed = _wide(x, *map(gradients.get, ("mean", "var", "max", "min")))
+        wide = _wide(x, *pad_coefficients(coefficients))
+        values = [*_addresses(x, *wide), mean, *_addresses(x, *changed), argmax, argmin]
+        addresses = [*_addresses(x, grad, out, x, dx), *values]
+        flag = not are_per_channel(coefficients)
+        _call("input_gradient", x, addresses, flag, number=len(coefficients))
         return dx
 
 

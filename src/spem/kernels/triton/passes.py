@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spem.kernels import inductor
-from spem.kernels.autograd import PassesBackend, Values
+from spem.kernels.autograd import PassesBackend, Recalibration, Values
 from spem.kernels.triton.backward import input_gradient, sums
 from spem.kernels.triton.pool import moments, pool_stack
 from spem.kernels.triton.recalibrate import recalibrate
@@ -54,20 +54,24 @@ class Triton(PassesBackend):
     def run_recalibrate(
         self,
         x: Tensor,
-        scale: Tensor,
-        shift: Tensor | None,
+        coefficients: Recalibration,
         residual: Tensor | None,
         relu: bool,
         overwrite: bool = False,
     ) -> Tensor:
         """See `PassesBackend.run_recalibrate`."""
-        return recalibrate(x, scale, shift, residual, relu, overwrite)
+        return recalibrate(x, _contiguous(coefficients), residual, relu, overwrite)
 
     def run_sums(
-        self, grad: Tensor, out: Tensor | None, x: Tensor, masked: bool = True
+        self,
+        grad: Tensor,
+        out: Tensor | None,
+        x: Tensor,
+        coefficients: Recalibration,
+        masked: bool = True,
     ) -> tuple[Tensor | None, Tensor]:
         """See `PassesBackend.run_sums`; the first is always returned."""
-        return sums(grad, out, x)
+        return sums(grad, out, x, _contiguous(coefficients))
 
     def run_input_gradient(
         self,
@@ -76,14 +80,18 @@ class Triton(PassesBackend):
         stack: Tensor | None,
         gradients: Values,
         grad: Tensor | None,
-        scale: Tensor | None,
+        coefficients: Recalibration,
         out: Tensor | None = None,
     ) -> Tensor:
         """See `PassesBackend.run_input_gradient`; out is not needed, see `run_sums`."""
         values = {} if stack is None else moments(stack)._asdict()
         known = {name: values.get(name) for name in ("mean", "argmax", "argmin")}
         changed = {f"d{name}": value.contiguous() for name, value in gradients.items()}
-        return input_gradient(grad, x, scale, **known, **changed)
+        return input_gradient(grad, x, _contiguous(coefficients), **known, **changed)
+
+
+def _contiguous(coefficients: Recalibration) -> Recalibration:
+    return tuple([None if t is None else t.contiguous() for t in coefficients])
 
 
 def _reads_extrema(wanted: tuple[str, ...]) -> bool:

@@ -8,7 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spem.kernels.autograd import Recalibration, are_per_channel, pad_coefficients
 from spem.kernels.triton import layout as layouts
+from spem.kernels.triton.coefficients import weigh
 from spem.kernels.triton.layout import (
     dense,
     element_tile,
@@ -21,18 +23,16 @@ from spem.kernels.triton.layout import (
 
 def recalibrate(
     x: Tensor,
-    scale: Tensor,
-    shift: Tensor | None,
+    coefficients: Recalibration,
     residual: Tensor | None,
     relu: bool,
     overwrite: bool = False,
 ) -> Tensor:
-    """Compute relu(scale·x + shift + residual) in float32 or wider, rounded once.
+    """Recalibrate x, see `Backend.recalibrate`, in float32 or wider, rounded once.
 
     Args:
         x: (N, C, H, W), any strides.
-        scale: (N, C), or (C,) for all images, float32 or wider, contiguous.
-        shift: as scale, or None.
+        coefficients: of which the scale is there, float32 or wider, contiguous.
         residual: (N, C, H, W) in the dtype of x, or None.
         relu: whether negative results become 0.
         overwrite: whether the result takes the memory of x.
@@ -51,13 +51,12 @@ def recalibrate(
     plan = writing(layout)
     _recalibrate_kernel[(plan.programs,)](
         x,
-        scale,
-        shift,
+        *pad_coefficients(coefficients),
         residual,
         out,
         *layout[1:],
         x.shape[1],
-        PER_CHANNEL=scale.dim() == 1,
+        PER_CHANNEL=are_per_channel(coefficients),
         RELU=relu,
         ACC=wide_dtypes(x)[1],
         **plan.constants,
@@ -70,6 +69,10 @@ def _recalibrate_kernel(
     x,
     scale,
     shift,
+    slope,
+    offset,
+    square,
+    centre,
     residual,
     out,
     groups,
@@ -89,11 +92,20 @@ def _recalibrate_kernel(
         groups, maps, positions, BLOCK_M, BLOCK_L, CHANNELS_LAST, FLAT_MAPS, FLAT_POSITIONS
     )
     index = index % channels if PER_CHANNEL else index
-    # (BLOCK_M, BLOCK_L); scale and shift (BLOCK_M, 1), or (1, BLOCK_L) where flat
-    value = tl.load(x + base + offsets, mask).to(ACC)
-    value *= per_map(scale, index, known, FLAT_POSITIONS > 0)
+    flat: tl.constexpr = FLAT_POSITIONS > 0
+    # (BLOCK_M, BLOCK_L); the coefficients (BLOCK_M, 1), or (1, BLOCK_L) where flat
+    v = tl.load(x + base + offsets, mask).to(ACC)
+    value = v * per_map(scale, index, known, flat)
     if shift is not None:
-        value += per_map(shift, index, known, FLAT_POSITIONS > 0)
+        value += per_map(shift, index, known, flat)
+    if offset is not None:
+        steepness, start = per_map(slope, index, known, flat), per_map(offset, index, known, flat)
+        if square is not None:
+            centred = v - per_map(centre, index, known, flat)
+            factor = per_map(square, index, known, flat)
+            value *= weigh(v, centred, steepness, start, factor, True)
+        else:
+            value *= weigh(v, v, steepness, start, v, False)
     if residual is not None:
         value += tl.load(residual + base + offsets, mask).to(ACC)
     if RELU:

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spem.kernels.autograd import Six, are_per_channel
+from spem.kernels.triton.coefficients import follow_sums, store_sums
 from spem.kernels.triton.layout import Layout
 from spem.kernels.triton.moments import extremum
 
@@ -37,11 +39,25 @@ def launch_short_pool(
 
 
 def launch_short_sums(
-    grad: Tensor, out: Tensor | None, x: Tensor, d: Tensor, into: Tensor, layout: Layout, acc: Any
+    grad: Tensor,
+    out: Tensor | None,
+    x: Tensor,
+    d: Tensor,
+    into: Tensor,
+    coefficients: Six,
+    layout: Layout,
+    acc: Any,
 ) -> None:
-    """Write d and the sums of short channels; see `backward.sums` for the arguments."""
+    """Write d and the sums of short channels; see `backward.sums` for the arguments.
+
+    The coefficients are six, all None without a sigmoid.
+    """
     programs, constants = _plan(layout)
-    _short_sums_kernel[(programs,)](grad, out, x, d, into, layout.maps, ACC=acc, **constants)
+    constants |= {"PER_CHANNEL": are_per_channel(coefficients), "NUMBER": len(into)}
+    scalars = layout.maps, x.shape[1]
+    _short_sums_kernel[(programs,)](
+        grad, out, x, d, into, *coefficients, *scalars, ACC=acc, **constants
+    )
 
 
 def _plan(layout: Layout) -> tuple[int, dict[str, int]]:
@@ -121,13 +137,22 @@ def _short_sums_kernel(
     x,
     d,
     into,
+    scale,
+    shift,
+    slope,
+    offset,
+    square,
+    centre,
     maps,
+    channels,
+    PER_CHANNEL: tl.constexpr,
+    NUMBER: tl.constexpr,
     POSITIONS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_L: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Write d and into (2, channels): Σ d·x and Σ d."""
+    """Write d and into (NUMBER, channels of all images), the gradients of the coefficients."""
     first, base, i, mask = _line(maps, POSITIONS, BLOCK_M, BLOCK_L)
     gradient = tl.load(grad + base + i, mask, other=0)
     value = tl.load(x + base + i, mask, other=0)
@@ -139,6 +164,36 @@ def _short_sums_kernel(
     value = _distribute(value, POSITIONS, BLOCK_M, BLOCK_L).to(ACC)
     exists = tl.arange(0, BLOCK_L)[:, None] < POSITIONS
     m = first + tl.arange(0, BLOCK_M)
-    tl.store(into + m, tl.sum(tl.where(exists, gradient * value, 0), axis=0), m < maps)
-    total = tl.cast(maps, tl.int64)
-    tl.store(into + total + m, tl.sum(tl.where(exists, gradient, 0), axis=0), m < maps)
+    stored = m < maps
+    zero = tl.zeros((BLOCK_M,), ACC)
+    k0, k1, k2, k3, k4, k5 = zero, zero, zero, zero, zero, zero
+    of = m % channels if PER_CHANNEL else m
+    if NUMBER > 2:
+        k0, k1 = tl.load(scale + of, stored, other=0), tl.load(shift + of, stored, other=0)
+        k2, k3 = tl.load(slope + of, stored, other=0), tl.load(offset + of, stored, other=0)
+    if NUMBER > 4:
+        k4, k5 = tl.load(square + of, stored, other=0), tl.load(centre + of, stored, other=0)
+    new = follow_sums(
+        gradient,
+        value,
+        k0[None, :],
+        k1[None, :],
+        k2[None, :],
+        k3[None, :],
+        k4[None, :],
+        k5[None, :],
+        NUMBER,
+    )
+    store_sums(
+        into + m,
+        tl.cast(maps, tl.int64),
+        stored,
+        tl.sum(tl.where(exists, new[0], 0), axis=0),
+        tl.sum(tl.where(exists, new[1], 0), axis=0),
+        tl.sum(tl.where(exists, new[2], 0), axis=0),
+        tl.sum(tl.where(exists, new[3], 0), axis=0),
+        tl.sum(tl.where(exists, new[4], 0), axis=0),
+        tl.sum(tl.where(exists, new[5], 0), axis=0),
+        k4,
+        NUMBER,
+    )
