@@ -10,7 +10,7 @@ from spem.norm import GatedBatchNorm2d
 
 # One of each family: of pooled values, with layers, with a norm, of the feature map, sharing,
 # that adds, of rows and columns, without parameters.
-FAMILIES = ("spem", "se", "srm", "cbam", "dianet", "gc", "coordatt", "simam")
+FAMILIES = ("spem", "se", "srm", "cbam", "dianet", "gc", "simam")
 # Values to parametrize: in `make test` those, in `make test-gates` the others.
 EACH_GATE = [
     *FAMILIES,

@@ -67,7 +67,8 @@ def add_relu(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
 def _gate(gate: nn.Module | None, x: Tensor) -> Tensor:
     if not isinstance(gate, Gate) or gate.family != "pooled":
         return x if gate is None else gate(x)
-    multiplier, offset = gate.transform(gate.pool_map(x))
+    pooled = gate.pool_map(x)
+    multiplier, offset = gate.multiplier(pooled), gate.offset(pooled)
     out = x * multiplier.to(x.dtype)[:, :, None, None]
     return out if offset is None else out + offset.to(x.dtype)[:, :, None, None]
 

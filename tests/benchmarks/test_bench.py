@@ -160,7 +160,9 @@ def test_parity_allows_twice_the_naive_error_and_four_ulp():
 
 def test_a_wrong_case_has_no_timing(monkeypatch):
     right = kernels.eager.Eager.recalibrate
-    monkeypatch.setattr(kernels.eager.Eager, "recalibrate", lambda *xs: right(*xs) * 1.01)
+    monkeypatch.setattr(
+        kernels.eager.Eager, "recalibrate", lambda *xs, **keys: right(*xs, **keys) * 1.01
+    )
     plan = replace(PLAN, groups=["operations"])
     rows = {str(case): row for case, row in measure(plan, Settings(CPU, 2, 1, memory=False))}
     red = {case for case, row in rows.items() if row["state"] != "ok"}
@@ -190,6 +192,7 @@ def test_rounds_are_interleaved_in_turning_order():
     assert ratios({"x": [2.0, 6.0, 4.0], "y": [1.0, 2.0, 4.0]}, "x", "y")[50] == 2
 
 
+@pytest.mark.hard
 def test_memory_is_measured_in_a_process_of_its_own():
     shape = (16, 64, 32, 32)
     used = case_memory(replace(TAIL, shape=shape), threads=1)

@@ -135,7 +135,7 @@ def test_the_flags_that_commands_share_are_explained(capsys, command):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("train --gate spme", "unknown gate 'spme'; known: spem, se, sem, …; `spem gates` "),
+        ("train --gate spme", "unknown gate 'spme'; known: spem, se, ese, …; `spem gates` "),
         ("train --model resnt20", "unknown model 'resnt20'; known: resnet"),
         ("train --data cifar11", "there is no folder cifar11, nor a data set of that name; known"),
         ("train --config papr", "unknown recipe 'papr'; known: paper"),

@@ -120,7 +120,14 @@ def test_kernels_hold_for_more_images_and_channels_than_they_were_traced_with(sh
     compare(GatedBatchNorm2d(shape[1], gate=drawn(spem.SPEM(shape[1]))).double(), *draw(shape, 2))
 
 
-@pytest.mark.parametrize(("name", "channels"), [("sem", 3), ("eca", 3), ("spem", 2)])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("spem", 2),
+        pytest.param("sem", 3, marks=pytest.mark.gates),
+        pytest.param("eca", 3, marks=pytest.mark.gates),
+    ],
+)
 def test_sizes_that_equal_the_channels_by_chance(name, channels):
     norm = GatedBatchNorm2d(channels, gate=drawn(spem.create_gate(name, channels))).double()
     compare(norm, *draw((3, channels, 4, 4), 2))
@@ -153,7 +160,13 @@ def test_a_pruned_norm_equals_eager():
     torch.testing.assert_close(compiled, norm(x))
 
 
-@pytest.mark.parametrize("options", [{"momentum": None}, {"affine": False}, {}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        *(pytest.param(o, marks=pytest.mark.hard) for o in ({"momentum": None}, {"affine": False})),
+    ],
+)
 @pytest.mark.parametrize("tracked", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_norm_in_srm_counts_as_its_own(options, tracked, training):

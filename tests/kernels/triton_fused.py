@@ -18,11 +18,24 @@ from spem.kernels import fused, inductor
 from spem.kernels.triton.passes import TRITON
 from spem.norm import GatedBatchNorm2d
 
-OTHERS = ("eca", "gct", "ie", "iebn", "sem", "lsas", "dianet", "cbam", "simam", "sa", "gc", "grn")
-POOLED = [
-    "spem",
+OTHERS = (
     "se",
     "srm",
+    "eca",
+    "gct",
+    "ie",
+    "iebn",
+    "sem",
+    "lsas",
+    "dianet",
+    "cbam",
+    "simam",
+    "sa",
+    "gc",
+    "grn",
+)
+POOLED = [
+    "spem",
     "nam",
     None,
     *(pytest.param(name, marks=pytest.mark.gates) for name in OTHERS),

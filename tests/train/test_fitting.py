@@ -79,6 +79,7 @@ def test_multiply_adds_are_those_of_convolutions_and_linear_layers():
     assert fit(SMALL, net()).summary["macs"] == 9 * (9 * 8) + 72 * 10
 
 
+@pytest.mark.hard
 def test_multiply_adds_are_a_number_under_forced_kernels_too():
     recipe = replace(SMALL, model="resnet8", gate="se", epochs=1)
     expected = fit(recipe).summary["macs"]

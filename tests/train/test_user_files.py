@@ -101,9 +101,9 @@ def test_every_command_knows_an_imported_gate_and_network(own, capsys):
     assert run("gate-report", "run", "--import", own) == 0
     Image.new("L", (8, 8), 99).save("digit.png")
     assert run("predict", "run", "digit.png", "--import", own) == 0
-    assert run("gates", "--import", own) == 0
+    assert run("gates", "--long", "--import", own) == 0
     printed = capsys.readouterr().out
-    assert "Multiplies by a number that is learned." in printed
+    assert "Multiplies by a number" in printed
     model, _ = load_network("run")
     assert type(model[1].gate).__name__ == "Scale"
 

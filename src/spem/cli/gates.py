@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from spem._checks import check_choice
-
 
 def list_gates(*, channels: int = 64, sort: str | None = None, long: bool = False) -> None:
     """List the known gates, how each is carried out, and the parameters that it adds.
@@ -17,6 +15,7 @@ def list_gates(*, channels: int = 64, sort: str | None = None, long: bool = Fals
         sort: by name, family or parameters; if not given, in the order of the library.
         long: show also the name of the method, and why a gate has no number of parameters.
     """
+    from spem._checks import check_choice
     from spem.compare.tables import show
     from spem.gates import GATES
 

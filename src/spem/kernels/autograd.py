@@ -287,14 +287,14 @@ def differentiate_recalibration(
         out: the recalibrated feature map; None where there was no ReLU.
         grad: the gradient of the recalibrated feature map.
     """
-    d = grad if out is None else grad * (out > 0)
-    scale, shift, *four = coefficients
+    d, (scale, shift, *four) = grad if out is None else grad * (out > 0), coefficients
     scale = x.new_ones(x.shape[:2]) if scale is None else scale
     shift = torch.zeros_like(scale) if shift is None else shift
     given = [t for t in (x, scale, shift, *four) if t is not None]
-    # Views: what a coefficient is computed from is not differentiated here.
-    ends = [t.view_as(t).requires_grad_() for t in given]
-    sigmoid = Sigmoid(*ends[3:]) if four else None
-    result = reference.recalibrate(ends[0], ends[1], ends[2], None, False, sigmoid)
-    dx, *others = torch.autograd.grad(result, ends, d, create_graph=True)
+    # Batched gradients come without recording. Views: what a coefficient comes from is constant.
+    with torch.enable_grad():
+        ends = [t.view_as(t).requires_grad_() for t in given]
+        sigmoid = Sigmoid(*ends[3:]) if four else None
+        result = reference.recalibrate(ends[0], ends[1], ends[2], None, False, sigmoid)
+        dx, *others = torch.autograd.grad(result, ends, d, create_graph=True)
     return [dx, d, *others]

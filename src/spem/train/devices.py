@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -135,7 +134,7 @@ def count_workers(recipe: Recipe) -> int:
     """Return the number of processes of each device that decode streamed images."""
     if recipe.workers is not None:
         return recipe.workers
-    if create_fabric(replace(recipe, batch_size=2)).device.type == "cpu":
+    if create_fabric(recipe).device.type == "cpu":
         return 0
     return min(8, max(1, torch.get_num_threads() // recipe.devices))
 
