@@ -147,6 +147,7 @@ def write_checkpoint_state(change):
     return write
 
 
+LARGE = "a file of 2 GB in 2 MB"  # takes ten seconds to write
 CHECKPOINTS = {
     "a pickle that runs code": lambda f: write_zip(
         f / "checkpoint.pt", {"archive/data.pkl": pickle.dumps(Code()), "archive/version": "3"}
@@ -154,7 +155,7 @@ CHECKPOINTS = {
     "a pickle without an archive": lambda f: (f / "checkpoint.pt").write_bytes(
         pickle.dumps(Code())
     ),
-    "a file of 2 GB in 2 MB": lambda f: write_zip(
+    LARGE: lambda f: write_zip(
         f / "checkpoint.pt", {"archive/data.pkl": bytes(2 * 10**9)}, zipfile.ZIP_DEFLATED
     ),
     "a negative step": write_checkpoint_state(lambda s: s.update(step=-1)),
@@ -255,7 +256,10 @@ def test_a_record_is_left_out_of_a_report_and_said(folder, kind):
     assert len(contents.notes[0]) < 700
 
 
-@pytest.mark.parametrize("kind", CHECKPOINTS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.hard if k == LARGE else ()) for k in CHECKPOINTS],
+)
 def test_a_checkpoint(folder, kind):
     CHECKPOINTS[kind](folder)
     recipe = load_recipe(str(folder / "recipe.yaml"))

@@ -205,6 +205,7 @@ def test_the_correction_divides_the_plain_t_by_a_known_factor(folds):
     )
 
 
+@pytest.mark.hard
 def test_folds_of_pure_noise_are_seldom_told_apart():
     """Overlapping training sets: the plain test errs several times as often as it says."""
     draw = random.Random(0)

@@ -129,6 +129,7 @@ def test_ctrl_c_saves_all_and_resume_goes_on_with_all(monkeypatch, steps):
     check_singles(fit(TWO, out="all", resume=True).folder, TWO)
 
 
+@pytest.mark.hard
 def test_replicas_that_died_are_resumed(monkeypatch):
     def die(run):
         raise OSError("power cut")
