@@ -96,3 +96,11 @@ def test_bam_has_the_window_of_the_authors_by_its_own_name():
     torch.testing.assert_close(gate(x[..., :4]), mean(x[..., :4]))
     with pytest.raises(ValueError, match="window='square' needs maps that are not higher than"):
         gate(x.transpose(2, 3))
+
+
+@pytest.mark.parametrize("e_lambda", [0, 1e-40, -1.0])
+def test_simam_refuses_what_leaves_constant_channels_undefined(e_lambda):
+    with pytest.raises(ValueError, match=f"e_lambda is {e_lambda}, must be"):
+        create_gate("simam", 3, e_lambda=e_lambda)
+    x = torch.full((2, 3, 4, 4), 7.0)
+    assert create_gate("simam", 3, e_lambda=1e-30)(x).isfinite().all()

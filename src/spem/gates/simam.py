@@ -27,7 +27,7 @@ class SimAM(PositionGate):
             constant factor makes them 1 and there is no start at the identity.
 
     Raises:
-        ValueError: e_lambda is negative, or init is "identity".
+        ValueError: e_lambda is below 1e-30, or init is "identity".
 
     Source: Yang, Zhang, Li and Xie, "SimAM: A Simple, Parameter-Free Attention Module for
         Convolutional Neural Networks", ICML 2021.
@@ -41,6 +41,11 @@ class SimAM(PositionGate):
         super().__init__(channels, init)
         refuse_identity("SimAM", init, "its multipliers follow the feature map from the start")
         check_finite("e_lambda", e_lambda)
+        if e_lambda < 1e-30:
+            raise ValueError(
+                f"e_lambda is {e_lambda}, must be at least 1e-30: it is all that a channel without"
+                " variance is divided by"
+            )
         self.e_lambda = e_lambda
 
     def logits(self, pooled: Pooled) -> Logits:
