@@ -213,6 +213,8 @@ def test_a_worker_that_dies_is_said_to_have_died(photographs, monkeypatch):
 def test_arguments_that_do_not_fit_are_refused(photographs, keys, message):
     with pytest.raises(ValueError, match=message):
         Batches(load(photographs).train, 4, **keys)
+    with pytest.raises(ValueError, match="interpolation is lanczos, must be bilinear or bicubic"):
+        Batches(load(photographs, interpolation="lanczos").train, 4, resized_crop=[0.1, 1.0])
     with pytest.raises(ValueError, match="for a folder that is streamed"):
         Batches(load(photographs, loader="memory").train, 4, resized_crop=[0.1, 1.0])
     with pytest.raises(ValueError, match="loader is 'stream', must be None or 'memory' for digits"):

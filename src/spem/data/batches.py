@@ -265,6 +265,11 @@ def _resized_crop(
         )
     if crop:
         raise ValueError(f"crop is {crop}, must be 0 with resized_crop")
+    if images.interpolation not in (None, "bilinear", "bicubic"):
+        raise ValueError(
+            f"interpolation is {images.interpolation}, must be bilinear or bicubic with"
+            " resized_crop"
+        )
     return ResizedCrop((area[0], area[1]), flip, images.interpolation)
 
 
