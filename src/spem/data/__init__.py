@@ -1,7 +1,7 @@
-"""Labelled images for training: digits, CIFAR and folders of images.
+"""Labelled images for training: digits, CIFAR, and folders, tables or tar files of images.
 
-`load_dataset` reads a data set whole into memory, as bytes; `Batches` keeps a split on the device
-and makes augmented, normalised batches there.
+`load_dataset` reads a data set into memory, as bytes, or leaves a large one in its files; `Batches`
+makes augmented, normalised batches of a split on the device.
 """
 
 from spem.data.batches import Batches, Split

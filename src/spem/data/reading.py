@@ -13,10 +13,7 @@ from spem.data.cache import Decoder
 from spem.data.images import ImageForm
 from spem.data.names import Names
 from spem.data.shards import Shards
-from spem.data.stream import Pictures
-
-# At most one unreadable image of so many is skipped.
-_READABLE = 100
+from spem.data.stream import READABLE, Pictures
 
 OnBadImage = Literal["raise", "skip", "list"]
 Loader = Literal["memory", "stream"]
@@ -100,7 +97,7 @@ class Reader:
                 f"{errors[0]}; only training images are skipped, and this one belongs to the"
                 " images that are measured: repair or remove it"
             )
-        if len(errors) > max(1, count // _READABLE):
+        if len(errors) > max(1, count // READABLE):
             raise ValueError(
                 f"{len(errors)} of {count} training images or more cannot be read, and at most"
                 f" 1 %, or one, is skipped: {'; '.join(errors[:3])}; remove them"

@@ -15,7 +15,7 @@ from spem.data.resized_crop import ResizedCrop
 from spem.data.shards import Shards
 
 # Of the images of a split, at most one of so many is replaced because it cannot be read.
-_READABLE = 100
+READABLE = 100
 # Mean and standard deviation are measured on so many images.
 _MEASURED = 1000
 
@@ -90,7 +90,7 @@ class Stream:
     def __init__(self, images: Pictures, crop: ResizedCrop | None = None, pinned: bool = False):
         self._reader = _Reader(images, crop)
         self._workers, self._pinned = images.workers, pinned
-        self._most = max(1, len(images) // _READABLE)
+        self._most = max(1, len(images) // READABLE)
         self._replaced: dict[int, str] = {}
 
     def read(self, shares: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, list[Replaced]]]:
@@ -170,7 +170,7 @@ class _Reader(Dataset):
 
     def _replace(self, row: int, seed: int) -> tuple[int, Tensor | None]:
         """Return the next row of the split that can be read, and its image; -1 if none can."""
-        for step in range(1, min(_READABLE, len(self.images))):
+        for step in range(1, min(READABLE, len(self.images))):
             other = (row + step) % len(self.images)
             if isinstance(found := self._read(other, seed), Tensor):
                 return other, found
